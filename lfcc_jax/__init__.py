@@ -1,0 +1,1 @@
+"""Distil any vision teacher into any vision student in JAX."""
