@@ -1,7 +1,9 @@
 """Errors that a person can act on: what was given, what would do, and the nearest match."""
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
@@ -29,3 +31,34 @@ def unknown(what: str, given: object, known: Iterable[str], where: str = "") -> 
     hint = f"; did you mean '{nearest[0]}'?" if nearest else "."
     place = f"{where}: " if where else ""
     return UserError(f"{place}unknown {what} '{given}'{hint} Known: {', '.join(known) or 'none'}.")
+
+
+def checked_arguments(function: Callable[..., object], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns `given` as a dict if `function` takes every one of its names and misses none.
+
+    This is how a config block is read: each block is the keyword arguments of one function or class, so a key that
+    nobody reads cannot exist.
+
+    Args:
+      function: what will be called with the arguments.
+      given: argument names and values.
+      where: where the arguments stand, for the message.
+
+    Returns:
+      The arguments, for `function(**arguments)`.
+
+    Raises:
+      UserError: for a name that `function` does not take (with the nearest one), or one that it needs.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in ("self", "parent", "name")  # the last two are Linen's own
+    }
+    for name in given:
+        if name not in parameters:
+            raise unknown("key", name, parameters, where)
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise UserError(f"{where}: missing {', '.join(missing)}")
+    return dict(given)

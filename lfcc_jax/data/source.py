@@ -1,0 +1,98 @@
+"""Where images come from: a TFDS data set by name or by directory, read with random access and no TensorFlow."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from lfcc_jax.errors import UserError, unknown
+
+_OURS = ("digits",)
+
+
+class Source(NamedTuple):
+    """One split of a data set.
+
+    Attributes:
+      examples: random access to dicts with `image` (uint8, `[height, width, channels]`) and `label`.
+      num_classes: labels are in `[0, num_classes)`.
+      image_size: height and width of the images, in pixels.
+      image_channels: 3 for colour, 1 for grey.
+    """
+
+    examples: Sequence[dict[str, Any]]
+    num_classes: int
+    image_size: int
+    image_channels: int
+
+
+def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
+    """Returns one split of a data set, preparing it first if this package can.
+
+    Args:
+      name: `digits`; the name of a data set prepared under `data_dir`; or the path of a prepared directory, the one
+        that holds `dataset_info.json`.
+      split: in TFDS's notation, for example `test` or `train[:20%]`.
+      data_dir: where prepared data sets lie; TFDS's own default if None.
+
+    Returns:
+      The source.
+
+    Raises:
+      UserError: if there is no such data set or split, or its images have no fixed size.
+    """
+    builder = _builder(name, data_dir)
+    try:
+        examples = builder.as_data_source(split=split)
+    except (ValueError, KeyError) as error:
+        raise unknown("split", split, builder.info.splits, f"data set '{name}'") from error
+    shape = builder.info.features["image"].shape
+    if len(shape) != 3 or None in shape or shape[0] != shape[1]:
+        raise UserError(f"data set '{name}' has images of shape {shape}; a fixed square size is needed")
+    return Source(examples, builder.info.features["label"].num_classes, shape[0], shape[2])
+
+
+class Splits(NamedTuple):
+    """What a run reads.
+
+    Attributes:
+      train: the images to train on.
+      test: the images to evaluate on.
+      max_shift: augmentation: how far training images are shifted, in pixels.
+    """
+
+    train: Source
+    test: Source
+    max_shift: int
+
+
+def open_splits(
+    name: str, train_split: str = "train", test_split: str = "test", data_dir: str | None = None, max_shift: int = 0
+) -> Splits:
+    """Returns training and test data: the `data` block of a config. See `open_source` and `train_batches`.
+
+    Raises:
+      UserError: as `open_source`.
+    """
+    return Splits(open_source(name, train_split, data_dir), open_source(name, test_split, data_dir), max_shift)
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    if name == "digits":
+        from lfcc_jax.data.digits import Digits
+
+        builder = Digits(data_dir=data_dir, file_format="array_record")
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+        return builder
+    if (Path(name).expanduser() / "dataset_info.json").exists():
+        return tfds.builder_from_directory(Path(name).expanduser())
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    prepared = sorted(root.glob(f"{name}/**/dataset_info.json"))
+    if prepared:
+        return tfds.builder_from_directory(prepared[-1].parent)
+    here = {path.parent.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")}
+    raise unknown("data set", name, {*_OURS, *here}, f"data_dir {root}")

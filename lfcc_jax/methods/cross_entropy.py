@@ -1,0 +1,24 @@
+"""Cross-entropy with the true labels: the one method that needs no teacher."""
+
+from typing import ClassVar
+
+from jaxtyping import Array
+
+from lfcc_jax.losses import cross_entropy
+from lfcc_jax.methods.method import Batch, Method
+from lfcc_jax.models import Output
+
+
+class CrossEntropy(Method):
+    """Softmax cross-entropy of the student's logits with `batch["label"]`.
+
+    Attributes:
+      label_smoothing: the probability spread evenly over all classes.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    label_smoothing: float = 0.0
+
+    def __call__(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Array]:
+        """Returns `cross_entropy` `[batch]`."""
+        return {"cross_entropy": cross_entropy(student.logits, batch["label"], label_smoothing=self.label_smoothing)}

@@ -1,0 +1,287 @@
+"""A whole run, from config to trained student, to be read from top to bottom."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from etils import epath
+
+from lfcc_jax import data, methods, models
+from lfcc_jax.errors import UserError
+from lfcc_jax.spectrum import radial_spectrum
+from lfcc_jax.training import optimizer as optimizers
+from lfcc_jax.training import pictures, schedules
+from lfcc_jax.training.checkpoint import Checkpoints, load_network, save_network
+from lfcc_jax.training.config import Block, claim_workdir, read_config
+from lfcc_jax.training.evaluation import evaluate
+from lfcc_jax.training.preemption import Preempted, watch_sigterm
+from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say, table
+from lfcc_jax.training.sharding import (
+    DevicePrefetch,
+    batch_sharding,
+    check_batch_size,
+    create_mesh,
+    replicated,
+    to_global,
+    weight_shardings,
+)
+from lfcc_jax.training.state import init_state
+from lfcc_jax.training.step import make_eval_step, make_train_step, to_float
+
+
+class Diverged(UserError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> dict[str, Any]:
+    """Trains a student, with a teacher or without, and evaluates it.
+
+    Without a teacher this is plain training, which is how teachers and baselines are made. Called again with the same
+    config and work directory, a run that was stopped or killed goes on where its last checkpoint stands, and ends with
+    the same weights, bit for bit, as one that never stopped.
+
+    Args:
+      config: an `ml_collections.ConfigDict` or a dict, with the keys of `training.config.RunConfig`.
+      workdir: where the run lives. It gets `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (where
+        TensorFlow is installed), and at the end `student/`, `summary.json`, `learning_curves.png`, `spectra.png`.
+
+    Returns:
+      What `summary.json` holds: accuracies, sizes, times.
+
+    Raises:
+      UserError: for a config, data set, teacher or work directory that will not do, before anything is computed; and
+        `Diverged`, a kind of it, if the loss does not stay finite. The last good checkpoint is kept.
+      Preempted: after SIGTERM, with a checkpoint saved.
+    """
+    # -- The run and its devices ---------------------------------------------------------------------------------------
+    run = read_config(config)
+    mesh = create_mesh(**run.mesh)
+    check_batch_size(run.batch_size, mesh, "config.batch_size")
+
+    # -- Images --------------------------------------------------------------------------------------------------------
+    splits = data.open_splits(**run.data)
+    steps_per_epoch = data.steps_per_epoch(splits.train, run.batch_size)
+    if not steps_per_epoch:
+        raise UserError(f"config.batch_size: {run.batch_size} is more than the {len(splits.train.examples)} images")
+    total_steps = round(run.epochs * steps_per_epoch)
+    batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, max_shift=splits.max_shift)
+
+    # -- Networks ------------------------------------------------------------------------------------------------------
+    student = _network(run.student, splits.train, run.dtype, "config.student")
+    teacher = teacher_variables = None
+    if run.teacher.get("name"):
+        teacher_block = {key: value for key, value in run.teacher.items() if key != "checkpoint"}
+        teacher = _network(teacher_block, splits.train, run.dtype, "config.teacher")
+        if not run.teacher.get("checkpoint"):
+            raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
+        placement = weight_shardings(teacher.variable_shapes(), mesh)
+        teacher_variables = load_network(run.teacher["checkpoint"], teacher, placement)
+
+    # -- Losses, with their heads and weights, and the optimizer -------------------------------------------------------
+    timing = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    losses, weights = {}, {}
+    for name, block in run.losses.items():
+        weight = block.get("weight", 1.0)
+        settings = {key: value for key, value in block.items() if key != "weight"}
+        method = methods.create(name, **settings)
+        if weight == 0:
+            continue
+        if method.needs_teacher and teacher is None:
+            raise UserError(f"config.losses.{name} needs a teacher; config.teacher.name is empty")
+        losses[name] = method
+        weights[name] = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
+    if not losses:
+        raise UserError(f"config.losses: nothing to train on. Known: {', '.join(methods.list_methods())}")
+    learning_rate = schedules.create(
+        run.optimizer["learning_rate"], **timing, where="config.optimizer.learning_rate"
+    )  # fmt: skip
+    optimizer = optimizers.create(**(run.optimizer | {"learning_rate": learning_rate}))
+
+    # -- State: fresh or restored --------------------------------------------------------------------------------------
+    def init(key: jax.Array) -> Any:
+        return init_state(key, student, teacher, losses, optimizer, use_ema=run.ema_decay > 0)
+
+    shapes = jax.eval_shape(init, jax.random.key(run.seed))
+    placement = weight_shardings(shapes, mesh)
+    workdir = claim_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    restored = checkpoints.restore(
+        jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
+    )
+    if restored:
+        state, data_state = restored
+        batches.set_state(data_state)
+    else:
+        state = jax.jit(init, out_shardings=placement)(jax.random.key(run.seed))
+    first_step = int(state.step)
+    batches = DevicePrefetch(batches, mesh)
+
+    # -- What there is, for a person to see ----------------------------------------------------------------------------
+    if first_step == 0:
+        say(parameter_overview.get_parameter_overview(shapes.student["params"], include_stats=False))
+    sizes = {"student": _size(shapes.student["params"]), "heads": _size([h.get("params") for h in shapes.heads.values()])}
+    say(
+        f"{run.student['name']} ({sizes['student']:,} parameters, {sizes['heads']:,} in heads) "
+        + (f"learns from {run.teacher['name']} " if teacher else "")
+        + f"by {' + '.join(losses)}; {len(splits.train.examples):,} images, batch {run.batch_size}, "
+        f"{total_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+    )
+    if first_step:
+        say(f"goes on from step {first_step} of {workdir}")
+
+    # -- Programs ------------------------------------------------------------------------------------------------------
+    train_step = jax.jit(
+        make_train_step(student, teacher, losses, weights, optimizer, run.ema_decay),
+        donate_argnums=0,
+        out_shardings=(placement, replicated(mesh)),
+    )
+    eval_step = jax.jit(make_eval_step(student, teacher), out_shardings=replicated(mesh))
+
+    def evaluate_now() -> dict[str, float]:
+        shares = data.eval_batches(splits.test, run.batch_size)
+        return evaluate(eval_step, state.evaluated, teacher_variables, shares, mesh)
+
+    writer = MetricsWriter(workdir, first_step)
+    if first_step == 0:
+        results = evaluate_now()
+        writer.write(0, {"epoch": 0.0} | {f"test/{name}": value for name, value in results.items()})
+        if teacher:
+            say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
+    if first_step < total_steps:
+        began = time.monotonic()
+        image = jax.ShapeDtypeStruct((run.batch_size, *student.image_shape()[1:]), jnp.uint8, sharding=batch_sharding(mesh))
+        label = jax.ShapeDtypeStruct((run.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
+        train_step = train_step.lower(state, teacher_variables, {"image": image, "label": label}).compile()
+        say(f"compiled the training step in {time.monotonic() - began:.1f} s")
+
+    # -- Loop ----------------------------------------------------------------------------------------------------------
+    eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
+    progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
+    pending = []
+    with watch_sigterm() as told_to_stop:
+        for step in range(first_step + 1, total_steps + 1):
+            state, metrics = train_step(state, teacher_variables, next(batches))
+            pending.append(metrics)
+            log = step % run.log_every_steps == 0
+            evaluating = step % eval_every == 0 or step == total_steps
+            saving = evaluating or (run.checkpoint_every_steps and step % run.checkpoint_every_steps == 0)
+            stopping = told_to_stop.is_set() or checkpoints.reached_preemption(step)
+            if not (log or saving or stopping):
+                continue
+
+            # Nothing is saved before all that led to it was seen to be finite.
+            means = _finite_means(pending, step, checkpoints)
+            pending = []
+            progress.pause(step)
+            means |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": progress.images_per_second}
+            row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
+            if log:
+                say(progress.line(step, means))
+            results = None
+            if evaluating:
+                results = evaluate_now()
+                row |= {f"test/{name}": value for name, value in results.items()}
+                say(f"epoch {step / steps_per_epoch:g}: test " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()))
+            writer.write(step, row)
+            if saving or stopping:
+                checkpoints.save(step, state, batches.state, results)
+            if stopping and step < total_steps:
+                checkpoints.close()
+                writer.close()
+                raise Preempted(f"stopped at step {step} of {total_steps}, saved in {workdir}; the same command goes on")
+            progress.resume(step)
+    checkpoints.close()
+
+    # -- What the run leaves behind ------------------------------------------------------------------------------------
+    rows = read_metrics(workdir)
+    tests = [row for row in rows if "test/accuracy" in row and row["step"] > 0]
+    last, best = tests[-1], max(tests, key=lambda row: row["test/accuracy"])
+    summary = {
+        "dataset": run.data["name"],
+        "teacher": run.teacher["name"] if teacher else None,
+        "student": run.student["name"],
+        "losses": " + ".join(losses),
+        "seed": run.seed,
+        "epochs": run.epochs,
+        "steps": total_steps,
+        "parameters": sizes["student"],
+        "head_parameters": sizes["heads"],
+        "top1_last": last["test/accuracy"],
+        "top1_best": best["test/accuracy"],
+        "best_step": best["step"],
+        "teacher_top1": last.get("test/teacher_accuracy"),
+        "agreement": last.get("test/agreement"),
+        "images_per_second": last["train/images_per_second"],
+        "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
+    description = {
+        "name": run.student["name"],
+        "num_classes": splits.train.num_classes,
+        "image_size": splits.train.image_size,
+        "image_channels": splits.train.image_channels,
+        "overrides": {key: value for key, value in run.student.items() if key != "name"},
+        "made_by": summary,
+    }
+    save_network(workdir / "student", state.evaluated, description)
+    some_images = to_global(next(data.eval_batches(splits.test, run.batch_size)), mesh)["image"]
+    networks = {f"student {run.student['name']}": (student, state.evaluated)}
+    if teacher:
+        networks[f"teacher {run.teacher['name']}"] = (teacher, teacher_variables)
+    spectra = {name: _spectra(*network, some_images, mesh) for name, network in networks.items()}
+    if jax.process_index() == 0:
+        pictures.learning_curves(workdir / "learning_curves.png", rows)
+        pictures.spectra(workdir / "spectra.png", spectra)
+        (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    say(table(["result", "value"], [[name, _show(value)] for name, value in summary.items()]))
+    say(f"all of it is in {workdir}")
+    return summary
+
+
+def _network(block: Block, source: data.Source, dtype: str, where: str) -> models.Network:
+    if "name" not in block:
+        raise UserError(f"{where}: missing name. Known: {', '.join(models.list_models())}")
+    settings = {"image_channels": source.image_channels, "dtype": jnp.dtype(dtype)} | block
+    return models.create(num_classes=source.num_classes, image_size=source.image_size, **settings)
+
+
+def _size(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _finite_means(pending: list[dict[str, jax.Array]], step: int, checkpoints: Checkpoints) -> dict[str, float]:
+    """Returns the mean of each metric over the steps up to `step`, or raises `Diverged` at the first that is not finite."""
+    pending = jax.device_get(pending)
+    for i, metrics in enumerate(pending):
+        wrong = {name: float(value) for name, value in metrics.items() if not np.isfinite(value)}
+        if wrong:
+            checkpoints.close()
+            good = checkpoints.latest_step
+            raise Diverged(
+                f"step {step - len(pending) + 1 + i}: "
+                + ", ".join(f"{name} is {value}" for name, value in wrong.items())
+                + (f"; the last good checkpoint is that of step {good}. " if good is not None else "; nothing was saved. ")
+                + "A lower learning rate, a longer warm-up or optimizer.clip_norm may help."
+            )
+    return {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
+
+
+def _spectra(network: models.Network, variables: Any, images: jax.Array, mesh: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns the radial spectrum of each stage's map: frequencies in cycles per image, and powers."""
+
+    def spectra(variables: Any, images: jax.Array) -> dict[str, Any]:
+        features = network.apply(variables, to_float(images), train=False).features
+        return {stage: radial_spectrum(x) for stage, x in features.items() if x.ndim == 4 and x.shape[1] > 1}
+
+    found = jax.device_get(jax.jit(spectra, out_shardings=replicated(mesh))(variables, images))
+    sizes = network.feature_info()
+    return {stage: (frequencies * sizes[stage].height, power) for stage, (frequencies, power) in found.items()}
+
+
+def _show(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) and value < 100 else f"{value:,.0f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,161 @@
+"""Checkpoints of a run (state and data iterator together), and the finished network that a run leaves behind."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lfcc_jax.errors import UserError
+from lfcc_jax.models import Network
+from lfcc_jax.training.report import say
+
+_policy = ocp.checkpoint_managers
+
+
+class Checkpoints:
+    """The checkpoints of one run, saved in the background. The last two and the best are kept.
+
+    Two, so that a run survives if the newest is damaged. The best is the one with the highest `accuracy` among those
+    saved with metrics.
+    """
+
+    def __init__(self, directory: epath.PathLike):
+        self._directory = epath.Path(directory)
+        best = _policy.BestN(get_metric_fn=lambda m: m["accuracy"], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), best]),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves the state and the data iterator's state. Returns once they are copied; writing goes on behind.
+
+        Args:
+          step: how many updates were made.
+          state: a tree of arrays.
+          data: the iterator's state, as JSON; the same in every process, since all advance together.
+          metrics: of an evaluation at this step, if there was one.
+        """
+        if step in self._manager.all_steps():
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        self._manager.save(step, args=args, metrics=metrics)
+
+    def restore(self, abstract_state: Any) -> tuple[Any, Any] | None:
+        """Returns state and data of the newest checkpoint that can be read, or None if there is none at all.
+
+        A checkpoint that cannot be read is moved aside to `damaged/`, and the one before it is tried.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings that the state shall have.
+
+        Raises:
+          UserError: if there are checkpoints, and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
+            try:
+                restored = self._manager.restore(step, args=args)
+            except Exception as error:  # Orbax raises everything from JSONDecodeError to bare Exception here.
+                reason = " ".join(str(error).split())[:100]
+                say(f"checkpoint {self._directory / str(step)} is damaged ({reason}); trying the one before it")
+                self._set_aside(step)
+                continue
+            return restored.state, restored.data
+        if steps:
+            raise UserError(f"{self._directory}: none of the checkpoints {steps} can be read; see damaged/ beside it")
+        return None
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and stops the background threads."""
+        self._manager.close()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Returns whether any host of a multi-host run was told to stop; all hosts get the same answer."""
+        return self._manager.reached_preemption(step)
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            damaged = self._directory.parent / "damaged"
+            damaged.mkdir(exist_ok=True)
+            target = damaged / str(step)
+            if target.exists():
+                target.rmtree()
+            (self._directory / str(step)).rename(target)
+        self._manager.reload()
+
+
+def save_network(directory: epath.PathLike, variables: Any, description: Mapping[str, Any]) -> None:
+    """Writes a network that needs nothing of the run that made it: its variables, and a `network.json` about them.
+
+    Args:
+      directory: made new; one that exists is replaced.
+      variables: `params`, and `batch_stats` if there are any.
+      description: name, arguments, and how it was made.
+    """
+    directory = epath.Path(directory)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / "variables", variables, force=True)
+    if jax.process_index() == 0:
+        (directory / "network.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_network(path: epath.PathLike, network: Network, shardings: Any = None) -> Any:
+    """Returns the variables that `save_network` wrote, if they are those of `network`.
+
+    Args:
+      path: the directory, or the work directory of the run that wrote it.
+      network: what the variables are for.
+      shardings: where to put them, as a tree like the variables; on the default device if None.
+
+    Raises:
+      UserError: if nothing is there, or any array is missing, unknown or of another shape; all are named.
+    """
+    directory = epath.Path(path).expanduser().resolve()
+    if (directory / "student").exists():
+        directory = directory / "student"
+    if not (directory / "network.json").exists():
+        raise UserError(
+            f"no finished network in {directory}: a run writes network.json and variables/ into "
+            "<workdir>/student when it ends"
+        )
+    shapes = network.variable_shapes()
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(directory / "variables").item_metadata.tree
+        _check_leaves(directory, stored, shapes, network)
+        if shardings is None:
+            shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
+        target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
+        return checkpointer.restore(directory / "variables", target)
+
+
+def _check_leaves(directory: epath.Path, stored: Any, shapes: Any, network: Network) -> None:
+    there, here = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (stored, shapes))
+    )
+    wrong = [
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'unknown')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if wrong:
+        made = json.loads((directory / "network.json").read_text())
+        raise UserError(
+            f"{directory} holds a {made.get('name')} with {made.get('num_classes')} classes, not this "
+            f"{type(network).__name__} with {network.num_classes}: {'; '.join(wrong)}"
+        )

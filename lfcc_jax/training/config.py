@@ -1,0 +1,109 @@
+"""Reads a run's config: every key is known and read, or it is an error before anything is computed."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from lfcc_jax.errors import UserError, checked_arguments
+
+Block = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run. Each block is the keyword arguments of one function, which its line names.
+
+    Attributes:
+      data: of `lfcc_jax.data.open_splits`.
+      student: `name`, and what differs from that network's defaults, of `lfcc_jax.models.create`.
+      losses: a block for each method: `weight` (a number, or a block for `training.schedules.create`), and the
+        settings of `lfcc_jax.methods.create`. Weight 0 leaves the method out.
+      optimizer: of `training.optimizer.create`, with `learning_rate` a number or a schedule.
+      epochs: how long to train.
+      batch_size: global, over all devices.
+      teacher: like `student`, and `checkpoint`: the work directory of the run that trained it. No name, no teacher.
+      seed: of weights, shuffle, augmentation and dropout.
+      dtype: of the networks' computation, `float32` or `bfloat16`; weights and losses stay float32.
+      ema_decay: of the moving average of the student's variables, which is then what is evaluated; 0 is none.
+      mesh: of `training.sharding.create_mesh`.
+      log_every_steps: how often a progress line is printed.
+      eval_every_epochs: how often the student is evaluated and saved; always at the end.
+      checkpoint_every_steps: how often it is saved in between; 0 is not.
+    """
+
+    data: Block
+    student: Block
+    losses: dict[str, Block]
+    optimizer: Block
+    epochs: float
+    batch_size: int
+    teacher: Block = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    dtype: str = "float32"
+    ema_decay: float = 0.0
+    mesh: Block = dataclasses.field(default_factory=dict)
+    log_every_steps: int = 50
+    eval_every_epochs: float = 1.0
+    checkpoint_every_steps: int = 0
+
+
+def read_config(config: Mapping[str, Any]) -> RunConfig:
+    """Returns the run that an `ml_collections.ConfigDict`, or a plain dict, describes.
+
+    Raises:
+      UserError: for a key that is unknown (with the nearest one) or missing, or a value that makes no sense.
+    """
+    run = RunConfig(**checked_arguments(RunConfig, as_dict(config), "config"))
+    if run.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype: '{run.dtype}' will not do; float32 or bfloat16 will")
+    if run.epochs <= 0 or run.eval_every_epochs <= 0 or run.log_every_steps < 1:
+        raise UserError(
+            "config: epochs, eval_every_epochs and log_every_steps must be above zero; here they are "
+            f"{run.epochs}, {run.eval_every_epochs} and {run.log_every_steps}"
+        )
+    if not 0 <= run.ema_decay < 1:
+        raise UserError(f"config.ema_decay: {run.ema_decay} is not in [0, 1)")
+    return run
+
+
+def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config as plain dicts, its references resolved."""
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def claim_workdir(workdir: epath.PathLike, config: Mapping[str, Any]) -> epath.Path:
+    """Returns the work directory, made new or that of the same run.
+
+    Writes `config.json` into it, by which a directory is known as a run's.
+
+    Raises:
+      UserError: if another run lives there, with every value that differs.
+    """
+    workdir = epath.Path(workdir).expanduser().resolve()
+    path = workdir / "config.json"
+    ours = json.loads(json.dumps(as_dict(config)))
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        differ = [f"{key} is {there} there and {here} here" for key, there, here in _differences(theirs, ours)]
+        if differ:
+            raise UserError(f"{workdir} holds a different run: {'; '.join(differ)}. Give another --workdir.")
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints of an unknown run: config.json is missing")
+    elif jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = workdir / "config.json.partial"
+        partial.write_text(json.dumps(ours, indent=2) + "\n")
+        partial.rename(path)
+    return workdir
+
+
+def _differences(there: Any, here: Any, prefix: str = "config") -> list[tuple[str, Any, Any]]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted(there.keys() | here.keys())
+        absent = "absent"
+        return [d for k in keys for d in _differences(there.get(k, absent), here.get(k, absent), f"{prefix}.{k}")]
+    return [] if there == here else [(prefix, there, here)]

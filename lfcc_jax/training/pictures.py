@@ -1,0 +1,81 @@
+"""Pictures of a run: its learning curves, and what frequencies the features of student and teacher contain."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+from etils import epath
+
+# Okabe and Ito's colours, which everybody can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws losses and accuracies over the epochs.
+
+    Args:
+      path: of the PNG.
+      rows: lines of `metrics.jsonl`: keys `train/...` and `test/...`, with `epoch`.
+    """
+    figure, (left, right) = _axes(1, 2, (10, 4))
+    terms = sorted({key for row in rows for key in row if key.startswith("train/")} - set(_NOT_LOSSES))
+    for i, key in enumerate(terms):
+        style = {"color": "black", "linewidth": 2} if key == "train/loss" else {"color": COLORS[i % len(COLORS)]}
+        left.plot(*_series(rows, key), label=key.removeprefix("train/").replace("_", " "), **style)
+    left.set(title="Training loss", xlabel="epoch", ylabel="nats", yscale="log")
+    left.legend(frameon=False)
+
+    right.plot(*_series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, training batches")
+    right.plot(*_series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
+    taught = _series(rows, "test/teacher_accuracy")[1]
+    if len(taught):
+        right.axhline(taught[-1], color=COLORS[1], linestyle="--", label="teacher, test")
+        right.plot(*_series(rows, "test/agreement"), color=COLORS[2], marker=".", label="agreement with the teacher")
+    right.set(title="Accuracy", xlabel="epoch", ylabel="fraction of images")
+    right.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> None:
+    """Draws the radial power spectra of feature maps, a panel a stage.
+
+    Args:
+      path: of the PNG.
+      networks: for each network, by a name for the legend, each stage's frequencies (cycles per image) and powers.
+    """
+    stages = sorted({stage for features in networks.values() for stage in features})
+    figure, axes = _axes(1, len(stages), (3.2 * len(stages), 3.4))
+    for axis, stage in zip(np.atleast_1d(axes), stages, strict=True):
+        for color, (name, features) in zip(COLORS, networks.items(), strict=False):
+            if stage in features:
+                frequencies, power = map(np.asarray, features[stage])
+                axis.plot(frequencies, power / power.sum(), marker="o", color=color, label=name)
+        axis.set(title=stage, xlabel="cycles per image", yscale="log")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    np.atleast_1d(axes)[0].set_ylabel("share of power")
+    np.atleast_1d(axes)[0].legend(frameon=False)
+    _save(figure, path)
+
+
+_NOT_LOSSES = ("train/accuracy", "train/grad_norm", "train/learning_rate", "train/images_per_second")
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["epoch"], row[key]) for row in rows if key in row]
+    return tuple(np.asarray(points, float).reshape(-1, 2).T)
+
+
+def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[matplotlib.figure.Figure, Any]:
+    # A Figure of its own needs no display, and leaves the user's matplotlib backend as it is.
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for axis in np.ravel(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure, axes
+
+
+def _save(figure: matplotlib.figure.Figure, path: epath.Path) -> None:
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=150, format="png")

@@ -1,0 +1,121 @@
+"""What a person sees while a run goes on: progress lines with the time left, metrics as JSON lines, a final table."""
+
+import datetime
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+
+def say(text: str) -> None:
+    """Prints a line at once, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+class Progress:
+    """Makes progress lines. Images per second are of training alone; the time left is of everything.
+
+    Args:
+      total_steps: of the run.
+      steps_per_epoch: what an epoch is.
+      batch_size: images a step, over all devices.
+      step: where the run begins, or goes on.
+    """
+
+    def __init__(self, total_steps: int, steps_per_epoch: int, batch_size: int, step: int):
+        self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
+        self._begin = self._from = step
+        self._began = time.monotonic()
+        self._training_seconds = self._training_steps = 0.0
+        self.resume(step)
+
+    def pause(self, step: int) -> None:
+        """Ends a stretch of training at `step`; all work up to it must be done."""
+        self._training_seconds += time.monotonic() - self._since
+        self._training_steps += step - self._from
+
+    def resume(self, step: int) -> None:
+        """Begins a stretch of training at `step`."""
+        self._since, self._from = time.monotonic(), step
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all stretches of training up to now."""
+        return self._training_steps * self._batch / self._training_seconds if self._training_steps else 0.0
+
+    def line(self, step: int, metrics: Mapping[str, float]) -> str:
+        """Returns the progress line for `step`."""
+        left = (time.monotonic() - self._began) / (step - self._begin) * (self._total - step)
+        width = len(str(self._total))
+        return (
+            f"step {step:{width}}/{self._total}  epoch {step / self._epoch:.1f}  loss {metrics['loss']:.4f}  "
+            f"accuracy {metrics['accuracy']:.4f}  {self.images_per_second:,.0f} images/s  "
+            f"{datetime.timedelta(seconds=round(left))} left"
+        )
+
+
+class MetricsWriter:
+    """Appends metrics to `metrics.jsonl`, one object a line, and to TensorBoard where TensorFlow is installed.
+
+    Args:
+      workdir: of the run.
+      step: where the run stands. Lines beyond it were written by a part of the run that was lost; they are dropped.
+    """
+
+    def __init__(self, workdir: epath.Path, step: int):
+        self._path = workdir / "metrics.jsonl"
+        self._tensorboard = None
+        if jax.process_index() != 0:
+            return
+        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        try:
+            from clu.metric_writers import SummaryWriter
+        except ImportError:  # no TensorFlow, or no tensorboard beside it
+            return
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of `step`, at once."""
+        if jax.process_index() == 0:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._tensorboard is not None:
+            self._tensorboard.write_scalars(step, dict(metrics))
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Closes TensorBoard's file."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """Returns the lines of `metrics.jsonl`; a last line that was cut off by a crash is left out."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a Markdown table with aligned columns; the first is flush left, the others right."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|" + "|".join("-" * (w + 1) + ":" if i else ":" + "-" * (w + 1) for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])

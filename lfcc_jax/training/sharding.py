@@ -1,0 +1,101 @@
+"""Where arrays live: a mesh with axes `data` and `fsdp`, and the placement of batches and weights on it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lfcc_jax.errors import UserError
+
+def create_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """Returns a mesh of `data` x `fsdp` devices, with automatic sharding propagation.
+
+    Args:
+      data: devices along the axis that splits the batch only; -1 takes all that `fsdp` leaves.
+      fsdp: devices along the axis that splits large weights and the optimizer's state too.
+
+    Raises:
+      UserError: if there are not so many devices.
+    """
+    devices = jax.devices()
+    if fsdp < 1 or (data < 1 and data != -1) or (data == -1 and len(devices) % fsdp):
+        raise UserError(f"config.mesh: data={data}, fsdp={fsdp} cannot be laid over {len(devices)} devices")
+    data = len(devices) // fsdp if data == -1 else data
+    if data * fsdp > len(devices) or (jax.process_count() > 1 and data * fsdp != len(devices)):
+        raise UserError(f"config.mesh: data={data} x fsdp={fsdp} needs {data * fsdp} devices; here are {len(devices)}")
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types, devices=devices[: data * fsdp])
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, where: str) -> None:
+    """Raises `UserError` unless the global batch divides over the mesh."""
+    if batch_size < 1 or batch_size % mesh.size:
+        less = batch_size // mesh.size * mesh.size
+        fits = f"{less} or {less + mesh.size}" if less else f"{mesh.size}"
+        raise UserError(f"{where}: a batch of {batch_size} does not divide over {mesh.size} devices; {fits} does")
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the placement of a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the placement of a batch: its first axis is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def weight_shardings(shapes: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
+    """Returns a placement for every array of a tree of weights, or of optimizer state: a rule of shapes alone.
+
+    Args:
+      shapes: a tree of arrays or of their shapes.
+      mesh: the mesh. With one device along `fsdp` everything is replicated.
+      min_size: arrays of fewer numbers than this are replicated, since gathering them costs more than they take.
+
+    Returns:
+      A tree of shardings: the longest dimension that the `fsdp` axis divides is split, if the array is large.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def place(array: Any) -> NamedSharding:
+        axes = [i for i, n in enumerate(array.shape) if n % fsdp == 0]
+        if fsdp == 1 or not axes or array.size < min_size:
+            return replicated(mesh)
+        longest = max(axes, key=lambda i: array.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(("fsdp" if i == longest else None) for i in range(array.ndim))))
+
+    return jax.tree.map(place, shapes)
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts this process's share of a batch on its devices, as one global array for each entry."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+class DevicePrefetch:
+    """Iterates over global batches, transferring one ahead of the one in use.
+
+    Attributes:
+      state: of the underlying iterator as it was just after the batch that was last handed out, which is what a
+        checkpoint must hold; the iterator itself is further ahead.
+    """
+
+    def __init__(self, iterator: Any, mesh: Mesh):
+        self._iterator, self._mesh = iterator, mesh
+        self._ahead = None
+        self.state = iterator.get_state()
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        batch, self.state = self._ahead or self._fetch()
+        self._ahead = self._fetch()
+        return batch
+
+    def _fetch(self) -> tuple[dict[str, jax.Array], Any]:
+        return to_global(next(self._iterator), self._mesh), self._iterator.get_state()

@@ -1,0 +1,124 @@
+"""One training step and one evaluation step, as pure functions to be jitted."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lfcc_jax.losses import cross_entropy
+from lfcc_jax.methods import Method
+from lfcc_jax.models import Network
+from lfcc_jax.training.schedules import Schedule
+from lfcc_jax.training.state import TrainState, trainable
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """Returns uint8 images as float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+def make_train_step(
+    student: Network,
+    teacher: Network | None,
+    methods: Mapping[str, Method],
+    weights: Mapping[str, Schedule],
+    optimizer: optax.GradientTransformation,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+    """Returns `step(state, teacher_variables, batch) -> (state, metrics)`.
+
+    The teacher's variables are an argument, so that they are not compiled into the program; the teacher runs in
+    evaluation mode, and no gradient reaches it.
+
+    Args:
+      student: the network that is trained.
+      teacher: the network that is imitated, or None.
+      methods: what makes up the loss, by name.
+      weights: of each method, as a function of the step.
+      optimizer: updates `trainable(state)`.
+      ema_decay: of the moving average in `state.ema`, if that is not None.
+
+    Returns:
+      The step. Its metrics are float32 scalars: `loss`, each method's losses unweighted, `accuracy`, `grad_norm`.
+    """
+
+    def step(state: TrainState, teacher_variables: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        images = to_float(batch["image"])
+        seen = {"image": images, "label": batch["label"]}
+        taught = None
+        if teacher is not None:
+            taught = jax.lax.stop_gradient(teacher.apply(teacher_variables, images, train=False))
+        student_key, heads_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            variables = state.student | {"params": params["student"]}
+            output, updates = student.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": student_key}
+            )
+            terms, heads, total = {}, {}, 0.0
+            for name, method in methods.items():
+                head = state.heads[name] | {"params": params["heads"][name]}
+                memory = [collection for collection in head if collection != "params"]
+                losses, remembered = method.apply(head, seen, output, taught, mutable=memory, rngs={"dropout": heads_key})
+                terms |= {term: loss.mean() for term, loss in losses.items()}
+                total += weights[name](state.step) * sum(terms[term] for term in losses)
+                heads[name] = remembered
+            return total, (terms, output.logits, updates, heads)
+
+        params = trainable(state)
+        (loss, (terms, logits, updates, heads)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        changes, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, changes)
+
+        variables = state.student | updates | {"params": params["student"]}
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, variables)
+        new_state = state.replace(
+            step=state.step + 1,
+            student=variables,
+            heads={
+                name: old | heads[name] | ({"params": params["heads"][name]} if "params" in old else {})
+                for name, old in state.heads.items()
+            },
+            opt_state=opt_state,
+            ema=ema,
+        )
+        metrics = terms | {
+            "loss": loss,
+            "accuracy": jnp.mean(logits.argmax(-1) == batch["label"], dtype=jnp.float32),
+            "grad_norm": optax.tree.norm(grads),
+        }
+        return new_state, metrics
+
+    return step
+
+
+def make_eval_step(
+    student: Network, teacher: Network | None
+) -> Callable[[Any, Any, Batch], Metrics]:
+    """Returns `step(student_variables, teacher_variables, batch) -> sums` over the examples whose `mask` is True.
+
+    Sums, with `count` among them, are what adds up over batches of different fill; see `evaluation.evaluate`.
+    """
+
+    def step(variables: Any, teacher_variables: Any, batch: Batch) -> Metrics:
+        images, labels = to_float(batch["image"]), batch["label"]
+        logits, _ = student.apply(variables, images, train=False)
+        guess = logits.argmax(-1)
+        values = {
+            "count": jnp.ones_like(labels),
+            "accuracy": guess == labels,
+            "loss": cross_entropy(logits, labels),
+        }
+        if teacher is not None:
+            teacher_guess = teacher.apply(teacher_variables, images, train=False).logits.argmax(-1)
+            values |= {"teacher_accuracy": teacher_guess == labels, "agreement": guess == teacher_guess}
+        return {name: jnp.sum(v, dtype=jnp.float32, where=batch["mask"]) for name, v in values.items()}
+
+    return step
