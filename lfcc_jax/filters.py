@@ -1,0 +1,501 @@
+"""Low-pass filters as small constant matrices, and the compact code that they make of a feature map.
+
+A linear filter along an axis of n samples is an n x n matrix; a filter followed by sampling at k < n points is k rows.
+So smoothing a map `x` is `A x A'`, and shrinking it to a k x k grid is the same product with shorter matrices. Such
+small products run on the matrix unit, take bfloat16, differentiate, and touch the spatial axes alone: a batch sharded
+over any number of devices is filtered without communication, where `jnp.fft` gathers it on jax 0.10 (jax-ml/jax#15680).
+
+Frequencies are in cycles per sample throughout: 0.5 is the Nyquist frequency of the map.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lfcc_jax.errors import UserError, unknown
+
+KINDS = ("box", "gaussian", "ideal", "dct", "butterworth")
+FINITE_KINDS = ("box", "gaussian")  # few taps, none of them negative: these can convolve, and start a learned filter
+IMPLEMENTATIONS = ("matmul", "fft", "conv")
+
+# A Gaussian is cut at 4 standard deviations, as scipy.ndimage does.
+_TRUNCATE = 4.0
+# Up to this many output points one Kronecker product beats a product per axis (experiments/bench_filters.py).
+_KRONECKER_POINTS = 32
+# Share of a learned filter's initial weight that is spread evenly, so that every sample has a gradient from the start.
+_LEARNED_SPREAD = 0.05
+
+
+# --- The filters, in one dimension -----------------------------------------------------------------------------------
+
+
+def operator(
+    kind: str, size_in: int, size_out: int, *, cutoff: float | None = None, order: int = 2
+) -> Float[np.ndarray, "size_out size_in"]:
+    r"""Returns the matrix that low-pass filters `size_in` samples and samples the result at `size_out` points.
+
+    Row i holds the weights of output i, which lies at the centre of the i-th of `size_out` equal cells,
+    :math:`c_i = (i + 1/2)\, n / k - 1/2` for n = `size_in`, k = `size_out`. With amplitude response H:
+
+    ============= ==================================================================== =========================
+    kind          amplitude response at frequency f                                    boundary
+    ============= ==================================================================== =========================
+    box           without a cutoff: the windows of torch's `adaptive_avg_pool`, which
+                  overlap where k does not divide n. With one: a mean over
+                  1 / (2 cutoff) samples, the outermost weighted by their overlap.     half-sample symmetric
+    gaussian      :math:`2^{-(f / cutoff)^2}`, cut at 4 standard deviations            half-sample symmetric
+    ideal         1 up to the cutoff, 0 beyond: a projection in the DFT                periodic
+    dct           1 up to the cutoff, 0 beyond: a truncated DCT-II                     half-sample symmetric
+    butterworth   :math:`1 / \sqrt{1 + (f / cutoff)^{2 \cdot order}}`                  half-sample symmetric
+    ============= ==================================================================== =========================
+
+    Every row sums to one, so a constant stays what it was.
+
+    Args:
+      kind: "box", "gaussian", "ideal", "dct" or "butterworth".
+      size_in: number of samples along the axis.
+      size_out: number of samples to keep, at most `size_in`.
+      cutoff: in cycles per sample, above 0 and at most the Nyquist frequency of the output,
+        `size_out / (2 * size_in)`, which is also the default. (What passed above it would alias.)
+      order: of the Butterworth filter; the other kinds have none.
+
+    Returns:
+      A float32 matrix, cached and read-only.
+
+    Raises:
+      UserError: if the kind is unknown, or a size, the cutoff or the order makes no sense.
+
+    Examples:
+      >>> operator("box", 4, 2)
+      array([[0.5, 0.5, 0. , 0. ],
+             [0. , 0. , 0.5, 0.5]], dtype=float32)
+      >>> operator("gaussian", 7, 4).sum(axis=1)
+      array([1., 1., 1., 1.], dtype=float32)
+
+    References:
+      Butterworth, `On the Theory of Filter Amplifiers
+      <https://www.changpuak.ch/electronics/downloads/On_the_Theory_of_Filter_Amplifiers.pdf>`_, 1930
+    """
+    _check_kind(kind)
+    _check_sizes(size_in, size_out)
+    if cutoff is not None:
+        _check_cutoff(cutoff, size_in, size_out)
+    _check_order(order)
+    return _operator(kind, int(size_in), int(size_out), None if cutoff is None else float(cutoff), int(order))
+
+
+@functools.lru_cache(maxsize=512)
+def _operator(kind: str, n: int, k: int, cutoff: float | None, order: int) -> np.ndarray:
+    nyquist = k / (2 * n)
+    centres = (np.arange(k) + 0.5) * n / k - 0.5
+    if kind == "box" and cutoff is None:
+        weights = _adaptive_windows(n, k)
+    elif kind in FINITE_KINDS:
+        weights = np.stack([_folded_taps(kind, nyquist if cutoff is None else cutoff, n, c) for c in centres])
+    elif kind == "ideal":
+        m = np.arange(n // 2 + 1)
+        gain = frequency_response(kind, m / n, nyquist if cutoff is None else cutoff)
+        twice = np.where((m == 0) | (2 * m == n), 1, 2)  # every other frequency stands for a conjugate pair
+        phase = 2 * np.pi / n * (centres[:, None] - np.arange(n))
+        weights = np.cos(phase[..., None] * m) @ (gain * twice) / n
+    else:
+        m = np.arange(n)
+        gain = frequency_response(kind, m / (2 * n), nyquist if cutoff is None else cutoff, order=order)
+        twice = np.where(m == 0, 1, 2)
+        analysis = np.cos(np.pi / n * np.outer(m, np.arange(n) + 0.5))
+        synthesis = np.cos(np.pi / n * np.outer(centres + 0.5, m))
+        weights = (synthesis * (gain * twice)) @ analysis / n
+    weights = weights.astype(np.float32)
+    weights.flags.writeable = False
+    return weights
+
+
+def _adaptive_windows(n: int, k: int) -> np.ndarray:
+    start = np.arange(k) * n // k
+    stop = -(-np.arange(1, k + 1) * n // k)  # the ceiling of (i + 1) n / k, in integers
+    inside = (np.arange(n) >= start[:, None]) & (np.arange(n) < stop[:, None])
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
+def _taps(kind: str, cutoff: float, centre: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the integer positions under a box or Gaussian at `centre`, and their weights, which sum to one."""
+    if kind == "box":
+        width = 1 / (2 * cutoff)
+        reach = (width + 1) / 2  # beyond it a sample's cell no longer overlaps the window
+    else:
+        sigma = np.sqrt(np.log(2) / 2) / (np.pi * cutoff)  # exp(-2 (pi sigma f)^2) = 1/2 at the cutoff
+        reach = int(_TRUNCATE * sigma + 0.5)
+    positions = np.arange(np.ceil(centre - reach), np.floor(centre + reach) + 1).astype(int)
+    distance = np.abs(positions - centre)
+    weights = np.clip(reach - distance, 0, 1) if kind == "box" else np.exp(-0.5 * (distance / sigma) ** 2)
+    return positions, weights / weights.sum()
+
+
+def _folded_taps(kind: str, cutoff: float, n: int, centre: float) -> np.ndarray:
+    """Returns one row of n weights: what falls off an end is reflected back in (d c b a | a b c d | d c b a)."""
+    positions, weights = _taps(kind, cutoff, centre)
+    positions = positions % (2 * n)
+    return np.bincount(np.minimum(positions, 2 * n - 1 - positions), weights, minlength=n)
+
+
+def frequency_response(
+    kind: str, frequencies: Float[np.ndarray, "..."], cutoff: float, *, order: int = 2
+) -> Float[np.ndarray, "..."]:
+    """Returns the factor by which a filter scales a wave of each frequency.
+
+    Args:
+      kind: one of `KINDS`.
+      frequencies: in cycles per sample.
+      cutoff: in cycles per sample, above 0 and at most 0.5.
+      order: of the Butterworth filter.
+
+    Returns:
+      The amplitude response in float64, in the shape of `frequencies`.
+
+    Raises:
+      UserError: if the kind is unknown, or the cutoff or the order makes no sense.
+
+    Examples:
+      >>> frequency_response("gaussian", np.array([0.0, 0.1, 0.2]), cutoff=0.1).round(3)
+      array([1.   , 0.5  , 0.063])
+    """
+    _check_kind(kind)
+    _check_cutoff(cutoff, 1, 1)
+    _check_order(order)
+    f = np.abs(np.asarray(frequencies, np.float64))
+    if kind in FINITE_KINDS:
+        positions, weights = _taps(kind, cutoff)
+        return np.cos(2 * np.pi * f[..., None] * positions) @ weights
+    if kind == "butterworth":
+        return 1 / np.sqrt(1 + (f / cutoff) ** (2 * order))
+    # The tolerance keeps a frequency that equals the cutoff but for rounding. (In float32,
+    # `abs(fftfreq(7) * 7) <= 3` loses two of seven frequencies.)
+    return np.where(f <= cutoff * (1 + 1e-6), 1.0, 0.0)
+
+
+# --- The filters, on feature maps ------------------------------------------------------------------------------------
+
+
+def low_pass(
+    x: Float[Array, "*batch height width channels"],
+    kind: str,
+    cutoff: float,
+    *,
+    order: int = 2,
+    implementation: Literal["matmul", "fft", "conv"] = "matmul",
+) -> Float[Array, "*batch height width channels"]:
+    """Smooths a feature map, keeping its size.
+
+    With A and B the square operators of the two spatial axes: :math:`y = A x B'` in each channel.
+
+    Args:
+      x: feature maps, channels last, of any floating dtype.
+      kind: one of `KINDS`; see `operator`.
+      cutoff: in cycles per sample, above 0 and at most 0.5.
+      order: of the Butterworth filter.
+      implementation: "matmul" is the one to use. "fft" computes the same in the frequency domain, "conv" with a
+        separable convolution ("box" and "gaussian" alone, which have finite support): for comparison, and as oracles.
+
+    Returns:
+      The smoothed maps, in the shape and dtype of `x`, accumulated in float32 or wider.
+
+    Raises:
+      UserError: if an argument makes no sense, or the kind cannot be computed with that implementation.
+
+    Examples:
+      >>> wave = jnp.array([1.0, -1.0] * 4).reshape(1, 8, 1, 1)  # the Nyquist frequency, on a mean of zero
+      >>> print(low_pass(3.0 + wave, "ideal", 0.25)[0, :, 0, 0].round(5))
+      [3. 3. 3. 3. 3. 3. 3. 3.]
+    """
+    _check_map(x)
+    _check_kind(kind)
+    _check_cutoff(cutoff, 1, 1)
+    _check_order(order)
+    if implementation not in IMPLEMENTATIONS:
+        raise unknown("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "conv" and kind not in FINITE_KINDS:
+        raise UserError(
+            f"The {kind!r} filter has infinite support, so it cannot be a convolution; "
+            f"use implementation 'matmul' or 'fft', or one of the kinds {', '.join(FINITE_KINDS)}."
+        )
+    if implementation == "fft":
+        return _low_pass_fft(x, kind, cutoff, order)
+    if implementation == "conv":
+        return _low_pass_conv(x, kind, cutoff)
+    height, width = x.shape[-3:-1]
+    rows = operator(kind, height, height, cutoff=cutoff, order=order)
+    columns = operator(kind, width, width, cutoff=cutoff, order=order)
+    return apply_operators(rows, columns, x)
+
+
+def apply_operators(
+    rows: Float[Array | np.ndarray, "out_height height"],
+    columns: Float[Array | np.ndarray, "out_width width"],
+    x: Float[Array, "*batch height width channels"],
+) -> Float[Array, "*batch out_height out_width channels"]:
+    """Applies one operator along the height and one along the width of a map: `A x B'` in each channel.
+
+    Args:
+      rows: A, the operator along the height.
+      columns: B, the operator along the width.
+      x: feature maps, channels last.
+
+    Returns:
+      The filtered maps in the dtype of `x`.
+
+    Examples:
+      >>> x = jnp.ones((2, 6, 4, 3))
+      >>> apply_operators(operator("box", 6, 3), operator("dct", 4, 2), x).shape
+      (2, 3, 2, 3)
+    """
+    *batch, height, width, channels = x.shape
+    y = _matmul(jnp.asarray(rows, x.dtype), x.reshape(*batch, height, width * channels))
+    y = y.reshape(*batch, rows.shape[0], width, channels)
+    return _matmul(jnp.asarray(columns, y.dtype), y).astype(x.dtype)
+
+
+def compact(
+    x: Float[Array, "*batch height width channels"], kind: str, grid: int
+) -> Float[Array, "*batch {grid} {grid} channels"]:
+    """Shrinks a feature map to its low-frequency components on a `grid` x `grid` grid.
+
+    With A and B the operators onto `grid` points, each with the Nyquist frequency of the grid as its cutoff:
+    :math:`y = A x B'` in each channel.
+
+    Args:
+      x: feature maps, channels last, of any floating dtype.
+      kind: one of `KINDS`; see `operator`.
+      grid: the height and width of the result, at most those of `x`.
+
+    Returns:
+      The compact maps in the dtype of `x`, accumulated in float32 or wider.
+
+    Raises:
+      UserError: if the kind is unknown or the grid does not fit into the map.
+
+    Examples:
+      >>> compact(jnp.ones((2, 56, 56, 64)), "box", 7).shape
+      (2, 7, 7, 64)
+    """
+    return compact_grids(x, kind, (grid,))[0]
+
+
+def compact_grids(
+    x: Float[Array, "*batch height width channels"], kind: str, grids: Sequence[int]
+) -> tuple[Float[Array, "*batch grid grid channels"], ...]:
+    """Shrinks a feature map to several grids, reading the map once.
+
+    The same as `tuple(compact(x, kind, grid) for grid in grids)`, faster: the rows of all the grids, each the Kronecker
+    product of a row of A and a row of B, make one matrix, and the map is multiplied by it once.
+
+    Args:
+      x: feature maps, channels last, of any floating dtype.
+      kind: one of `KINDS`; see `operator`.
+      grids: the sizes of the grids.
+
+    Returns:
+      One compact map for each grid, in the dtype of `x`.
+
+    Raises:
+      UserError: if the kind is unknown, or a grid does not fit into the map.
+
+    Examples:
+      >>> [y.shape for y in compact_grids(jnp.ones((2, 14, 14, 8)), "dct", (1, 2, 4))]
+      [(2, 1, 1, 8), (2, 2, 2, 8), (2, 4, 4, 8)]
+    """
+    _check_map(x)
+    _check_kind(kind)
+    height, width = x.shape[-3:-1]
+    for grid in grids:
+        _check_sizes(height, grid)
+        _check_sizes(width, grid)
+    return _apply_pairs([(operator(kind, height, grid), operator(kind, width, grid)) for grid in grids], x)
+
+
+def _apply_pairs(
+    pairs: Sequence[tuple[Array | np.ndarray, Array | np.ndarray]], x: Float[Array, "*batch height width channels"]
+) -> tuple[Array, ...]:
+    """Applies several pairs (A, B) to one map: `A x B'` for each."""
+    sizes = [(rows.shape[0], columns.shape[0]) for rows, columns in pairs]
+    points = [out_height * out_width for out_height, out_width in sizes]
+    if sum(points) > _KRONECKER_POINTS:
+        return tuple(apply_operators(rows, columns, x) for rows, columns in pairs)
+    constant = all(isinstance(a, np.ndarray) for pair in pairs for a in pair)
+    xp = np if constant else jnp
+    kronecker = xp.concatenate([xp.kron(rows, columns) for rows, columns in pairs])
+    *batch, height, width, channels = x.shape
+    y = _matmul(jnp.asarray(kronecker, x.dtype), x.reshape(*batch, height * width, channels)).astype(x.dtype)
+    parts = jnp.split(y, np.cumsum(points)[:-1], axis=-2)
+    return tuple(part.reshape(*batch, *size, channels) for part, size in zip(parts, sizes, strict=True))
+
+
+def _matmul(a: Float[Array, "out n"], x: Float[Array, "*batch n m"]) -> Float[Array, "*batch out m"]:
+    """Multiplies every matrix of a batch from the left, accumulating in float32 or wider."""
+    # "highest": a filter is bound by memory, not by arithmetic, so exact float32 products cost next to nothing.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.matmul(a, x, precision="highest", preferred_element_type=wide)
+
+
+def _low_pass_fft(x: Array, kind: str, cutoff: float, order: int) -> Array:
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # there is no FFT of bfloat16
+    for axis in (-3, -2):
+        n = x.shape[axis]
+        if kind == "ideal":
+            period = n
+        else:  # a half-sample-symmetric boundary is a periodic one after the mirror image is appended
+            period = 2 * n
+            y = jnp.concatenate([y, jnp.flip(y, axis)], axis)
+        gain = frequency_response(kind, np.arange(period // 2 + 1) / period, cutoff, order=order)
+        gain = gain.reshape((-1,) + (1,) * (-axis - 1)).astype(y.dtype)
+        y = jnp.fft.irfft(_scale(gain, jnp.fft.rfft(y, axis=axis)), period, axis=axis)
+        y = jax.lax.slice_in_dim(y, 0, n, axis=axis % x.ndim)
+    return y.astype(x.dtype)
+
+
+def _scale(gain: np.ndarray, spectrum: Array) -> Array:
+    return jnp.expand_dims(gain, tuple(range(spectrum.ndim - gain.ndim))) * spectrum
+
+
+def _low_pass_conv(x: Array, kind: str, cutoff: float) -> Array:
+    positions, weights = _taps(kind, cutoff)
+    reach, channels = positions[-1], x.shape[-1]
+    y = x.reshape(-1, *x.shape[-3:]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis, shape in ((1, (-1, 1, 1, 1)), (2, (1, -1, 1, 1))):
+        y = jnp.pad(y, [(reach, reach) if i == axis else (0, 0) for i in range(4)], mode="symmetric")
+        kernel = jnp.broadcast_to(
+            weights.reshape(shape).astype(y.dtype), (*np.reshape(weights, shape).shape[:3], channels)
+        )
+        y = jax.lax.conv_general_dilated(
+            y,
+            kernel,
+            window_strides=(1, 1),
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+            precision="highest",
+        )
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+# --- A learned filter ------------------------------------------------------------------------------------------------
+
+
+def learned_filter_init(
+    size: tuple[int, int], grids: Sequence[int], *, kind: str = "box"
+) -> dict[str, dict[str, Float[Array, "grid size"]]]:
+    """Returns the parameters of a learned low-pass filter that starts near a fixed one.
+
+    Args:
+      size: height and width of the maps to be filtered.
+      grids: the sizes of the grids.
+      kind: the filter to start from, "box" or "gaussian" (the others have negative weights).
+
+    Returns:
+      A pytree of float32 logits: `{"4": {"rows": [4, height], "columns": [4, width]}, ...}`, a key for each grid.
+
+    Raises:
+      UserError: if the filter has negative weights, or a grid does not fit into the map.
+
+    Examples:
+      >>> params = learned_filter_init((14, 14), (2,))
+      >>> jax.tree.map(jnp.shape, params)
+      {'2': {'columns': (2, 14), 'rows': (2, 14)}}
+    """
+    if kind not in FINITE_KINDS:
+        raise unknown("filter with weights that are never negative", kind, FINITE_KINDS)
+
+    def logits(size_in: int, grid: int) -> Array:
+        weights = (1 - _LEARNED_SPREAD) * operator(kind, size_in, grid) + _LEARNED_SPREAD / size_in
+        return jnp.asarray(np.log(weights), jnp.float32)
+
+    height, width = size
+    return {str(grid): {"rows": logits(height, grid), "columns": logits(width, grid)} for grid in grids}
+
+
+def learned_compact_grids(
+    params: dict[str, dict[str, Float[Array, "grid size"]]],
+    x: Float[Array, "*batch height width channels"],
+    grids: Sequence[int],
+) -> tuple[Float[Array, "*batch grid grid channels"], ...]:
+    r"""Shrinks a feature map to several grids with a learned filter.
+
+    As `compact_grids`, with the operators :math:`A = \mathrm{softmax}(rows)` and :math:`B = \mathrm{softmax}(columns)`.
+    Whatever is learned, an output stays a weighted mean of the map, so a constant stays what it was.
+
+    Args:
+      params: from `learned_filter_init`.
+      x: feature maps of the size given there, channels last.
+      grids: the sizes of the grids, all of them in `params`.
+
+    Returns:
+      One compact map for each grid, in the dtype of `x`.
+
+    Raises:
+      UserError: if `params` has no filter for a grid, or one for maps of another size.
+
+    Examples:
+      >>> params = learned_filter_init((14, 14), (2, 4))
+      >>> [y.shape for y in learned_compact_grids(params, jnp.ones((5, 14, 14, 8)), (2, 4))]
+      [(5, 2, 2, 8), (5, 4, 4, 8)]
+    """
+    _check_map(x)
+    pairs = []
+    for grid in grids:
+        if str(grid) not in params:
+            raise unknown("grid of this learned filter", grid, params)
+        rows, columns = params[str(grid)]["rows"], params[str(grid)]["columns"]
+        if (rows.shape[1], columns.shape[1]) != x.shape[-3:-1]:
+            raise UserError(
+                f"This learned filter is for maps of {rows.shape[1]} x {columns.shape[1]}, "
+                f"and was given one of {x.shape[-3]} x {x.shape[-2]}."
+            )
+        pairs.append((jax.nn.softmax(rows, axis=-1), jax.nn.softmax(columns, axis=-1)))
+    return _apply_pairs(pairs, x)
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise unknown("filter kind", kind, KINDS)
+
+
+def _check_map(x: Array) -> None:
+    if x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(
+            f"A feature map is a floating array [..., height, width, channels]; got {x.dtype}{list(x.shape)}."
+        )
+
+
+def _check_sizes(size_in: int, size_out: int) -> None:
+    for size in (size_in, size_out):
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise UserError(f"A size is a whole number of samples, at least 1; got {size!r}.")
+    if size_out > size_in:
+        raise UserError(f"A low-pass filter cannot make {size_out} samples of {size_in}: ask for at most {size_in}.")
+
+
+def _check_cutoff(cutoff: float, size_in: int, size_out: int) -> None:
+    highest = size_out / (2 * size_in)
+    if not 0 < cutoff <= highest * (1 + 1e-6):
+        what = (
+            "the Nyquist frequency"
+            if size_out == size_in
+            else f"the Nyquist frequency of {size_out} of {size_in} samples"
+        )
+        raise UserError(f"A cutoff is in cycles per sample, above 0 and at most {highest:.6g}, {what}; got {cutoff!r}.")
+    if cutoff < 1e-4:
+        raise UserError(
+            f"A cutoff of {cutoff!r} cycles per sample leaves nothing but the mean; compact(x, kind, 1) is that."
+        )
+
+
+def _check_order(order: int) -> None:
+    if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 1:
+        raise UserError(f"The order of a Butterworth filter is a whole number, at least 1; got {order!r}.")

@@ -1,0 +1,258 @@
+"""LFCC: low-frequency components of both networks' features, told apart by a contrastive loss.
+
+A reconstruction. The equations of the paper (Wu et al, arXiv 2405.18524) are not public beyond its abstract, which
+names multi-scale low-pass filters, a compact space and a sample-level contrastive loss; all else here is our choice.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.filters import compact_grids, learned_compact_grids, learned_filter_init
+from lfcc_jax.losses.contrastive import info_nce_many
+
+PROJECTORS = ("both", "student", "mlp")
+
+# {"student": {stage: projector}, "teacher": {stage: projector}}, each projector {layer: {"kernel", "bias"}}; and, for
+# learned filters, {"filters": {"student": {stage: filter}, "teacher": {stage: filter}}}.
+Params = dict[str, Any]
+Size = tuple[int, int]
+
+
+def lfcc_init(
+    key: PRNGKeyArray,
+    student_channels: Mapping[str, int],
+    teacher_channels: Mapping[str, int],
+    width: int,
+    *,
+    projector: Literal["both", "student", "mlp"] = "both",
+    learned_sizes: Mapping[str, tuple[Size, Size]] | None = None,
+    grids: Sequence[int] = (1, 2, 4),
+) -> Params:
+    """Returns the trainable parameters of `lfcc_loss`: a projector for each stage, and learned filters if asked for.
+
+    Args:
+      key: for the random numbers.
+      student_channels: the channels of each of the student's stages, for example `{"stage3": 256, "stage4": 512}`.
+      teacher_channels: those of the teacher, for the same stages.
+      width: the channels into which both networks are projected.
+      projector: "both" projects either network linearly; "student" projects the student alone, into the channels of the
+        teacher (then there is nothing for `width` to set); "mlp" puts a hidden layer of `width` units before the linear
+        projection of either network.
+      learned_sizes: for `kind="learned"`, the height and width of each stage's maps, the student's and the teacher's:
+        `{"stage4": ((7, 7), (14, 14))}`.
+      grids: for `kind="learned"`, as in `lfcc_loss`.
+
+    Returns:
+      A pytree of plain dictionaries and float32 arrays, to be trained with the student.
+
+    Raises:
+      UserError: if the two networks have different stages, or the projector is unknown.
+
+    Examples:
+      >>> params = lfcc_init(jax.random.key(0), {"stage4": 512}, {"stage4": 768}, width=128)
+      >>> jax.tree.map(jnp.shape, params["student"])
+      {'stage4': {'out': {'bias': (128,), 'kernel': (512, 128)}}}
+    """
+    if projector not in PROJECTORS:
+        raise unknown("projector", projector, PROJECTORS)
+    if set(student_channels) != set(teacher_channels) or not student_channels:
+        raise UserError(
+            "student_channels and teacher_channels name the same stages, at least one; "
+            f"got {sorted(student_channels)} and {sorted(teacher_channels)}."
+        )
+    if width < 1:
+        raise UserError(f"width: at least 1 channel is needed; got {width!r}.")
+
+    def dense(key: PRNGKeyArray, channels_in: int, channels_out: int) -> dict[str, Array]:
+        kernel = jax.nn.initializers.lecun_normal()(key, (channels_in, channels_out))
+        return {"kernel": kernel, "bias": jnp.zeros(channels_out)}
+
+    def project(key: PRNGKeyArray, channels_in: int, channels_out: int) -> dict[str, dict[str, Array]]:
+        if projector != "mlp":
+            return {"out": dense(key, channels_in, channels_out)}
+        hidden, out = jax.random.split(key)
+        return {"hidden": dense(hidden, channels_in, width), "out": dense(out, width, channels_out)}
+
+    stages = sorted(student_channels)
+    keys = iter(jax.random.split(key, 2 * len(stages)))
+    params: Params = {"student": {}, "teacher": {}}
+    for stage in stages:
+        channels_out = teacher_channels[stage] if projector == "student" else width
+        params["student"][stage] = project(next(keys), student_channels[stage], channels_out)
+        if projector != "student":
+            params["teacher"][stage] = project(next(keys), teacher_channels[stage], channels_out)
+    if learned_sizes is not None:
+        if set(learned_sizes) != set(stages):
+            raise UserError(f"learned_sizes names the stages {stages}; got {sorted(learned_sizes)}.")
+        params["filters"] = {"student": {}, "teacher": {}}
+        for stage, (student_size, teacher_size) in learned_sizes.items():
+            fitting = _fitting(grids, student_size, teacher_size, stage)
+            params["filters"]["student"][stage] = learned_filter_init(student_size, fitting)
+            params["filters"]["teacher"][stage] = learned_filter_init(teacher_size, fitting)
+    return params
+
+
+def lfcc_loss(
+    params: Params,
+    student_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    teacher_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    *,
+    kind: str = "box",
+    grids: Sequence[int] = (1, 2, 4),
+    temperature: float | Float[Array, ""] = 0.1,
+    negatives: Literal["teacher", "both", "symmetric"] = "teacher",
+    axis_name: str | tuple[str, ...] | None = None,
+    ring: bool = False,
+    chunk_size: int | None = None,
+    where: Bool[Array, " batch"] | None = None,
+    labels: Int[Array, " batch"] | None = None,
+) -> Float[Array, " batch"]:
+    r"""Computes the LFCC distillation loss of each example, the mean over stages and grids.
+
+    With F the feature map of a stage, A_k the low-pass operator onto a k x k grid, P the projector of that stage:
+
+    .. math::
+      s &= P_s(A_k F_s A_k') \\
+      t &= P_t(A_k \, \mathrm{stop\_gradient}(F_t) \, A_k') \\
+      L_i(stage, k) &= -\log \mathrm{softmax}_j(\langle s_i, t_j \rangle / \tau)_i
+
+    where :math:`\langle \cdot, \cdot \rangle` is the cosine similarity of flattened codes, and j runs over the batch.
+
+    The maps are filtered before they are projected, which is the same for a linear P (the operators' rows sum to one)
+    and cheaper. All the codes of all the stages travel between devices in one collective.
+
+    This is a reconstruction: the paper's own equations are not public beyond its abstract.
+
+    Args:
+      params: from `lfcc_init`. They say which stages are used, and how each is projected.
+      student_features: a map `[batch, height, width, channels]` for each stage. Stages not in `params` are ignored.
+      teacher_features: those of the teacher, for the same images. Their sizes and channels may differ. No gradient
+        flows into them.
+      kind: the low-pass filter, one of `lfcc_jax.filters.KINDS`, or "learned" (see `lfcc_init`).
+      grids: the sizes k. At each stage, those that do not fit into both maps are left out.
+      temperature: above 0. To learn it, give `jnp.exp(log_temperature)`.
+      negatives: as in `info_nce`.
+      axis_name: as in `info_nce`: inside `jax.shard_map`, the mesh axis over which the batch is split.
+      ring: as in `info_nce`.
+      chunk_size: as in `info_nce`.
+      where: as in `info_nce`: which examples count.
+      labels: as in `info_nce`: classes, if examples of one class are not to be told apart.
+
+    Returns:
+      The loss of each example in nats, float32, without a reduction. Untrained, it is near log(batch).
+
+    Raises:
+      UserError: if a stage is missing, or no grid fits into it, or an argument makes no sense.
+
+    Examples:
+      >>> student = {"stage3": jnp.ones((8, 14, 14, 32)), "stage4": jnp.ones((8, 7, 7, 64))}
+      >>> teacher = {"stage3": jnp.ones((8, 14, 14, 48)), "stage4": jnp.ones((8, 14, 14, 48))}
+      >>> params = lfcc_init(jax.random.key(0), {"stage3": 32, "stage4": 64}, {"stage3": 48, "stage4": 48}, width=16)
+      >>> loss, grads = jax.value_and_grad(lambda p: lfcc_loss(p, student, teacher).mean())(params)
+      >>> print(loss.round(4))  # nothing tells eight equal images apart: log(8)
+      2.0794
+
+    References:
+      Wu et al, `Aligning in a Compact Space: Contrastive Knowledge Distillation between Heterogeneous Architectures
+      <https://arxiv.org/abs/2405.18524>`_, 2024
+    """
+    student_codes, teacher_codes = lfcc_codes(params, student_features, teacher_features, kind=kind, grids=grids)
+    losses = info_nce_many(
+        list(student_codes.values()),
+        list(teacher_codes.values()),
+        temperature=temperature,
+        negatives=negatives,
+        axis_name=axis_name,
+        ring=ring,
+        chunk_size=chunk_size,
+        where=where,
+        labels=labels,
+    )
+    return losses.mean(axis=0)
+
+
+def lfcc_codes(
+    params: Params,
+    student_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    teacher_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    *,
+    kind: str = "box",
+    grids: Sequence[int] = (1, 2, 4),
+) -> tuple[dict[str, Float[Array, "batch _"]], dict[str, Float[Array, "batch _"]]]:
+    """Returns the codes that `lfcc_loss` compares, before they are scaled to length one.
+
+    Args:
+      params: as in `lfcc_loss`.
+      student_features: as in `lfcc_loss`.
+      teacher_features: as in `lfcc_loss`.
+      kind: as in `lfcc_loss`.
+      grids: as in `lfcc_loss`.
+
+    Returns:
+      The student's and the teacher's codes by stage and grid, in the dtype of the features. The gradient of the latter
+      stops before the features.
+
+    Raises:
+      UserError: if a stage is missing, or no grid fits into it, or an argument makes no sense.
+
+    Examples:
+      >>> features = {"stage4": jnp.ones((8, 7, 7, 64))}
+      >>> params = lfcc_init(jax.random.key(0), {"stage4": 64}, {"stage4": 64}, width=16)
+      >>> student_codes, _ = lfcc_codes(params, features, features)
+      >>> jax.tree.map(jnp.shape, student_codes)
+      {'stage4/1': (8, 16), 'stage4/2': (8, 64), 'stage4/4': (8, 256)}
+    """
+    codes: dict[str, dict[str, Array]] = {"student": {}, "teacher": {}}
+    for stage in sorted(params["student"]):
+        features = {"student": student_features, "teacher": teacher_features}
+        for network in features:
+            if stage not in features[network]:
+                raise unknown(f"stage of the {network}", stage, features[network])
+        maps = {network: features[network][stage] for network in features}
+        maps["teacher"] = jax.lax.stop_gradient(maps["teacher"])
+        fitting = _fitting(grids, maps["student"].shape[1:3], maps["teacher"].shape[1:3], stage)
+        for network, x in maps.items():
+            if kind == "learned":
+                if "filters" not in params:
+                    raise UserError("kind='learned' needs filters in params: give learned_sizes to lfcc_init.")
+                compacted = learned_compact_grids(params["filters"][network][stage], x, fitting)
+            else:
+                compacted = compact_grids(x, kind, fitting)
+            # One matrix product projects the points of all grids.
+            points = jnp.concatenate([y.reshape(y.shape[0], -1, y.shape[-1]) for y in compacted], axis=1)
+            points = _project(params[network].get(stage, {}), points)
+            ends = [sum(grid**2 for grid in fitting[:i]) for i in range(1, len(fitting))]
+            for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
+                codes[network][f"{stage}/{grid}"] = y.reshape(y.shape[0], -1)
+    return codes["student"], codes["teacher"]
+
+
+def _project(
+    layers: Mapping[str, Mapping[str, Array]], x: Float[Array, "batch points channels"]
+) -> Float[Array, "batch points width"]:
+    if "hidden" in layers:
+        x = jax.nn.relu(_dense(layers["hidden"], x))
+    return _dense(layers["out"], x) if layers else x  # a teacher without a projector is taken as it is
+
+
+def _dense(layer: Mapping[str, Array], x: Float[Array, "*batch channels"]) -> Float[Array, "*batch width"]:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = jnp.einsum("bnc,cd->bnd", x, layer["kernel"].astype(x.dtype), preferred_element_type=wide)
+    return (y + layer["bias"][None, None, :]).astype(x.dtype)
+
+
+def _fitting(grids: Sequence[int], student_size: Size, teacher_size: Size, stage: str) -> list[int]:
+    """Returns the grids that fit into the maps of both networks."""
+    smallest = min(*student_size, *teacher_size)
+    fitting = [grid for grid in grids if grid <= smallest]
+    if not fitting:
+        raise UserError(
+            f"{stage}: none of the grids {list(grids)} fits into maps of {'x'.join(map(str, student_size))} (student) "
+            f"and {'x'.join(map(str, teacher_size))} (teacher); give one of at most {smallest}."
+        )
+    return fitting
