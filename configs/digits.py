@@ -1,23 +1,75 @@
-"""Distils a ViT into a small ResNet on scikit-learn's digits."""
+"""A ViT teaches a small CNN to read digits: the demo, on 1,797 real 8x8 scans that come with scikit-learn.
+
+Not a row of any paper: a set-up small enough to see distillation work in minutes on a laptop's CPU. `method` is
+
+    teacher   the ViT itself, on all 1,297 training images
+    scratch   the CNN alone
+    kd        the CNN with the teacher's predictions
+    lfcc      the CNN with the teacher's predictions and low-frequency features
+
+All three, and the teacher first, with three seeds each, in under five minutes on 2 CPU cores:
+
+    python -m experiments.compare --config=configs/digits.py
+
+One run, with a value changed:
+
+    python -m lfcc_jax.main --config=configs/digits.py:method=teacher --workdir=runs/teacher
+    python -m lfcc_jax.main --config=configs/digits.py:method=lfcc --workdir=runs/lfcc \
+        --config.teacher.checkpoint=runs/teacher --config.losses.lfcc.temperature=0.2
+"""
 
 from ml_collections import ConfigDict
 
+from lfcc_jax.training.config import parse_argument
 
-def get_config(method: str = "lfcc") -> ConfigDict:
-    """Returns the config of one run."""
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Returns the config of one run; `argument` is `method=...,runlocal=...`."""
+    chosen = parse_argument(argument, method=("lfcc", "teacher", "scratch", "kd"), runlocal=False)
+
     config = ConfigDict()
     config.seed = 0
-    config.data = ConfigDict({"name": "digits", "train_split": "train", "test_split": "test", "max_shift": 1})
+    config.data = ConfigDict()
+    config.data.name = "digits"
+    config.data.train_split = "train[:10%]"
+    config.data.test_split = "test"
+    config.data.data_dir = ""
+    config.data.max_shift = 1
+
     config.student = ConfigDict({"name": "resnet_pico"})
     config.teacher = ConfigDict({"name": "vit_pico", "checkpoint": ""})
-    config.losses = ConfigDict({"cross_entropy": {"weight": 1.0, "label_smoothing": 0.0}, "kd": {"weight": 1.0, "temperature": 1.0}, "lfcc": {"weight": 1.0}})
-    config.optimizer = ConfigDict({"name": "adamw", "weight_decay": 0.05, "learning_rate": {"name": "cosine", "peak": 1e-3, "warmup_epochs": 2.0}})
-    config.epochs = 20
-    config.batch_size = 64
-    config.eval_every_epochs = 5.0
-    if method == "teacher":
-        config.student.name = "vit_pico"
+
+    config.losses = ConfigDict()
+    config.losses.cross_entropy = ConfigDict({"weight": 1.0, "label_smoothing": 0.0})
+    config.losses.kd = ConfigDict({"weight": 1.0, "temperature": 1.0})
+    config.losses.lfcc = ConfigDict({"weight": 1.0, "temperature": 0.1})
+    config.losses.lfcc.kind = "box"
+    config.losses.lfcc.grids = (1, 2, 4)
+    config.losses.lfcc.stages = ("stage1", "stage2", "stage3", "stage4")
+    config.losses.lfcc.width = 128
+
+    config.optimizer = ConfigDict({"name": "adamw", "weight_decay": 0.05, "clip_norm": 0.0})
+    config.optimizer.learning_rate = ConfigDict({"name": "cosine", "peak": 5e-3, "final": 0.0, "warmup_epochs": 2.0})
+    config.epochs = 100.0
+    config.batch_size = 32
+    config.ema_decay = 0.0
+    config.dtype = "float32"
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.log_every_steps = 100
+    config.eval_every_epochs = 20.0
+    config.checkpoint_every_steps = 0
+
+    if chosen.method == "teacher":
+        config.student = ConfigDict({"name": "vit_pico"})
         config.teacher.name = ""
+        config.data.train_split = "train"
+        config.optimizer.learning_rate.peak = 3e-3
+        config.epochs = 80.0
+    if chosen.method in ("teacher", "scratch"):
         config.losses.kd.weight = 0.0
+    if chosen.method != "lfcc":
         config.losses.lfcc.weight = 0.0
+    if chosen.runlocal:
+        config.epochs = 2.0
+        config.eval_every_epochs = 1.0
     return config

@@ -1,31 +1,59 @@
 """Command line: `python -m lfcc_jax.main --config=configs/digits.py --workdir=runs/digits`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.preemption import Preempted
 
 _DEFAULT = Path(__file__).parent.parent / "configs" / "digits.py"
-_CONFIG = config_flags.DEFINE_config_file("config", str(_DEFAULT), "What to run; --config.key=value changes a key.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives. The same directory again goes on with it.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes (TPU pod, Slurm, MPI).")
 
 
-def main(argv: list[str]) -> None:
-    """Runs the config. Exits with 1 after an input that will not do, with 143 after SIGTERM."""
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected argument '{argv[1]}'; flags begin with --")
+def run(main: Callable[[], object]) -> None:
+    """Parses the flags `--config`, `--workdir` and `--distributed`, and calls `main`, which finds them in `flags.FLAGS`.
+
+    Ends with one line and status 1 after an input that will not do. Status 143 means that the run was told to stop
+    (SIGTERM) and has saved itself.
+    """
+    app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        # Defined here and not above, because defining --config already reads the command line, and may fail.
+        config_flags.DEFINE_config_file("config", str(_DEFAULT), "What to run; --config.key=value changes a key.")
+        flags.DEFINE_string("workdir", None, "Where the run lives. The same directory again goes on with it.")
+        flags.DEFINE_bool("distributed", False, "This is one of several processes (TPU pod, Slurm, MPI).")
+        rest = flags.FLAGS(argv)
+        getattr(flags.FLAGS.config, "seed", None)  # a config file that does not load fails here
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(f"error: {_one_line(error)}")
+    if len(rest) > 1:
+        sys.exit(f"error: unexpected argument '{rest[1]}'; flags begin with --")
+    return rest
+
+
+def _one_line(error: BaseException) -> str:
+    what = "unknown config key: " if isinstance(error, AttributeError) else ""
+    while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps its KeyErrors
+        error = error.args[0]
+    # It also puts the traceback of a config file into its message; what the file said comes last.
+    message = str(error.args[0] if error.args else error).split("UserError: ")[-1]
+    return what + " ".join(message.split())
+
+
+def _guarded(main: Callable[[], object]) -> None:
     logging.set_verbosity(logging.ERROR)
-    if _DISTRIBUTED.value:
+    if flags.FLAGS.distributed:
+        import jax
+
         jax.distributed.initialize()
     try:
-        train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except Preempted as note:
@@ -33,6 +61,13 @@ def main(argv: list[str]) -> None:
         sys.exit(143)
 
 
+def _main() -> None:
+    from lfcc_jax.train import train_and_evaluate
+
+    if flags.FLAGS.workdir is None:
+        raise UserError("--workdir: missing; give the directory where the run shall live, for example runs/first")
+    train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    run(_main)

@@ -1,5 +1,6 @@
 """A whole run, from config to trained student, to be read from top to bottom."""
 
+import datetime
 import json
 import time
 from collections.abc import Mapping
@@ -109,6 +110,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     shapes = jax.eval_shape(init, jax.random.key(run.seed))
     placement = weight_shardings(shapes, mesh)
     workdir = claim_workdir(workdir, config)
+    if (workdir / "summary.json").exists():
+        say(f"this run has ended already; its summary is in {workdir}")
+        return json.loads((workdir / "summary.json").read_text())
     checkpoints = Checkpoints(workdir / "checkpoints")
     restored = checkpoints.restore(
         jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
@@ -216,9 +220,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         "best_step": best["step"],
         "teacher_top1": last.get("test/teacher_accuracy"),
         "agreement": last.get("test/agreement"),
+        "seconds_per_step": run.batch_size / last["train/images_per_second"],
         "images_per_second": last["train/images_per_second"],
         "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     description = {
         "name": run.student["name"],
@@ -237,6 +243,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     if jax.process_index() == 0:
         pictures.learning_curves(workdir / "learning_curves.png", rows)
         pictures.spectra(workdir / "spectra.png", spectra)
+        (workdir / "spectra.json").write_text(json.dumps(spectra, indent=2) + "\n")
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     say(table(["result", "value"], [[name, _show(value)] for name, value in summary.items()]))
     say(f"all of it is in {workdir}")
@@ -271,16 +278,19 @@ def _finite_means(pending: list[dict[str, jax.Array]], step: int, checkpoints: C
     return {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
 
 
-def _spectra(network: models.Network, variables: Any, images: jax.Array, mesh: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns the radial spectrum of each stage's map: frequencies in cycles per image, and powers."""
+def _spectra(network: models.Network, variables: Any, images: jax.Array, mesh: Any) -> dict[str, dict[str, list[float]]]:
+    """Returns the radial spectrum of each stage's map."""
 
     def spectra(variables: Any, images: jax.Array) -> dict[str, Any]:
         features = network.apply(variables, to_float(images), train=False).features
-        return {stage: radial_spectrum(x) for stage, x in features.items() if x.ndim == 4 and x.shape[1] > 1}
+        return {stage: radial_spectrum(x) for stage, x in features.items() if x.ndim == 4}
 
     found = jax.device_get(jax.jit(spectra, out_shardings=replicated(mesh))(variables, images))
     sizes = network.feature_info()
-    return {stage: (frequencies * sizes[stage].height, power) for stage, (frequencies, power) in found.items()}
+    return {
+        stage: {"cycles_per_image": (frequencies * sizes[stage].height).tolist(), "power": power.tolist()}
+        for stage, (frequencies, power) in found.items()
+    }
 
 
 def _show(value: Any) -> str:

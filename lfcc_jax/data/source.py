@@ -29,14 +29,14 @@ class Source(NamedTuple):
     image_channels: int
 
 
-def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
+def open_source(name: str, split: str, data_dir: str = "") -> Source:
     """Returns one split of a data set, preparing it first if this package can.
 
     Args:
       name: `digits`; the name of a data set prepared under `data_dir`; or the path of a prepared directory, the one
         that holds `dataset_info.json`.
       split: in TFDS's notation, for example `test` or `train[:20%]`.
-      data_dir: where prepared data sets lie; TFDS's own default if None.
+      data_dir: where prepared data sets lie; TFDS's own default if empty.
 
     Returns:
       The source.
@@ -70,7 +70,7 @@ class Splits(NamedTuple):
 
 
 def open_splits(
-    name: str, train_split: str = "train", test_split: str = "test", data_dir: str | None = None, max_shift: int = 0
+    name: str, train_split: str = "train", test_split: str = "test", data_dir: str = "", max_shift: int = 0
 ) -> Splits:
     """Returns training and test data: the `data` block of a config. See `open_source` and `train_batches`.
 
@@ -80,11 +80,11 @@ def open_splits(
     return Splits(open_source(name, train_split, data_dir), open_source(name, test_split, data_dir), max_shift)
 
 
-def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name == "digits":
         from lfcc_jax.data.digits import Digits
 
-        builder = Digits(data_dir=data_dir, file_format="array_record")
+        builder = Digits(data_dir=data_dir or None, file_format="array_record")
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
         return builder

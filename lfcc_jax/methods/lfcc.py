@@ -1,5 +1,6 @@
 """LFCC as rebuilt here: low-frequency codes of four stages, and a contrast between the images of a batch."""
 
+import flax.linen as nn
 from jaxtyping import Array
 
 from lfcc_jax.errors import unknown
@@ -13,27 +14,47 @@ class LFCC(Method):
 
     Attributes:
       stages: the feature maps that are aligned, by name.
-      kind: of the low-pass filter.
-      grids: sides of the compact codes, in cells; those that fit in neither map of a stage are left out there.
+      kind: of the low-pass filter, one of `lfcc_jax.KINDS`, or `learned`.
+      grids: sides of the compact codes, in cells; at each stage those that do not fit into both maps are left out.
       width: channels of the shared space.
+      projector: `both`, `student` or `mlp`; see `lfcc_init`.
       temperature: divides the cosine similarities.
+      negatives: `teacher`, `both` or `symmetric`; see `info_nce`.
     """
 
     stages: tuple[str, ...] = ("stage1", "stage2", "stage3", "stage4")
     kind: str = "box"
     grids: tuple[int, ...] = (1, 2, 4)
     width: int = 128
+    projector: str = "both"
     temperature: float = 0.1
+    negatives: str = "teacher"
 
+    @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Array]:
         """Returns `lfcc` `[batch]`."""
         for stage in self.stages:
-            for features in (student.features, teacher.features):
-                if stage not in features:
-                    raise unknown("stage", stage, features, "lfcc.stages")
-        ours = {stage: student.features[stage] for stage in self.stages}
-        theirs = {stage: teacher.features[stage] for stage in self.stages}
+            if stage not in student.features:
+                raise unknown("stage", stage, student.features, "config.losses.lfcc.stages")
+        ours, theirs = ({stage: output.features[stage] for stage in self.stages} for output in (student, teacher))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]
-        projectors = self.param("projectors", lfcc_init, *channels, self.width)
-        loss = lfcc_loss(projectors, ours, theirs, kind=self.kind, grids=self.grids, temperature=self.temperature)
+        sizes = {stage: (ours[stage].shape[1:3], theirs[stage].shape[1:3]) for stage in self.stages}
+        params = self.param(
+            "lfcc",
+            lfcc_init,
+            *channels,
+            self.width,
+            projector=self.projector,
+            learned_sizes=sizes if self.kind == "learned" else None,
+            grids=self.grids,
+        )
+        loss = lfcc_loss(
+            params,
+            ours,
+            theirs,
+            kind=self.kind,
+            grids=self.grids,
+            temperature=self.temperature,
+            negatives=self.negatives,
+        )
         return {"lfcc": loss}

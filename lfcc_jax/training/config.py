@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 from etils import epath
 
-from lfcc_jax.errors import UserError, checked_arguments
+from lfcc_jax.errors import UserError, checked_arguments, unknown
 
 Block = dict[str, Any]
 
@@ -107,3 +108,38 @@ def _differences(there: Any, here: Any, prefix: str = "config") -> list[tuple[st
         absent = "absent"
         return [d for k in keys for d in _differences(there.get(k, absent), here.get(k, absent), f"{prefix}.{k}")]
     return [] if there == here else [(prefix, there, here)]
+
+
+def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
+    """Reads what stands behind the colon of `--config=file.py:name=value,name=value`.
+
+    Args:
+      argument: that text; empty means all defaults.
+      **options: for each name its default, whose type the value shall have; or a tuple of the values that would do,
+        the default first.
+
+    Returns:
+      A namespace of all the names.
+
+    Raises:
+      UserError: for an unknown name or value, with the nearest one.
+
+    Examples:
+      >>> parse_argument("method=kd,runlocal=true", method=("lfcc", "kd"), runlocal=False)
+      namespace(method='kd', runlocal=True)
+    """
+    chosen = {name: option[0] if isinstance(option, tuple) else option for name, option in options.items()}
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if name not in options:
+            raise unknown("name", name, options, "--config=file.py:...")
+        option = options[name]
+        if isinstance(option, tuple) and value not in option:
+            raise unknown(name, value, option, "--config=file.py:...")
+        if isinstance(option, bool):
+            if value.lower() not in ("", "true", "false", "1", "0"):
+                raise unknown(name, value, ("true", "false"), "--config=file.py:...")
+            chosen[name] = value.lower() in ("", "true", "1")
+        else:
+            chosen[name] = value if isinstance(option, tuple) else type(option)(value)
+    return SimpleNamespace(**chosen)

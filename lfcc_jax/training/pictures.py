@@ -37,24 +37,55 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
     _save(figure, path)
 
 
-def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> None:
+def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> None:
     """Draws the radial power spectra of feature maps, a panel a stage.
 
     Args:
       path: of the PNG.
-      networks: for each network, by a name for the legend, each stage's frequencies (cycles per image) and powers.
+      networks: for each network, by a name for the legend, each stage's `cycles_per_image` and `power`.
     """
     stages = sorted({stage for features in networks.values() for stage in features})
-    figure, axes = _axes(1, len(stages), (3.2 * len(stages), 3.4))
-    for axis, stage in zip(np.atleast_1d(axes), stages, strict=True):
-        for color, (name, features) in zip(COLORS, networks.items(), strict=False):
+    figure, axes = _axes(1, len(stages), (3.2 * len(stages), 3.8), sharey=True)
+    for axis, stage in zip(np.ravel(axes), stages, strict=True):
+        colors = iter(COLORS)
+        for name, features in networks.items():
+            is_teacher = name.startswith("teacher")
+            style = {"color": "black", "linestyle": "--"} if is_teacher else {"color": next(colors)}
             if stage in features:
-                frequencies, power = map(np.asarray, features[stage])
-                axis.plot(frequencies, power / power.sum(), marker="o", color=color, label=name)
+                power = np.asarray(features[stage]["power"])
+                axis.plot(features[stage]["cycles_per_image"], power / power.sum(), marker=".", label=name, **style)
         axis.set(title=stage, xlabel="cycles per image", yscale="log")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    np.atleast_1d(axes)[0].set_ylabel("share of power")
-    np.atleast_1d(axes)[0].legend(frameon=False)
+    np.ravel(axes)[0].set_ylabel("share of power")
+    handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def comparison(path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], teacher: float) -> None:
+    """Draws the students' accuracies over the epochs, and where each seed ended.
+
+    Args:
+      path: of the PNG.
+      runs: for each method, the lines of `metrics.jsonl` of each seed.
+      teacher: accuracy of the teacher, in [0, 1].
+    """
+    figure, (left, right) = _axes(1, 2, (10, 4))
+    for i, (method, seeds) in enumerate(runs.items()):
+        series = [_series(rows, "test/accuracy") for rows in seeds]
+        accuracy = 100 * np.stack([values for _, values in series])
+        color = COLORS[i % len(COLORS)]
+        left.plot(series[0][0], accuracy.mean(axis=0), color=color, marker=".", label=method)
+        left.fill_between(series[0][0], accuracy.min(axis=0), accuracy.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        right.plot(accuracy[:, -1], np.full(len(seeds), i), "o", color=color, alpha=0.6)
+        right.plot(accuracy[:, -1].mean(), i, "|", color=color, markersize=24, markeredgewidth=2)
+    for axis, line in ((left, left.axhline), (right, right.axvline)):
+        line(100 * teacher, color="black", linestyle="--", linewidth=1, label="teacher")
+        axis.set_title("Test accuracy over the epochs" if axis is left else "At the last epoch: seeds and their mean")
+    lowest = min(100 * _series(rows, "test/accuracy")[1][1:].min() for seeds in runs.values() for rows in seeds)
+    left.set(xlabel="epoch", ylabel="top-1, %", ylim=(lowest - 2, None))
+    left.legend(frameon=False, loc="lower right")
+    right.set(xlabel="top-1, %", yticks=range(len(runs)), yticklabels=list(runs), ylim=(len(runs) - 0.5, -0.5))
     _save(figure, path)
 
 
@@ -66,10 +97,10 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
     return tuple(np.asarray(points, float).reshape(-1, 2).T)
 
 
-def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[matplotlib.figure.Figure, Any]:
+def _axes(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[matplotlib.figure.Figure, Any]:
     # A Figure of its own needs no display, and leaves the user's matplotlib backend as it is.
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns)
+    axes = figure.subplots(rows, columns, **kwargs)
     for axis in np.ravel(axes):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
