@@ -1,5 +1,6 @@
 """InfoNCE between the codes of two networks, against the negatives of the whole batch wherever they live."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,10 +17,6 @@ NEGATIVES = ("teacher", "both", "symmetric")
 _NEVER = -1e30
 # The square of a norm under which a code counts as zero.
 _SQUARED_ZERO = 1e-24
-
-# The keys that anchors are compared with. They travel between devices together: {"codes": [keys, dim], "index": [keys],
-# and, where the caller gave them, "where": [keys] and "labels": [keys]}.
-_Block = dict[str, Array]
 
 
 def info_nce(
@@ -156,54 +153,41 @@ def info_nce_many(
     """
     _check(students, teachers, temperature, negatives, axis_name, ring, chunk_size, where, labels)
     count, batch = len(students), students[0].shape[0]
-    # Each softmax has anchors, positives, and keys: places in `keys`, the codes that other examples are told apart by.
-    # Student codes are among them, and are sent to other devices, only if they are somebody's negatives.
+    # Each softmax has anchors, positives, and negatives: places in `keys`, among the codes of the other examples.
+    # Student codes are keys, and are sent to other devices, only if they are somebody's negatives.
     keys = [*teachers] if negatives == "teacher" else [*teachers, *students]
     softmaxes = [(students[c], teachers[c], [c, count + c] if negatives == "both" else [c]) for c in range(count)]
     if negatives == "symmetric":
         softmaxes += [(teachers[c], students[c], [count + c]) for c in range(count)]
-
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
-    here: _Block = {"codes": jnp.concatenate(keys, axis=1), "index": first + jnp.arange(batch)}
-    if where is not None:
-        here["where"] = where
-    if labels is not None:
-        here["labels"] = labels
-
-    anchors = [_unit(anchor) for anchor, _, _ in softmaxes]
-    positives = [
-        jnp.sum(anchor * _unit(positive), axis=1) / temperature
-        for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)
-    ]
-    ends = list(itertools.accumulate(key.shape[1] for key in keys))
-
-    def add_negatives(log_sums: list[Array], block: _Block) -> list[Array]:
-        """Adds the negatives among a block of keys to the logarithm of each softmax's denominator."""
-        negative = here["index"][:, None] != block["index"][None, :]
-        if "where" in block:
-            negative &= block["where"][None, :]
-        if "labels" in block:
-            negative &= here["labels"][:, None] != block["labels"][None, :]
-        units = [_unit(codes) for codes in jnp.split(block["codes"], ends[:-1], axis=1)]
-        log_sums = list(log_sums)
-        for i, (anchor, (_, _, places)) in enumerate(zip(anchors, softmaxes, strict=True)):
-            for place in places:
-                cosine = jnp.einsum("id,jd->ij", anchor, units[place], preferred_element_type=anchor.dtype)
-                logits = jnp.where(negative, cosine / temperature, _NEVER)
-                log_sums[i] = jnp.logaddexp(log_sums[i], jax.nn.logsumexp(logits, axis=1))
-        return log_sums
-
+    # The temperature divides the anchors, [batch, dim], instead of the logits, [batch, batch].
+    anchors = [_unit(anchor) / temperature for anchor, _, _ in softmaxes]
+    positives = jnp.stack(
+        [jnp.sum(anchor * _unit(positive), axis=1) for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)]
+    )
+    add_up = _negatives_log_sums([places for _, _, places in softmaxes], [key.shape[1] for key in keys])
     if chunk_size is not None:
-        add_negatives = _in_chunks(add_negatives, chunk_size)
-    # A softmax starts from its positive, so that it is never empty, and meets its negatives in any order.
-    if ring:
-        log_sums = _around_the_ring(add_negatives, positives, here, axis_name)
-    elif axis_name is not None:
-        log_sums = add_negatives(positives, jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), here))
-    else:
-        log_sums = add_negatives(positives, jax.tree.map(_replicated, here))
+        add_up = _in_chunks(add_up, chunk_size)
 
-    losses = jnp.stack(log_sums) - jnp.stack(positives)
+    codes = jnp.concatenate(keys, axis=1)
+    marks = {"index": jnp.arange(batch)}
+    if where is not None:
+        marks["where"] = where
+    if labels is not None:
+        marks["labels"] = labels
+    if axis_name is None:
+        log_sums = add_up(anchors, marks, _replicated(codes), jax.tree.map(_replicated, marks))
+    else:
+        marks["index"] += jax.lax.axis_index(axis_name) * batch
+        if ring:
+            log_sums = jax.nn.logsumexp(_around_the_ring(add_up, axis_name, anchors, marks, codes, marks), axis=0)
+        else:
+            gathered = {
+                name: jax.lax.all_gather(x, axis_name, tiled=True) for name, x in marks.items() if name != "index"
+            }
+            codes = jax.lax.all_gather(codes, axis_name, tiled=True)
+            log_sums = add_up(anchors, marks, codes, {"index": jnp.arange(codes.shape[0]), **gathered})
+
+    losses = jnp.logaddexp(positives, log_sums) - positives
     if negatives == "symmetric":
         losses = (losses[:count] + losses[count:]) / 2
     return losses if where is None else jnp.where(where[None, :], losses, 0)
@@ -217,46 +201,123 @@ def _unit(codes: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
     return codes * jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, squared, 1)), 0)
 
 
-_AddNegatives = Callable[[list[Array], _Block], list[Array]]
+# What is known of examples besides their codes: {"index": [keys]}, their number in the global batch, and, where the
+# caller gave them, "where" and "labels".
+_Marks = dict[str, Array]
+# (anchors, their marks, codes of keys, their marks) -> for each softmax and anchor the logarithm of the sum of
+# exp(logit) over its negatives among these keys. Over several blocks of keys, sums add up.
+_LogSums = Callable[[list[Array], _Marks, Array, _Marks], Float[Array, "softmaxes batch"]]
 
 
-def _in_chunks(add_negatives: _AddNegatives, size: int) -> _AddNegatives:
-    """Returns `add_negatives` that takes `size` keys at a time, and remakes their logits for the gradient."""
+def _negatives_log_sums(places: list[list[int]], widths: list[int]) -> _LogSums:
+    ends = list(itertools.accumulate(widths))
 
-    def add_chunks(log_sums: list[Array], block: _Block) -> list[Array]:
-        rows = block["index"].shape[0]
+    def add_up(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
+        negative = anchor_marks["index"][:, None] != marks["index"][None, :]
+        if "where" in marks:
+            negative &= marks["where"][None, :]
+        if "labels" in marks:
+            negative &= anchor_marks["labels"][:, None] != marks["labels"][None, :]
+        keys = [_unit(key) for key in jnp.split(codes, ends[:-1], axis=1)]
+
+        def log_sum(anchor: Array, key: Array) -> Array:
+            logits = jnp.einsum("id,jd->ij", anchor, key, preferred_element_type=anchor.dtype)
+            return jax.nn.logsumexp(jnp.where(negative, logits, _NEVER), axis=1)
+
+        return jnp.stack(
+            [
+                functools.reduce(jnp.logaddexp, [log_sum(anchor, keys[place]) for place in of_softmax])
+                for anchor, of_softmax in zip(anchors, places, strict=True)
+            ]
+        )
+
+    return add_up
+
+
+def _in_chunks(add_up: _LogSums, size: int) -> _LogSums:
+    """Returns `add_up` that takes `size` keys at a time, and makes their logits anew for the gradient."""
+
+    def add_up_chunks(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
+        rows = codes.shape[0]
         padding = -rows % size
         if padding:
-            block = {"where": jnp.ones(rows, bool), **block}  # what is padded, with False, is nobody's negative
-            block = {name: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for name, x in block.items()}
-        chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), block)
-        step = jax.checkpoint(lambda log_sums, chunk: (add_negatives(log_sums, chunk), None))
-        return jax.lax.scan(step, log_sums, chunks)[0]
+            marks = {"where": jnp.ones(rows, bool), **marks}  # padded with False: nobody's negatives
+        chunks = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, size, *x.shape[1:]),
+            (codes, marks),
+        )
+        chunk_log_sums = jax.checkpoint(lambda chunk: add_up(anchors, anchor_marks, *chunk))
+        return jax.nn.logsumexp(jax.lax.map(chunk_log_sums, chunks), axis=0)
 
-    return add_chunks
+    return add_up_chunks
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _around_the_ring(
-    add_negatives: _AddNegatives, log_sums: list[Array], block: _Block, axis_name: str | tuple[str, ...]
-) -> list[Array]:
-    """Passes each device's block to its neighbour until everybody has met every block."""
+    add_up: _LogSums,
+    axis_name: str | tuple[str, ...],
+    anchors: list[Array],
+    anchor_marks: _Marks,
+    codes: Array,
+    marks: _Marks,
+) -> Float[Array, "devices softmaxes batch"]:
+    """Sends each device's keys round all the devices; returns the log sums over each device's keys.
+
+    The gradient sends them round a second time. (Automatic differentiation would keep every block that came by, which
+    is the gathered array that a ring is there to avoid.)
+    """
+
+    def step(block: tuple[Array, _Marks], _: None) -> tuple[tuple[Array, _Marks], Array]:
+        return _to_next(block, axis_name), add_up(anchors, anchor_marks, *block)
+
+    last, log_sums = jax.lax.scan(step, (codes, marks), length=jax.lax.axis_size(axis_name) - 1)
+    return jnp.concatenate([log_sums, add_up(anchors, anchor_marks, *last)[None]])
+
+
+def _ring_forward(
+    add_up: _LogSums, axis_name: str | tuple[str, ...], *arguments: Any
+) -> tuple[Float[Array, "devices softmaxes batch"], tuple]:
+    return _around_the_ring(add_up, axis_name, *arguments), arguments
+
+
+def _ring_backward(
+    add_up: _LogSums, axis_name: str | tuple[str, ...], arguments: tuple, cotangents: Float[Array, "devices _ batch"]
+) -> tuple:
+    anchors, anchor_marks, codes, marks = arguments
+
+    def step(carry: tuple, cotangent: Array) -> tuple[tuple, None]:
+        anchors_grad, codes_grad, codes, marks = carry
+        _, vjp = jax.vjp(lambda anchors, codes: add_up(anchors, anchor_marks, codes, marks), anchors, codes)
+        anchors_more, codes_more = vjp(cotangent)
+        anchors_grad = jax.tree.map(jnp.add, anchors_grad, anchors_more)
+        # The gradient of a block travels with it, and is home when everybody has added to it.
+        (codes_grad, codes), marks = _to_next(((codes_grad + codes_more, codes), marks), axis_name)
+        return (anchors_grad, codes_grad, codes, marks), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (anchors, codes))
+    (anchors_grad, codes_grad, _, _), _ = jax.lax.scan(step, (*zeros, codes, marks), cotangents)
+    return anchors_grad, None, codes_grad, None
+
+
+_around_the_ring.defvjp(_ring_forward, _ring_backward)
+
+
+def _to_next(block: tuple[Any, _Marks], axis_name: str | tuple[str, ...]) -> tuple[Any, _Marks]:
+    """Sends a block to the next device of the ring; the numbers of its examples are known without being sent."""
     devices = jax.lax.axis_size(axis_name)
-    to_next = [(i, (i + 1) % devices) for i in range(devices)]
-    add_negatives = jax.checkpoint(add_negatives)
-
-    def step(carry: tuple[list[Array], _Block], _: None) -> tuple[tuple[list[Array], _Block], None]:
-        log_sums, block = carry
-        block = jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, to_next), block)
-        return (add_negatives(log_sums, block), block), None
-
-    log_sums = add_negatives(log_sums, block)
-    return jax.lax.scan(step, (log_sums, block), length=devices - 1)[0][0]
+    codes, marks = block
+    index = marks["index"]
+    others = {name: x for name, x in marks.items() if name != "index"}
+    send = functools.partial(
+        jax.lax.ppermute, axis_name=axis_name, perm=[(i, (i + 1) % devices) for i in range(devices)]
+    )
+    codes, others = jax.tree.map(send, (codes, others))
+    return codes, {"index": (index - index.shape[0]) % (devices * index.shape[0]), **others}
 
 
 def _replicated(x: Array) -> Array:
     """Gathers an array whose sharding is part of its type; where XLA decides (`AxisType.Auto`), it is left to XLA."""
-    sharding = jax.typeof(x).sharding
-    if all(axes is None for axes in sharding.spec):
+    if all(axes is None for axes in jax.typeof(x).sharding.spec):
         return x
     return jax.reshard(x, jax.P(*[None] * x.ndim))
 

@@ -1,0 +1,155 @@
+"""The LFCC loss against its equation in numpy, and what its options mean."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from lfcc_jax import compact, lfcc_codes, lfcc_init, lfcc_loss
+from lfcc_jax.errors import UserError
+from lfcc_jax.losses import info_nce
+
+BATCH = 8
+RNG = np.random.default_rng(0)
+
+
+def features(**stages):
+    return {stage: jnp.asarray(RNG.standard_normal((BATCH, *shape)), jnp.float32) for stage, shape in stages.items()}
+
+
+STUDENT = features(stage3=(14, 14, 6), stage4=(3, 5, 8), pooled=())
+TEACHER = features(stage3=(14, 14, 10), stage4=(7, 7, 10))
+CHANNELS = {"stage3": 6, "stage4": 8}, {"stage3": 10, "stage4": 10}
+
+
+def params_of(width=12, **options):
+    params = lfcc_init(jax.random.key(0), *CHANNELS, width, **options)
+    # Biases start at zero; let a test see them.
+    return jax.tree.map(lambda x: x + 0.1 if x.ndim == 1 else x, params)
+
+
+def test_the_loss_is_its_equation():
+    params = params_of()
+    losses = []
+    for stage in ("stage3", "stage4"):
+        for grid in (1, 2, 4):
+            if grid > min(STUDENT[stage].shape[1:3]):
+                continue  # 4 does not fit into 3 x 5
+            codes = []
+            for network, maps in (("student", STUDENT), ("teacher", TEACHER)):
+                layer = params[network][stage]["out"]
+                # Projected before it is filtered: the other order than the code's.
+                projected = maps[stage] @ layer["kernel"] + layer["bias"][None, None, None]
+                codes.append(np.asarray(compact(projected, "gaussian", grid), np.float64).reshape(BATCH, -1))
+            s, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in codes)
+            logits = s @ t.T / 0.2
+            losses.append(np.log(np.exp(logits).sum(axis=1)) - np.diagonal(logits))
+    assert len(losses) == 5
+    result = lfcc_loss(params, STUDENT, TEACHER, kind="gaussian", temperature=0.2)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, np.mean(losses, axis=0), atol=5e-6)
+
+
+@pytest.mark.parametrize("projector", ["both", "student", "mlp"])
+def test_every_projector_gives_both_networks_codes_of_one_length(projector):
+    params = params_of(projector=projector)
+    student, teacher = lfcc_codes(params, STUDENT, TEACHER, grids=(1, 2))
+    width = 10 if projector == "student" else 12
+    assert jax.tree.map(jnp.shape, student) == jax.tree.map(jnp.shape, teacher)
+    assert student["stage4/2"].shape == (BATCH, 4 * width)
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    if projector == "student":
+        np.testing.assert_array_equal(teacher["stage4/2"], compact(TEACHER["stage4"], "box", 2).reshape(BATCH, -1))
+
+
+@pytest.mark.parametrize("projector", ["both", "student", "mlp"])
+@pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
+def test_no_gradient_reaches_the_teachers_features_and_some_reaches_all_else(projector, negatives):
+    params = params_of(projector=projector)
+    student = {stage: STUDENT[stage] for stage in CHANNELS[0]}
+
+    def loss(params, student, teacher):
+        return lfcc_loss(params, student, teacher, negatives=negatives).mean()
+
+    of_params, of_student, of_teacher = jax.grad(loss, (0, 1, 2))(params, student, TEACHER)
+    assert not any(g.any() for g in jax.tree.leaves(of_teacher))
+    assert all(g.any() for g in jax.tree.leaves((of_params, of_student)))
+
+
+def test_a_learned_filter_starts_near_the_box_and_is_trained():
+    sizes = {"stage3": ((14, 14), (14, 14)), "stage4": ((3, 5), (7, 7))}
+    params = params_of(learned_sizes=sizes)
+    assert sorted(params["filters"]["student"]["stage4"]) == ["1", "2"]
+    loss = lambda params, kind: lfcc_loss(params, STUDENT, TEACHER, kind=kind).mean()  # noqa: E731
+    # A row gives 5 % of its weight away; on noise, that is 5 % of each axis' contribution.
+    np.testing.assert_allclose(loss(params, "learned"), loss(params, "box"), rtol=0.1)
+    grads = jax.grad(loss)(params, "learned")
+    assert all(g.any() for g in jax.tree.leaves(grads["filters"]))
+
+
+def test_bfloat16_features_give_bfloat16_codes_and_a_float32_loss_within_a_hundredth():
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (STUDENT, TEACHER))
+    params = params_of()
+    assert {x.dtype for x in jax.tree.leaves(lfcc_codes(params, *low))} == {jnp.dtype(jnp.bfloat16)}
+    result = lfcc_loss(params, *low)
+    assert result.dtype == jnp.float32
+    # Codes rounded to 2^-9 move a cosine by as much, a logit by 2^-9 / 0.1 = 0.02, and a mean over pairs by far less.
+    assert abs(result.mean() - lfcc_loss(params, STUDENT, TEACHER).mean()) < 0.02
+
+
+def test_masks_and_negatives_reach_the_contrastive_loss():
+    where, labels = jnp.arange(BATCH) < 6, jnp.arange(BATCH) % 3
+    student, teacher = lfcc_codes(params_of(), STUDENT, TEACHER)
+    options = dict(negatives="symmetric", where=where, labels=labels, chunk_size=3)
+    expected = [info_nce(student[name], teacher[name], temperature=0.1, **options) for name in student]
+    result = lfcc_loss(params_of(), STUDENT, TEACHER, **options)
+    np.testing.assert_allclose(result, np.mean(expected, axis=0), atol=5e-6)
+    assert not result[6:].any()
+
+
+@pytest.mark.parametrize("layout", [{}, {"axis_name": "data"}, {"axis_name": "data", "ring": True}], ids=str)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_eight_devices_give_the_loss_and_gradient_of_one(layout, axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    params, student = params_of(), {stage: STUDENT[stage] for stage in CHANNELS[0]}
+    loss = functools.partial(lfcc_loss, **layout)
+    if layout:
+        specs = (jax.P(), jax.P("data"), jax.P("data"))
+        loss = jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=jax.P("data"))
+
+    def value_and_grad(loss, *arguments):
+        return jax.jit(jax.value_and_grad(lambda *a: loss(*a).mean(), (0, 1)))(*arguments)
+
+    expected = value_and_grad(lfcc_loss, params, student, TEACHER)
+    with jax.set_mesh(mesh):
+        split = jax.device_put((student, TEACHER), jax.NamedSharding(mesh, jax.P("data")))
+        result = value_and_grad(loss, jax.device_put(params, jax.NamedSharding(mesh, jax.P())), *split)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=5e-6), result, expected)
+
+
+def test_init_is_a_function_of_its_key():
+    first, again, other = (lfcc_init(jax.random.key(seed), *CHANNELS, 12) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernels = [params["student"]["stage3"]["out"]["kernel"] for params in (first, other)]
+    assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: params_of(projector="bth"), "unknown projector 'bth'; did you mean 'both'"),
+        (lambda: params_of(width=0), "width: at least 1"),
+        (lambda: lfcc_init(jax.random.key(0), {"stage3": 6}, {"stage4": 6}, 8), r"got \['stage3'\] and \['stage4'\]"),
+        (lambda: lfcc_loss(params_of(), {"stage3": STUDENT["stage3"]}, TEACHER), "unknown stage of the student 'stage4'"),
+        (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, grids=(4, 7)), r"stage4: none of the grids \[4, 7\] fits .* 3x5"),
+        (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="bx"), "did you mean 'box'"),
+        (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="learned"), "give learned_sizes to lfcc_init"),
+        (lambda: params_of(learned_sizes={"stage3": ((14, 14), (14, 14))}), r"learned_sizes names the stages"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_a_reason(call, says):
+    with pytest.raises(UserError, match=says):
+        call()

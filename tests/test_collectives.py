@@ -1,0 +1,148 @@
+"""What the compiled programs send between eight devices, counted, and what they hold in memory."""
+
+import collections
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
+from lfcc_jax.filters import learned_compact_grids, learned_filter_init
+from lfcc_jax.spectrum import energy_below, radial_spectrum
+
+COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
+BATCH = jax.P("data")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+
+@pytest.fixture(scope="module")
+def split(mesh):
+    """Returns the abstract array whose first axis is split over the devices."""
+    return lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, BATCH))
+
+
+@pytest.fixture(scope="module")
+def everywhere(mesh):
+    """Returns abstract arrays of which every device has a copy."""
+    return functools.partial(
+        jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, jax.P()))
+    )
+
+
+def compiled(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def collectives(function, *arguments):
+    return dict(collections.Counter(COLLECTIVE.findall(compiled(function, *arguments).as_text())))
+
+
+def energy(ys):
+    return sum(jnp.sum(jnp.square(y)) for y in jax.tree.leaves(ys))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filtering_a_split_batch_and_its_gradient_send_nothing(split, kind):
+    x = split(64, 14, 14, 32)
+    assert collectives(jax.grad(lambda x: energy(compact_grids(x, kind, (1, 2, 4, 7)))), x) == {}
+    assert collectives(jax.grad(lambda x: energy(low_pass(x, kind, 0.1))), x) == {}
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="XLA no longer gathers an FFT's batch")
+def test_the_same_filter_by_fft_gathers_the_batch(split):
+    gradient = jax.grad(lambda x: energy(low_pass(x, "ideal", 0.1, implementation="fft")))
+    assert collectives(gradient, split(64, 14, 14, 32))["all-gather"] > 0
+
+
+def test_a_learned_filter_reduces_its_own_gradient_and_sends_no_map(split, everywhere):
+    params = everywhere(learned_filter_init((14, 14), (4,)))
+
+    def loss(params, x):
+        return energy(learned_compact_grids(params, x, (4,)))
+
+    assert collectives(jax.grad(loss, 1), params, split(64, 14, 14, 32)) == {}
+    assert collectives(jax.grad(loss, 0), params, split(64, 14, 14, 32)) == {"all-reduce": 1}
+
+
+def test_spectra_send_only_the_mean_over_the_batch(split):
+    assert collectives(lambda x: energy_below(x, 0.1), split(64, 14, 14, 32)) == {}
+    assert collectives(lambda x: radial_spectrum(x)[1], split(64, 14, 14, 32)) == {"all-reduce": 1}
+
+
+def on_devices(mesh, **layout):
+    loss = functools.partial(info_nce, temperature=0.1, **layout)
+    return jax.shard_map(loss, mesh=mesh, in_specs=BATCH, out_specs=BATCH)
+
+
+def gradient(loss, of=0):
+    return jax.grad(lambda student, teacher: loss(student, teacher).mean(), of)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 64])
+@pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
+def test_constant_teacher_codes_cost_one_all_gather_and_nothing_else(mesh, split, negatives, chunk_size):
+    loss = on_devices(mesh, axis_name="data", negatives=negatives, chunk_size=chunk_size)
+    students_are_negatives = {} if negatives == "teacher" else {"reduce-scatter": 1}
+    codes = split(512, 16), split(512, 16)
+    assert collectives(gradient(loss), *codes) == {"all-gather": 1, **students_are_negatives}
+
+
+def test_trainable_teacher_codes_cost_one_reduce_scatter_more(mesh, split):
+    loss = on_devices(mesh, axis_name="data")
+    assert collectives(gradient(loss, (0, 1)), split(512, 16), split(512, 16)) == {"all-gather": 1, "reduce-scatter": 1}
+
+
+def test_the_ring_gathers_nothing(mesh, split):
+    loss, codes = on_devices(mesh, axis_name="data", ring=True), (split(512, 16), split(512, 16))
+    # One permutation in the loop of the value, one in that of the gradient, and one for the teacher's gradient to come home.
+    assert collectives(loss, *codes) == {"collective-permute": 1}
+    assert collectives(gradient(loss), *codes) == {"collective-permute": 2}
+    assert collectives(gradient(loss, (0, 1)), *codes) == {"collective-permute": 3}
+
+
+def test_negatives_of_one_device_alone_are_seen_by_their_missing_all_gather(mesh, split):
+    assert collectives(gradient(on_devices(mesh)), split(512, 16), split(512, 16)) == {}
+
+
+def test_the_ring_holds_at_most_half_the_memory_of_the_global_layout(mesh, split):
+    codes = split(4096, 256), split(4096, 256)
+
+    def temporary_bytes(loss):
+        value_and_grad = jax.value_and_grad(lambda s, t: loss(s, t).mean())
+        return compiled(value_and_grad, *codes).memory_analysis().temp_size_in_bytes
+
+    whole = temporary_bytes(functools.partial(info_nce, temperature=0.1))
+    assert temporary_bytes(on_devices(mesh, axis_name="data", ring=True)) <= whole / 2
+    assert temporary_bytes(on_devices(mesh, axis_name="data")) > whole / 2
+
+
+SIZES = {"stage1": 28, "stage2": 14, "stage3": 7, "stage4": 7}
+CHANNELS = {"stage1": 4, "stage2": 8, "stage3": 12, "stage4": 16}
+
+
+@pytest.mark.parametrize(("projector", "expected"), [("student", {}), ("both", {"reduce-scatter": 1})])
+def test_lfcc_over_four_stages_and_three_grids_gathers_the_teachers_codes_once(
+    mesh, split, everywhere, projector, expected
+):
+    params = everywhere(lfcc_init(jax.random.key(0), CHANNELS, CHANNELS, 8, projector=projector))
+    features = {stage: split(64, size, size, CHANNELS[stage]) for stage, size in SIZES.items()}
+
+    def loss(params, student, teacher):
+        function = functools.partial(lfcc_loss, axis_name="data")
+        return jax.shard_map(function, mesh=mesh, in_specs=(jax.P(), BATCH, BATCH), out_specs=BATCH)(
+            params, student, teacher
+        ).mean()
+
+    # To the student's features.
+    assert collectives(jax.grad(loss, 1), params, features, features) == {"all-gather": 1}
+    # To the projectors: their copies' gradients are summed, as in any data-parallel training.
+    found = collectives(jax.grad(loss, 0), params, features, features)
+    found.pop("all-reduce")
+    assert found == {"all-gather": 1, **expected}

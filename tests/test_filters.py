@@ -1,0 +1,260 @@
+"""Low-pass operators against scipy, numpy and torch, and the three implementations against one another."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.ndimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lfcc_jax import filters
+from lfcc_jax.errors import UserError
+from lfcc_jax.filters import FINITE_KINDS, KINDS, compact, compact_grids, frequency_response, low_pass, operator
+
+SIZES = [1, 2, 5, 7, 8, 14, 28, 56]
+CUTOFFS = [0.03, 0.1, 0.25, 0.4999, 0.5]
+# float32 carries 2^-24 per operation; a row has at most 56 weights, and the sum of their magnitudes is below 3.
+FLOAT32 = 1e-6
+
+
+def sigma_of(cutoff):
+    """The standard deviation of the Gaussian whose response at the cutoff is one half: exp(-2 (pi sigma f)^2) = 1/2."""
+    return np.sqrt(2 * np.log(2)) / (2 * np.pi * cutoff)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_gaussian_is_scipys_gaussian_filter_with_reflection(n, cutoff):
+    expected = scipy.ndimage.gaussian_filter1d(np.eye(n), sigma_of(cutoff), axis=0, mode="reflect")
+    np.testing.assert_allclose(operator("gaussian", n, n, cutoff=cutoff), expected, atol=FLOAT32)
+    other_boundary = scipy.ndimage.gaussian_filter1d(np.eye(n), sigma_of(cutoff), axis=0, mode="mirror")
+    if n > 2:
+        assert np.abs(operator("gaussian", n, n, cutoff=cutoff) - other_boundary).max() > 100 * FLOAT32
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_ideal_is_a_mask_in_numpys_fft(n, cutoff):
+    kept = np.abs(np.rint(np.fft.fftfreq(n) * n)) <= np.floor(n * cutoff + 1e-6)
+    expected = np.fft.ifft(kept[:, None] * np.fft.fft(np.eye(n), axis=0), axis=0)
+    np.testing.assert_allclose(operator("ideal", n, n, cutoff=cutoff), expected.real, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("n", [7, 14, 28])
+def test_ideal_keeps_the_frequencies_at_its_cutoff_where_a_float32_mask_loses_them(n):
+    cutoff = 3 / n
+    assert round(np.trace(operator("ideal", n, n, cutoff=cutoff))) == 7  # the rank of a projection is its trace
+    assert round(np.trace(operator("ideal", n, n, cutoff=np.float32(cutoff)))) == 7
+    float32_mask = np.abs(np.asarray(jnp.fft.fftfreq(n) * n)) <= 3
+    assert float32_mask.sum() == 5
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_dct_is_scipys_truncated_dct(n, cutoff):
+    kept = np.arange(n) <= np.floor(2 * n * cutoff + 1e-6)
+    expected = scipy.fft.idct(kept[:, None] * scipy.fft.dct(np.eye(n), axis=0), axis=0)
+    np.testing.assert_allclose(operator("dct", n, n, cutoff=cutoff), expected, atol=FLOAT32)
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 4), (14, 7), (7, 3), (56, 7), (9, 1)])
+def test_dct_onto_a_grid_is_scipys_short_inverse_of_the_first_coefficients(n, k):
+    coefficients = scipy.fft.dct(np.eye(n), axis=0, norm="ortho")[:k] * np.sqrt(k / n)
+    expected = scipy.fft.idct(coefficients, axis=0, norm="ortho")
+    np.testing.assert_allclose(operator("dct", n, k), expected, atol=FLOAT32)
+
+
+@pytest.mark.parametrize(("n", "k"), [(15, 5), (21, 7), (7, 7), (9, 1), (27, 3)])
+def test_ideal_onto_an_odd_grid_is_the_filtered_signal_at_the_centres_of_its_cells(n, k):
+    # n / k is odd, so each centre is a sample.
+    every = operator("ideal", n, n, cutoff=k / (2 * n))
+    np.testing.assert_allclose(operator("ideal", n, k), every[n // k // 2 :: n // k], atol=FLOAT32)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_butterworth_scales_dct_coefficients_by_its_response(n, order):
+    gain = (1 + (np.arange(n) / (2 * n) / 0.2) ** (2 * order)) ** -0.5
+    expected = scipy.fft.idct(gain[:, None] * scipy.fft.dct(np.eye(n), axis=0), axis=0)
+    np.testing.assert_allclose(operator("butterworth", n, n, cutoff=0.2, order=order), expected, atol=FLOAT32)
+
+
+def test_box_is_torchs_adaptive_average_pooling_overlaps_included():
+    goldens = np.load(pathlib.Path(__file__).parent / "goldens" / "box_torch.npz")
+    operators = [name for name in goldens.files if name.startswith("operator")]
+    assert len(operators) == 12
+    for name in operators:
+        _, size_in, size_out = name.split("_")
+        np.testing.assert_allclose(operator("box", int(size_in), int(size_out)), goldens[name], atol=1e-7, err_msg=name)
+    np.testing.assert_allclose(compact(jnp.asarray(goldens["map_x"]), "box", 4), goldens["map_4"], atol=FLOAT32)
+    # What a plain strided pooling makes of 7 samples and 4 windows is something else.
+    strided = np.kron(np.eye(4), [0.5, 0.5])[:, :7]
+    assert np.abs(strided - goldens["operator_7_4"]).max() > 0.4
+
+
+@pytest.mark.parametrize(("n", "width"), [(9, 3), (12, 5), (5, 1), (6, 9)])
+def test_box_with_a_cutoff_is_scipys_uniform_filter(n, width):
+    expected = scipy.ndimage.uniform_filter1d(np.eye(n), width, axis=0, mode="reflect")
+    np.testing.assert_allclose(operator("box", n, n, cutoff=1 / (2 * width)), expected, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "butterworth"])
+def test_the_cutoff_is_where_the_response_has_fallen_by_its_definition(kind):
+    at_cutoff = {"gaussian": 0.5, "butterworth": 2**-0.5}[kind]
+    response = frequency_response(kind, np.array([0.0, 0.05]), 0.05)
+    np.testing.assert_allclose(response, [1, at_cutoff], atol=1e-4)  # the Gaussian is cut at 4 sigma: 6e-5 is missing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wave_comes_out_scaled_by_the_frequency_response(kind):
+    n, m, cutoff = 16, 3, 0.1
+    position = np.arange(n) if kind == "ideal" else np.arange(n) + 0.5  # the waves that fit each boundary
+    period = n if kind == "ideal" else 2 * n
+    wave = np.cos(2 * np.pi * m / period * position)
+    expected = frequency_response(kind, np.array(m / period), cutoff) * wave
+    np.testing.assert_allclose(operator(kind, n, n, cutoff=cutoff) @ wave, expected, atol=5 * FLOAT32)
+
+
+def maps(draw, height, width, dtype=jnp.float32):
+    leading = draw(st.sampled_from([(), (2,), (2, 1)]))
+    seed = draw(st.integers(0, 2**31))
+    x = np.random.default_rng(seed).standard_normal((*leading, height, width, 3))
+    return jnp.asarray(x, dtype)
+
+
+@st.composite
+def cases(draw):
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    kind = draw(st.sampled_from(KINDS))
+    cutoff = draw(st.sampled_from([0.02, 0.1, 1 / 7, 0.25, 3 / 7, 0.5]))
+    return maps(draw, height, width), kind, cutoff
+
+
+# Compiled on every new shape: few examples, but of every kind.
+few = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+@few
+@given(cases())
+def test_matmul_fft_and_convolution_are_the_same_filter(case):
+    x, kind, cutoff = case
+    result = low_pass(x, kind, cutoff)
+    assert result.shape == x.shape
+    np.testing.assert_allclose(low_pass(x, kind, cutoff, implementation="fft"), result, atol=1e-5)
+    if kind in FINITE_KINDS:
+        np.testing.assert_allclose(low_pass(x, kind, cutoff, implementation="conv"), result, atol=1e-5)
+
+
+@few
+@given(st.data())
+def test_rows_sum_to_one_so_a_constant_map_stays_what_it_was(data):
+    kind = data.draw(st.sampled_from(KINDS))
+    n = data.draw(st.integers(1, 60))
+    k = data.draw(st.integers(1, n))
+    cutoff = data.draw(st.sampled_from([None, k / (2 * n), 0.7 * k / (2 * n)]))
+    weights = operator(kind, n, k, cutoff=cutoff)
+    assert weights.shape == (k, n)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=FLOAT32)
+    # Mirrored input, mirrored output: nothing is shifted by half a sample.
+    np.testing.assert_allclose(weights[::-1, ::-1], weights, atol=FLOAT32)
+    if kind in FINITE_KINDS:
+        assert weights.min() >= 0
+
+
+@few
+@given(st.data())
+def test_all_grids_in_one_pass_are_the_separable_products_one_by_one(data):
+    height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    x = maps(data.draw, height, width)
+    kind = data.draw(st.sampled_from(KINDS))
+    grids = data.draw(st.lists(st.integers(1, min(height, width)), min_size=1, max_size=3))
+    for grid, result in zip(grids, compact_grids(x, kind, grids), strict=True):
+        expected = np.einsum(
+            "ih,jw,...hwc->...ijc", operator(kind, height, grid), operator(kind, width, grid), x, dtype=np.float64
+        )
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_off_by_its_own_rounding_and_no_more(kind):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 14, 14, 4)), jnp.bfloat16)
+    # 2^-9 for each of: the operator's weights along either axis, and the result. Weights may cancel: their magnitudes count.
+    gain = np.abs(operator(kind, 14, 14, cutoff=0.1)).sum(axis=1).max() ** 2 * float(jnp.abs(x).max())
+    for implementation in ("matmul", "fft", "conv")[: 3 if kind in FINITE_KINDS else 2]:
+        result = low_pass(x, kind, 0.1, implementation=implementation)
+        assert result.dtype == jnp.bfloat16
+        expected = low_pass(x.astype(jnp.float32), kind, 0.1)
+        assert jnp.abs(result.astype(jnp.float32) - expected).max() <= 3 * 2**-9 * gain
+    assert compact(x, kind, 4).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_the_transposed_product(kind):
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.standard_normal((2, 7, 9, 3)), rng.standard_normal((2, 4, 4, 3))
+    rows, columns = operator(kind, 7, 4), operator(kind, 9, 4)
+    _, vjp = jax.vjp(lambda x: compact(x, kind, 4), jnp.asarray(x, jnp.float32))
+    expected = np.einsum("ih,jw,bijc->bhwc", rows, columns, cotangent)
+    np.testing.assert_allclose(vjp(jnp.asarray(cotangent, jnp.float32))[0], expected, atol=5e-6)
+
+
+def test_operators_are_cached_and_cannot_be_written_to():
+    assert operator("dct", 14, 4) is operator("dct", np.int64(14), 4, cutoff=None, order=2)
+    with pytest.raises(ValueError, match="read-only"):
+        operator("dct", 14, 4)[0, 0] = 1
+
+
+@pytest.mark.parametrize("kind", FINITE_KINDS)
+def test_a_learned_filter_starts_near_its_fixed_one_and_stays_a_weighted_mean(kind):
+    params = filters.learned_filter_init((14, 9), (1, 4), kind=kind)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 14, 9, 5)), jnp.float32)
+    for start, result in zip(compact_grids(x, kind, (1, 4)), filters.learned_compact_grids(params, x, (1, 4)), strict=True):
+        assert jnp.abs(result - start).max() < 0.1  # a tenth of the range of x: 5 % of the weight is spread, per axis
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda logits: logits + 3 * jnp.asarray(rng.standard_normal(logits.shape), jnp.float32), params)
+    for result in filters.learned_compact_grids(params, x, (1, 4)):
+        assert (result.max() <= x.max()) & (result.min() >= x.min())
+    for result in filters.learned_compact_grids(params, jnp.full_like(x, 3), (1, 4)):
+        np.testing.assert_allclose(result, 3, atol=5e-6)
+    grads = jax.grad(lambda p: sum(jnp.sum(y**2) for y in filters.learned_compact_grids(p, x, (1, 4))))(params)
+    assert all(jnp.abs(g).min() > 0 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: operator("gausian", 8, 4), "unknown filter kind 'gausian'; did you mean 'gaussian'"),
+        (lambda: operator("box", 4, 8), "cannot make 8 samples of 4"),
+        (lambda: operator("box", 4, 0), "at least 1; got 0"),
+        (lambda: operator("box", 4.0, 2), r"whole number of samples, at least 1; got 4\.0"),
+        (lambda: operator("ideal", 8, 4, cutoff=0.3), r"at most 0\.25, the Nyquist frequency of 4 of 8 samples; got 0\.3"),
+        (lambda: operator("ideal", 8, 8, cutoff=0.6), r"at most 0\.5, the Nyquist frequency; got 0\.6"),
+        (lambda: operator("ideal", 8, 8, cutoff=0.0), r"above 0"),
+        (lambda: operator("ideal", 8, 8, cutoff=float("nan")), r"above 0"),
+        (lambda: operator("gaussian", 8, 8, cutoff=1e-9), "nothing but the mean"),
+        (lambda: operator("butterworth", 8, 4, order=0), "at least 1; got 0"),
+        (lambda: compact(jnp.ones((2, 7, 7, 3)), "box", 8), "cannot make 8 samples of 7"),
+        (lambda: compact(jnp.ones((2, 7, 7, 3), jnp.uint8), "box", 2), r"floating array .* got uint8\[2, 7, 7, 3\]"),
+        (lambda: low_pass(jnp.ones((7, 7)), "box", 0.1), r"got float32\[7, 7\]"),
+        (lambda: low_pass(jnp.ones((7, 7, 3)), "ideal", 0.1, implementation="conv"), "infinite support"),
+        (lambda: low_pass(jnp.ones((7, 7, 3)), "ideal", 0.1, implementation="ftt"), "did you mean 'fft'"),
+        (lambda: filters.learned_filter_init((7, 7), (2,), kind="dct"), "never negative 'dct'"),
+        (
+            lambda: filters.learned_compact_grids(filters.learned_filter_init((7, 7), (2,)), jnp.ones((7, 8, 3)), (2,)),
+            "for maps of 7 x 7, and was given one of 7 x 8",
+        ),
+        (
+            lambda: filters.learned_compact_grids(filters.learned_filter_init((7, 7), (2,)), jnp.ones((7, 7, 3)), (4,)),
+            "unknown grid",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_a_reason(call, says):
+    with pytest.raises(UserError, match=says):
+        call()
