@@ -1,6 +1,72 @@
 """Every test runs on eight simulated devices and with numpy's silent rank promotion refused."""
 
 import jax
+import pytest
+from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Grain asks absl about flags of its own, and absl refuses to answer before flags are parsed.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the digits are prepared, once for all tests."""
+    from lfcc_jax import data
+
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    data.open_source("digits", "test", directory)
+    return directory
+
+
+@pytest.fixture
+def tiny(data_dir):
+    """A config that distils in seconds: 4 steps an epoch, 2 epochs, on all eight devices."""
+
+    def make(**changes):
+        config = {
+            "data": {"name": "digits", "train_split": "train[:32]", "test_split": "test[:20]", "data_dir": data_dir},
+            "student": {"name": "resnet_pico", "widths": (4, 4, 8, 8), "dropout": 0.1},
+            "losses": {"cross_entropy": {"label_smoothing": 0.1}},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "clip_norm": 1.0},
+            "epochs": 2,
+            "batch_size": 8,
+            "log_every_steps": 2,
+        }
+        config["data"]["max_shift"] = 1
+        return config | changes
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(data_dir, tmp_path_factory):
+    """The work directory of a small ViT with dropout that was trained for one epoch."""
+    from lfcc_jax.train import train_and_evaluate
+
+    workdir = tmp_path_factory.mktemp("teacher")
+    config = {
+        "data": {"name": "digits", "train_split": "train[:32]", "test_split": "test[:20]", "data_dir": data_dir},
+        "student": {"name": "vit_pico", "width": 12, "depth": 4, "dropout": 0.1, "drop_path": 0.1},
+        "losses": {"cross_entropy": {}},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+        "epochs": 1,
+        "batch_size": 8,
+    }
+    train_and_evaluate(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def distilled(tiny, teacher_dir):
+    """A config in which that ViT teaches a small ResNet by KD and LFCC."""
+
+    def make(**changes):
+        config = tiny(
+            teacher={"name": "vit_pico", "width": 12, "depth": 4, "checkpoint": str(teacher_dir)},
+            losses={"cross_entropy": {}, "kd": {"temperature": 2.0}, "lfcc": {"width": 8, "weight": 0.5}},
+        )
+        return config | changes
+
+    return make

@@ -1,0 +1,114 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from lfcc_jax import data
+from lfcc_jax.errors import UserError
+
+
+@pytest.fixture
+def numbered():
+    """A source whose images carry their own number."""
+    examples = [{"image": np.full((2, 2, 1), i, np.uint8), "label": i} for i in range(22)]
+    return data.Source(examples, 22, 2, 1)
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def labels(batches):
+    return [batch["label"].tolist() for batch in batches]
+
+
+def pretend_to_be(monkeypatch, index, count):
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+
+
+def test_digits_are_those_of_scikit_learn_each_once(data_dir):
+    images, targets = load_digits(return_X_y=True)
+    expected = sorted((np.round(x * 255 / 16).astype(np.uint8).tobytes(), y) for x, y in zip(images, targets, strict=True))
+    splits = [data.open_source("digits", split, data_dir) for split in ("train", "test")]
+    assert [len(split.examples) for split in splits] == [1297, 500]
+    examples = [example for split in splits for example in split.examples]
+    assert sorted((example["image"].tobytes(), example["label"]) for example in examples) == expected
+
+
+def test_every_epoch_is_a_new_order_of_full_batches(numbered):
+    epochs = np.array(labels(take(data.train_batches(numbered, 8, seed=0), 2 * 30))).reshape(30, 16)
+    assert all(len(set(epoch)) == 16 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 30
+    # No example is left out for good: each misses an epoch with probability 6 / 22.
+    assert set(epochs.ravel()) == set(range(22))
+
+
+def test_the_seed_fixes_the_order_and_another_changes_it(numbered):
+    first, again, other = (labels(take(data.train_batches(numbered, 8, seed=s), 4)) for s in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_global_batches_do_not_depend_on_the_number_of_processes(numbered, monkeypatch, count):
+    alone = take(data.train_batches(numbered, 8, seed=3, max_shift=1), 5)
+    shares = []
+    for index in range(count):
+        pretend_to_be(monkeypatch, index, count)
+        shares.append(take(data.train_batches(numbered, 8, seed=3, max_shift=1), 5))
+    for step, batch in enumerate(alone):
+        for key in batch:
+            together = np.stack([share[step][key] for share in shares], axis=1).reshape(batch[key].shape)
+            np.testing.assert_array_equal(together, batch[key])
+
+
+def test_the_iterator_goes_on_from_its_state_bit_for_bit(numbered):
+    iterator = data.train_batches(numbered, 8, seed=0, max_shift=1)
+    take(iterator, 3)
+    state = iterator.get_state()
+    resumed = data.train_batches(numbered, 8, seed=0, max_shift=1)
+    resumed.set_state(state)
+    for ours, theirs in zip(take(iterator, 4), take(resumed, 4), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_shifted_image_is_the_image_moved_by_whole_pixels():
+    image = np.arange(1, 17, dtype=np.uint8).reshape(4, 4, 1)
+    source = data.Source([{"image": image, "label": 0}] * 64, 1, 4, 1)
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+    places = {padded[i : i + 4, j : j + 4].tobytes(): (i, j) for i in range(3) for j in range(3)}
+    shifted = next(data.train_batches(source, 64, seed=0, max_shift=1))["image"]
+    assert {places[x.tobytes()] for x in shifted} == set(itertools.product(range(3), range(3)))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_sees_every_example_once_and_pads_the_rest(numbered, monkeypatch, count):
+    seen, padding = [], 0
+    for index in range(count):
+        pretend_to_be(monkeypatch, index, count)
+        batches = list(data.eval_batches(numbered, 8))
+        assert [len(batch["label"]) for batch in batches] == [8 // count] * 3
+        for batch in batches:
+            seen += batch["label"][batch["mask"]].tolist()
+            padding += (~batch["mask"]).sum()
+    assert sorted(seen) == list(range(22))
+    assert padding == 2
+
+
+def test_a_prepared_directory_is_a_data_set_too(data_dir):
+    source = data.open_source(f"{data_dir}/digits/1.0.0", "test[:10]")
+    assert (len(source.examples), source.num_classes, source.image_size, source.image_channels) == (10, 10, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("digit", "test", "unknown data set 'digit'; did you mean 'digits'"),
+        ("digits", "tset", "unknown split 'tset'; did you mean 'test'"),
+    ],
+)
+def test_what_does_not_exist_is_said(data_dir, name, split, message):
+    with pytest.raises(UserError, match=message):
+        data.open_source(name, split, data_dir)
