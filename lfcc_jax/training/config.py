@@ -141,5 +141,8 @@ def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
                 raise unknown(name, value, ("true", "false"), "--config=file.py:...")
             chosen[name] = value.lower() in ("", "true", "1")
         else:
-            chosen[name] = value if isinstance(option, tuple) else type(option)(value)
+            try:
+                chosen[name] = value if isinstance(option, tuple) else type(option)(value)
+            except ValueError as error:
+                raise UserError(f"--config=file.py:...: {name}={value} is no {type(option).__name__}") from error
     return SimpleNamespace(**chosen)

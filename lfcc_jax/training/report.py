@@ -63,7 +63,7 @@ class MetricsWriter:
 
     Args:
       workdir: of the run.
-      step: where the run stands. Lines beyond it were written by a part of the run that was lost; they are dropped.
+      step: where the run goes on, or 0 if it begins. Lines that a lost part of it wrote are dropped.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
@@ -71,7 +71,7 @@ class MetricsWriter:
         self._tensorboard = None
         if jax.process_index() != 0:
             return
-        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        kept = [row for row in read_metrics(workdir) if 0 < step >= row["step"]]
         self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         try:
             from clu.metric_writers import SummaryWriter

@@ -1,0 +1,239 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from lfcc_jax import models
+from lfcc_jax.errors import UserError
+from lfcc_jax.train import Diverged, train_and_evaluate
+from lfcc_jax.training.checkpoint import load_network
+from lfcc_jax.training.preemption import Preempted
+from lfcc_jax.training.report import read_metrics
+
+
+def student_of(workdir, config):
+    block = dict(config["student"])
+    network = models.create(block.pop("name"), 10, 8, image_channels=1, **block)
+    return jax.tree.map(np.array, load_network(workdir, network))
+
+
+def assert_same_student(workdir, other, config):
+    jax.tree.map(np.testing.assert_array_equal, student_of(workdir, config), student_of(other, config))
+
+
+def hash_of(directory):
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def test_a_teacher_of_another_architecture_teaches_a_student(distilled, teacher_dir, tmp_path, capsys):
+    before = hash_of(teacher_dir)
+    summary = train_and_evaluate(distilled(), tmp_path)
+    assert hash_of(teacher_dir) == before
+    assert (summary["teacher"], summary["student"]) == ("vit_pico", "resnet_pico")
+    assert summary["steps"] == 8
+    assert summary["head_parameters"] > 0
+    assert 0 <= summary["agreement"] <= 1
+    # The teacher's accuracy here is what it had when its own run ended.
+    assert summary["teacher_top1"] == json.loads((teacher_dir / "summary.json").read_text())["top1_last"]
+
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8]
+    for term in ("loss", "cross_entropy", "kd", "lfcc", "accuracy", "grad_norm", "learning_rate"):
+        assert np.isfinite(rows[-1][f"train/{term}"])
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        *("config.json", "checkpoints", "metrics.jsonl", "student", "summary.json", "spectra.json"),
+        *("learning_curves.png", "spectra.png"),
+    }
+    out = capsys.readouterr().out
+    assert "Total:" in out
+    assert "the teacher's test accuracy is" in out
+    assert "step 8/8  epoch 2.0  loss" in out
+    assert "left" in out
+
+
+def test_the_same_config_gives_the_same_student_bit_for_bit_and_another_seed_another(distilled, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_and_evaluate(distilled(seed=seed), tmp_path / name)
+    assert_same_student(tmp_path / "a", tmp_path / "b", distilled())
+    with pytest.raises(AssertionError):
+        assert_same_student(tmp_path / "a", tmp_path / "c", distilled())
+
+
+def test_a_run_that_has_ended_answers_from_its_summary(distilled, tmp_path, capsys):
+    first = train_and_evaluate(distilled(), tmp_path)
+    before = hash_of(tmp_path / "student")
+    assert train_and_evaluate(distilled(), tmp_path) == first
+    assert hash_of(tmp_path / "student") == before
+    assert "has ended already" in capsys.readouterr().out
+
+
+def test_the_moving_average_is_what_is_evaluated_and_exported(tiny, tmp_path):
+    train_and_evaluate(tiny(ema_decay=0.999), tmp_path / "averaged")
+    train_and_evaluate(tiny(), tmp_path / "plain")
+    averaged, plain = (student_of(tmp_path / name, tiny()) for name in ("averaged", "plain"))
+    kernel = averaged["params"]["head"]["kernel"], plain["params"]["head"]["kernel"]
+    assert not np.array_equal(*kernel)
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(distilled, tmp_path):
+    summary = train_and_evaluate(distilled(dtype="bfloat16"), tmp_path)
+    assert np.isfinite([row["train/loss"] for row in read_metrics(tmp_path)[1:]]).all()
+    assert {x.dtype for x in jax.tree.leaves(student_of(tmp_path, distilled()))} == {np.dtype("float32")}
+    assert summary["steps"] == 8
+
+
+# -- Stopping and going on ---------------------------------------------------------------------------------------------
+
+SLOW = {"epochs": 10, "log_every_steps": 1, "checkpoint_every_steps": 3, "eval_every_epochs": 5}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts the command line on a config, as a process of its own."""
+    directory = tmp_path_factory.mktemp("configs")
+
+    def start(config, workdir):
+        file = directory / "config.py"
+        file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config!r})\n")
+        command = [sys.executable, "-m", "lfcc_jax.main", f"--config={file}", f"--workdir={workdir}"]
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return tmp_path_factory.mktemp("uninterrupted")
+
+
+@pytest.mark.parametrize(
+    ("moment", "how"),
+    [
+        ("compiled", signal.SIGKILL),
+        ("step  8/40", signal.SIGKILL),
+        ("epoch 5: test", signal.SIGKILL),
+        ("step 17/40", signal.SIGTERM),
+    ],
+)
+def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
+    distilled, tmp_path, start, uninterrupted, moment, how
+):
+    config = distilled(**SLOW)
+    if not (uninterrupted / "summary.json").exists():
+        start(config, uninterrupted).communicate()
+
+    process = start(config, tmp_path)
+    for line in process.stdout:
+        if line.startswith(moment):
+            process.send_signal(how)
+            break
+    rest, errors = process.communicate()
+    assert not (tmp_path / "summary.json").exists(), "the run was over before it was stopped"
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 143), errors
+    if how == signal.SIGTERM:
+        saved = int(errors.split("stopped at step ")[1].split()[0])
+        assert saved >= 17
+        assert (tmp_path / "checkpoints" / str(saved)).exists()
+
+    process = start(config, tmp_path)
+    rest, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert ("goes on from step" in rest) == (moment != "compiled")
+    assert_same_student(uninterrupted, tmp_path, config)
+    # Nothing is missing from the record, and nothing is in it twice.
+    ours, theirs = ([row["step"] for row in read_metrics(path)] for path in (tmp_path, uninterrupted))
+    assert sorted(set(ours)) == ours == theirs
+
+
+def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_from_the_one_before(distilled, tmp_path, capsys, monkeypatch):
+    config = distilled(**SLOW)
+    stop_at(monkeypatch, 10)
+    with pytest.raises(Preempted, match="stopped at step 10 of 40"):
+        train_and_evaluate(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    for file in (tmp_path / "stopped" / "checkpoints" / "10").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:-20])
+    train_and_evaluate(config, tmp_path / "stopped")
+    assert "goes on from step 9" in capsys.readouterr().out
+    train_and_evaluate(config, tmp_path / "whole")
+    assert_same_student(tmp_path / "whole", tmp_path / "stopped", config)
+
+
+def stop_at(monkeypatch, step):
+    """Lets SIGTERM arrive while `step` is under way."""
+    count = iter(range(1, 1000))
+
+    def is_set(event):
+        return next(count) == step
+
+    monkeypatch.setattr(threading.Event, "is_set", is_set)
+
+
+# -- What cannot work --------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_checkpoint_stays(tiny, tmp_path):
+    optimizer = {"name": "sgd", "learning_rate": {"name": "linear", "start": 0.0, "end": 1e30, "epochs": 0.5}}
+    config = tiny(optimizer=optimizer, epochs=4, checkpoint_every_steps=1, log_every_steps=100)
+    with pytest.raises(Diverged, match=r"step \d: .*is (nan|inf).*last good checkpoint is that of step \d") as error:
+        train_and_evaluate(config, tmp_path)
+    said = str(error.value)
+    bad, good = int(said.split("step ")[1].split(":")[0]), int(said.split("that of step ")[1].split(".")[0])
+    assert good == bad - 1
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == good
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": {"name": "resnt_pico"}}, "unknown network 'resnt_pico'; did you mean 'resnet_pico'"),
+        ({"student": {}}, "config.student: missing name"),
+        ({"losses": {"lfc": {}}}, "unknown method 'lfc'; did you mean 'lfcc'"),
+        ({"losses": {"kd": {"temprature": 1.0}}}, "unknown key 'temprature'; did you mean 'temperature'"),
+        ({"losses": {"kd": {"weight": 0.0}}}, "config.losses: nothing to train on"),
+        ({"losses": {"kd": {}}, "teacher": {}}, "config.losses.kd needs a teacher"),
+        ({"losses": {"lfcc": {"stages": ("stage9",)}}}, "config.losses.lfcc.stages: unknown stage 'stage9'"),
+        ({"batch_size": 12}, "config.batch_size: a batch of 12 does not divide over 8 devices; 8 or 16 does"),
+        ({"batch_size": 64}, "64 is more than the 32 images"),
+        ({"optimizer": {"name": "adamw"}}, "config.optimizer: missing learning_rate"),
+        ({"optimizer": {"learning_rate": 0.1}}, "config.optimizer: missing name"),
+        ({"optimizer": {"name": "sgd", "learning_rate": 0.1, "nesterof": True}}, "did you mean 'nesterov'"),
+        ({"teacher": {"name": "vit_pico"}}, "config.teacher.checkpoint: missing"),
+        ({"teacher": {"name": "vit_pico", "checkpoint": "nowhere"}}, "no finished network in"),
+        ({"mesh": {"data": 3, "fsdp": 5}}, "needs 15 devices"),
+        ({"data": {"name": "digts"}}, "unknown data set 'digts'; did you mean 'digits'"),
+        ({"data": {"nam": "digits"}}, "config.data: unknown key 'nam'; did you mean 'name'"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(distilled, data_dir, tmp_path, changes, message):
+    if changes.get("data"):
+        changes = {"data": changes["data"] | {"data_dir": data_dir}}
+    with pytest.raises(UserError, match=message) as error:
+        train_and_evaluate(distilled(**changes), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_another_architecture_than_the_config_says_is_refused(distilled, teacher_dir, tmp_path):
+    teacher = {"name": "mixer_pico", "checkpoint": str(teacher_dir)}
+    with pytest.raises(UserError, match="holds a vit_pico with 10 classes, not this Mixer") as error:
+        train_and_evaluate(distilled(teacher=teacher), tmp_path)
+    assert "params/pos_embed is (1, 17, 12) there and unknown here" in str(error.value)
+
+
+def test_a_work_directory_of_another_run_is_refused_and_left_alone(tiny, tmp_path):
+    train_and_evaluate(tiny(), tmp_path)
+    before = hash_of(tmp_path)
+    with pytest.raises(UserError, match="holds a different run: config.seed is absent there and 1 here"):
+        train_and_evaluate(tiny(seed=1), tmp_path)
+    assert hash_of(tmp_path) == before

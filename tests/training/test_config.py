@@ -1,0 +1,65 @@
+import json
+
+import pytest
+from ml_collections import ConfigDict, FieldReference
+
+from lfcc_jax.errors import UserError
+from lfcc_jax.training.config import claim_workdir, parse_argument, read_config
+
+GOOD = {"data": {}, "student": {}, "losses": {}, "optimizer": {}, "epochs": 1, "batch_size": 8}
+
+
+def test_config_dicts_and_dicts_read_alike_with_references_resolved():
+    config = ConfigDict(GOOD)
+    config.seed = FieldReference(3) + 1
+    assert read_config(config) == read_config(GOOD | {"seed": 4})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 3}, "config: unknown key 'epoch'; did you mean 'epochs'"),
+        ({"dtype": "float16"}, "config.dtype: 'float16' will not do; float32 or bfloat16 will"),
+        ({"epochs": 0}, "must be above zero"),
+        ({"ema_decay": 1.5}, r"config.ema_decay: 1.5 is not in \[0, 1\)"),
+    ],
+)
+def test_a_value_that_cannot_work_is_said(change, message):
+    with pytest.raises(UserError, match=message):
+        read_config(GOOD | change)
+
+
+def test_a_missing_key_is_said():
+    with pytest.raises(UserError, match="config: missing epochs"):
+        read_config({key: value for key, value in GOOD.items() if key != "epochs"})
+
+
+def test_a_work_directory_is_claimed_once_and_known_again(tmp_path):
+    workdir = claim_workdir(tmp_path / "run", GOOD)
+    assert json.loads((workdir / "config.json").read_text()) == GOOD
+    assert claim_workdir(tmp_path / "run", ConfigDict(GOOD)) == workdir
+
+
+def test_a_work_directory_of_another_run_is_refused_with_all_that_differs(tmp_path):
+    claim_workdir(tmp_path, GOOD | {"student": {"name": "a", "width": 3}})
+    with pytest.raises(UserError, match=r"student.name is a there and b here; config.student.width is 3 there and absent"):
+        claim_workdir(tmp_path, GOOD | {"student": {"name": "b"}})
+
+
+def test_checkpoints_of_an_unknown_run_are_not_touched(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="config.json is missing"):
+        claim_workdir(tmp_path, GOOD)
+
+
+def test_the_argument_of_a_config_file_is_typed_by_its_defaults():
+    options = {"method": ("lfcc", "kd"), "runlocal": False, "width": 3}
+    assert vars(parse_argument("", **options)) == {"method": "lfcc", "runlocal": False, "width": 3}
+    got = vars(parse_argument("runlocal,method=kd,width=5", **options))
+    assert got == {"method": "kd", "runlocal": True, "width": 5}
+
+
+@pytest.mark.parametrize("argument", ["metod=kd", "method=kdd", "runlocal=maybe", "width=wide"])
+def test_an_argument_that_means_nothing_is_refused(argument):
+    with pytest.raises(UserError, match="--config"):
+        parse_argument(argument, method=("lfcc", "kd"), runlocal=False, width=3)

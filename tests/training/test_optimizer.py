@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lfcc_jax import models
+from lfcc_jax.errors import UserError
+from lfcc_jax.training import optimizer
+
+
+def test_weight_decay_leaves_vectors_and_position_embeddings_alone():
+    shapes = models.create("vit_pico", 10, 8, image_channels=1).variable_shapes()["params"]
+    mask = optimizer.decay_mask(shapes)
+    decayed = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, decays in jax.tree_util.tree_leaves_with_path(mask)
+        if decays
+    }
+    kernels = ["attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"]
+    expected = {f"block{b}/{k}/kernel" for b in range(4) for k in kernels} | {"head/kernel", "patch_embed/kernel"}
+    assert decayed == expected
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_takes_pytorchs_steps(nesterov):
+    # torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.01), written out: d = g + wd w; v = m v + d; w -= lr (d + m v | v)
+    tx = optimizer.create("sgd", lambda _: 0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
+    params = {"kernel": jnp.array([[1.0, -2.0]])}
+    state = tx.init(params)
+    w, v = np.array([[1.0, -2.0]]), np.zeros((1, 2))
+    for g in (0.5, -0.25, 1.0):
+        d = g + 0.01 * w
+        v = 0.9 * v + d
+        w = w - 0.1 * (d + 0.9 * v if nesterov else v)
+        updates, state = tx.update({"kernel": jnp.full((1, 2), g)}, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["kernel"], w, rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm_of_the_gradient():
+    clipped, free = (optimizer.create("sgd", lambda _: 1.0, clip_norm=c, momentum=0.0) for c in (1.0, 0.0))
+    params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    grads = jax.tree.map(lambda x: jnp.full_like(x, 4.0), params)
+    for tx, norm in ((clipped, 1.0), (free, 4.0 * 7**0.5)):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        np.testing.assert_allclose(optax.tree.norm(updates), norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("adam", {}, "unknown optimizer 'adam'; did you mean 'adamw'"),
+        ("sgd", {"b1": 0.9}, "unknown key 'b1'"),
+        ("adamw", {"wieght_decay": 0.1}, "unknown key 'wieght_decay'; did you mean 'weight_decay'"),
+    ],
+)
+def test_a_setting_that_the_optimizer_does_not_read_is_an_error(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        optimizer.create(name, lambda _: 0.1, **settings)

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+from etils import epath
+
+from lfcc_jax.training import report
+
+
+def test_a_resumed_run_drops_the_lines_of_what_was_lost(tmp_path):
+    workdir = epath.Path(tmp_path)
+    writer = report.MetricsWriter(workdir, 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"train/loss": step / 2})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # killed while writing
+    report.MetricsWriter(workdir, 2).close()
+    assert report.read_metrics(workdir) == [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 1.0}]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_tensorboard_gets_the_same_numbers_where_tensorflow_is_installed(tmp_path):
+    pytest.importorskip("tensorflow")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = report.MetricsWriter(epath.Path(tmp_path), 0)
+    writer.write(7, {"train/loss": 0.25})
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    (event,) = events.Tensors("train/loss")
+    assert (event.step, event.tensor_proto.float_val[0]) == (7, 0.25)
+
+
+def test_the_progress_line_says_where_the_run_is_and_how_long_it_will_take(monkeypatch):
+    clock = iter([0.0, 0.0, 4.0, 5.0])
+    monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))
+    progress = report.Progress(total_steps=30, steps_per_epoch=10, batch_size=32, step=10)
+    progress.pause(20)
+    line = progress.line(20, {"loss": 1.25, "accuracy": 0.5})
+    # 10 steps of 32 images in 4 s of training; 5 s for all of them, and 10 more to go.
+    assert line == "step 20/30  epoch 2.0  loss 1.2500  accuracy 0.5000  80 images/s  0:00:05 left"
+
+
+def test_a_table_is_aligned_markdown():
+    expected = "| name | value |\n|:-----|------:|\n| a    |     1 |\n| bcde |    22 |"
+    assert report.table(["name", "value"], [["a", 1], ["bcde", 22]]) == expected

@@ -1,0 +1,206 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lfcc_jax import methods, models
+from lfcc_jax.training import optimizer as optimizers
+from lfcc_jax.training.sharding import create_mesh, replicated, to_global, weight_shardings
+from lfcc_jax.training.state import init_state, trainable
+from lfcc_jax.training.step import make_eval_step, make_train_step
+
+SMALL = {"resnet_pico": {"widths": (4, 4, 8, 8)}, "vit_pico": {"width": 12}, "mixer_pico": {"width": 12}}
+
+
+def network(name, **overrides):
+    return models.create(name, 10, 8, image_channels=1, **(SMALL[name] | overrides))
+
+
+def batch(seed=0, size=16):
+    rng = np.random.default_rng(seed)
+    return {"image": rng.integers(0, 256, (size, 8, 8, 1), np.uint8), "label": rng.integers(0, 10, size, np.int32)}
+
+
+def trained_batch_stats(variables):
+    """Makes running statistics that differ from a batch's, as those of a trained network do."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x * 1.5 + 0.1 if path[0].key == "batch_stats" else x, variables
+    )
+
+
+class Run:
+    """A teacher, a student and a jitted step on a mesh."""
+
+    def __init__(self, mesh, student="resnet_pico", teacher="vit_pico", ema_decay=0.0, weights=None, dropout=0.1, **kd):
+        self.mesh = mesh
+        self.student = network(student, dropout=dropout)
+        self.teacher = network(teacher, dropout=0.3)
+        images = jnp.zeros((1, 8, 8, 1))
+        variables = trained_batch_stats(jax.jit(self.teacher.init)(jax.random.key(1), images))
+        self.teacher_variables = jax.device_put(variables, weight_shardings(variables, mesh, min_size=64))
+        self.losses = {"cross_entropy": methods.create("cross_entropy"), "kd": methods.create("kd", **kd)}
+        self.losses["lfcc"] = methods.create("lfcc", width=8, stages=("stage2", "stage4"), grids=(1, 2))
+        self.weights = {name: optax.constant_schedule(1.0) for name in self.losses} | (weights or {})
+        self.optimizer = optimizers.create("sgd", lambda _: 0.1, momentum=0.9)
+
+        def init(key):
+            return init_state(key, self.student, self.teacher, self.losses, self.optimizer, use_ema=ema_decay > 0)
+
+        placement = weight_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, min_size=64)
+        self.state = self.initial = jax.jit(init, out_shardings=placement)(jax.random.key(0))
+        step = make_train_step(self.student, self.teacher, self.losses, self.weights, self.optimizer, ema_decay)
+        self.jitted = jax.jit(step, out_shardings=(placement, replicated(mesh)))
+
+    def start(self):
+        self.state = self.initial
+        return self
+
+    def step(self, seed=0):
+        self.state, metrics = self.jitted(self.state, self.teacher_variables, to_global(batch(seed), self.mesh))
+        return jax.device_get(metrics)
+
+
+def run_of(shape=(8, 1), student="resnet_pico", teacher="vit_pico", dropout=0.1):
+    return compiled(shape, student, teacher, dropout).start()
+
+
+@functools.cache
+def compiled(shape, student, teacher, dropout):
+    return Run(create_mesh(*shape), student, teacher, dropout=dropout)
+
+
+@pytest.mark.parametrize("student", ["resnet_pico", "vit_pico", "mixer_pico"])
+def test_one_device_and_eight_take_the_same_step(student):
+    shapes = [(1, 1), (2, 4)] + [(8, 1)] * (student == "resnet_pico")
+    runs = [run_of(shape, student) for shape in shapes]
+    metrics = [run.step() for run in runs]
+    for other, run in zip(metrics[1:], runs[1:], strict=True):
+        for name, value in metrics[0].items():
+            np.testing.assert_allclose(other[name], value, rtol=2e-5, err_msg=name)
+        # One SGD step: parameters differ by 0.1 times a float32 rounding of their gradients, whose norm is near 10.
+        for x, y in zip(jax.tree.leaves(runs[0].state.student), jax.tree.leaves(run.state.student), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_another_batch_would_fail_the_comparison_above():
+    run, other = run_of((1, 1)), run_of()
+    assert abs(run.step(0)["loss"] / other.step(1)["loss"] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("teacher", ["resnet_pico", "vit_pico"])
+def test_the_teacher_is_bit_identical_after_training_and_runs_in_evaluation_mode(teacher):
+    run = run_of(teacher=teacher)
+    before = jax.tree.map(np.array, run.teacher_variables)
+    metrics = [run.step(seed) for seed in range(3)]
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, run.teacher_variables))
+    # The same images again: a teacher with dropout, or with the batch's own statistics, would give another loss.
+    fresh = run_of(teacher=teacher)
+    taught = fresh.teacher.apply(fresh.teacher_variables, batch(0)["image"] / np.float32(255)).logits
+    student, _ = fresh.student.apply(
+        fresh.state.student,
+        batch(0)["image"] / np.float32(255),
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.split(jax.random.fold_in(fresh.state.rng, 0))[0]},
+    )
+    expected = fresh.losses["kd"].apply({}, None, student, models.Output(taught, {}))["kd"].mean()
+    np.testing.assert_allclose(metrics[0]["kd"], expected, rtol=1e-5)
+
+
+def test_a_teacher_in_training_mode_would_fail_the_test_above():
+    run = run_of(teacher="resnet_pico")
+    images = batch()["image"] / np.float32(255)
+    variables = run.teacher_variables
+    frozen = run.teacher.apply(variables, images, train=False).logits
+    rngs = {"dropout": jax.random.key(0)}
+    awake, updates = run.teacher.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+    assert not np.allclose(frozen, awake.logits, rtol=1e-2)
+    assert not np.allclose(variables["batch_stats"]["stem_norm"]["mean"], updates["batch_stats"]["stem_norm"]["mean"])
+
+
+def test_the_teacher_is_an_argument_of_the_program_and_not_part_of_the_state():
+    run = run_of()
+    wide = {"image": np.zeros((8, 8, 8, 1), np.uint8), "label": np.zeros(8, np.int32)}
+    text = run.jitted.lower(run.state, run.teacher_variables, wide).as_text()
+    kernel = run.teacher_variables["params"]["block0"]["mlp"]["fc1"]["kernel"]
+    inside = jax.jit(lambda state, batch: run.jitted(state, run.teacher_variables, batch))
+    # Closed over, the teacher's weights would stand in the program's text as constants.
+    assert len(inside.lower(run.state, wide).as_text()) > len(text) + 4 * kernel.size
+    paths = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state)}
+    assert not [path for path in paths if "block0']['attn" in path]
+
+
+def test_methods_add_up_with_their_weights_and_a_weight_may_be_a_schedule():
+    ramp = optax.linear_schedule(0.0, 1.0, 4)
+    run = Run(create_mesh(), weights={"kd": optax.constant_schedule(0.25), "lfcc": ramp}, temperature=2.0)
+    for step in range(3):
+        m = run.step(step)
+        np.testing.assert_allclose(m["loss"], m["cross_entropy"] + 0.25 * m["kd"] + step / 4 * m["lfcc"], rtol=1e-5)
+
+
+def test_student_heads_and_running_statistics_all_learn():
+    run = run_of()
+    before = jax.tree.map(np.array, (run.state.student, run.state.heads["lfcc"]))
+    run.step(0)
+    run.step(1)  # the zero-initialised norms of the blocks hold the first step's gradient back
+    after = jax.tree.map(np.array, (run.state.student, run.state.heads["lfcc"]))
+    same = [
+        jax.tree_util.keystr(path)
+        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+        if np.array_equal(x, y)
+    ]
+    assert same == []
+
+
+def test_the_moving_average_follows_weights_and_statistics():
+    run = Run(create_mesh(), ema_decay=0.9)
+    average = jax.tree.map(np.array, run.state.student)
+    for seed in range(3):
+        run.step(seed)
+        average = jax.tree.map(lambda a, x: 0.9 * a + 0.1 * np.array(x), average, run.state.student)
+    for x, y in zip(jax.tree.leaves(run.state.evaluated), jax.tree.leaves(average), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_falls():
+    run = run_of((1, 1), dropout=0.0)
+    losses = [run.step(0)["loss"] for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    run = run_of((1, 1), dropout=0.0)
+    with jax.numpy_dtype_promotion("standard"):
+        data = to_global(batch(), run.mesh)
+        params = trainable(run.state)
+        direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+        size = float(optax.tree.norm(direction))
+
+        def loss_at(distance):
+            moved = jax.tree.map(lambda x, d: x + distance / size * d, params, direction)
+            heads = {n: v | ({"params": moved["heads"][n]} if "params" in v else {}) for n, v in run.state.heads.items()}
+            state = run.state.replace(student=run.state.student | {"params": moved["student"]}, heads=heads)
+            return float(run.jitted(state, run.teacher_variables, data)[1]["loss"])
+
+        # With plain SGD, momentum at zero and learning rate 0.1, the update is -0.1 times the gradient (Nesterov: 1.9).
+        after = trainable(run.jitted(run.state, run.teacher_variables, data)[0])
+        gradient = jax.tree.map(lambda new, old: (old - new) / 0.19, after, params)
+    slope = sum(float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    measured = (loss_at(0.02) - loss_at(-0.02)) / 0.04
+    np.testing.assert_allclose(slope / size, measured, rtol=0.03, atol=0.003)
+
+
+def test_evaluation_counts_masked_examples_not_at_all():
+    student, teacher = network("resnet_pico"), network("vit_pico")
+    images = jnp.zeros((1, 8, 8, 1))
+    variables = [jax.jit(model.init)(jax.random.key(i), images) for i, model in enumerate((student, teacher))]
+    step = jax.jit(make_eval_step(student, teacher))
+    data = batch(0)
+    few = step(*variables, {name: x[:5] for name, x in data.items()} | {"mask": np.ones(5, bool)})
+    masked = step(*variables, data | {"mask": np.arange(16) < 5})
+    assert masked["count"] == 5
+    for name, value in few.items():
+        np.testing.assert_allclose(masked[name], value, rtol=1e-5)
