@@ -103,7 +103,7 @@ def test_bfloat16_features_give_bfloat16_codes_and_a_float32_loss_within_a_hundr
 def test_masks_and_negatives_reach_the_contrastive_loss():
     where, labels = jnp.arange(BATCH) < 6, jnp.arange(BATCH) % 3
     student, teacher = lfcc_codes(params_of(), STUDENT, TEACHER)
-    options = dict(negatives="symmetric", where=where, labels=labels, chunk_size=3)
+    options = {"negatives": "symmetric", "where": where, "labels": labels, "chunk_size": 3}
     expected = [info_nce(student[name], teacher[name], temperature=0.1, **options) for name in student]
     result = lfcc_loss(params_of(), STUDENT, TEACHER, **options)
     np.testing.assert_allclose(result, np.mean(expected, axis=0), atol=5e-6)
@@ -143,8 +143,14 @@ def test_init_is_a_function_of_its_key():
         (lambda: params_of(projector="bth"), "unknown projector 'bth'; did you mean 'both'"),
         (lambda: params_of(width=0), "width: at least 1"),
         (lambda: lfcc_init(jax.random.key(0), {"stage3": 6}, {"stage4": 6}, 8), r"got \['stage3'\] and \['stage4'\]"),
-        (lambda: lfcc_loss(params_of(), {"stage3": STUDENT["stage3"]}, TEACHER), "unknown stage of the student 'stage4'"),
-        (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, grids=(4, 7)), r"stage4: none of the grids \[4, 7\] fits .* 3x5"),
+        (
+            lambda: lfcc_loss(params_of(), {"stage3": STUDENT["stage3"]}, TEACHER),
+            "unknown stage of the student 'stage4'",
+        ),
+        (
+            lambda: lfcc_loss(params_of(), STUDENT, TEACHER, grids=(4, 7)),
+            r"stage4: none of the grids \[4, 7\] fits .* 3x5",
+        ),
         (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="bx"), "did you mean 'box'"),
         (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="learned"), "give learned_sizes to lfcc_init"),
         (lambda: params_of(learned_sizes={"stage3": ((14, 14), (14, 14))}), r"learned_sizes names the stages"),
