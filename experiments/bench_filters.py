@@ -7,6 +7,7 @@ time to read the map and write the result once, at the speed at which this machi
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 
@@ -38,7 +39,7 @@ def stacked(x: jax.Array) -> list[jax.Array]:
     rows, columns = (np.concatenate([filters.operator("box", n, g) for g in GRIDS]) for n in x.shape[1:3])
     y = filters.apply_operators(rows, columns, x)
     ends = np.cumsum((0, *GRIDS))
-    return [y[:, a:b, a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [y[:, a:b, a:b] for a, b in itertools.pairwise(ends)]
 
 
 def gradient(function: Callable) -> Callable:
