@@ -15,9 +15,9 @@ from jax.sharding import AxisType, NamedSharding
 from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
 from lfcc_jax.filters import learned_compact_grids, learned_filter_init
 
-# A collective that XLA cuts into pieces, to overlap it with arithmetic, keeps its one channel.
+# XLA may cut a collective into a chain of pieces, to overlap them with arithmetic.
 SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-COLLECTIVE = re.compile(rf" ({SENT})(?:-start)?\(.*?channel_id=(\d+)")
+COLLECTIVE = re.compile(rf" ({SENT})(?:-start)?\((?:.*?chain_id=\"(\d+)\")?")
 GRIDS = (1, 2, 4)
 CHIPS = 16
 
@@ -39,7 +39,9 @@ def main() -> None:
 
     def report(name, function, *arguments):
         program = jax.jit(function).lower(*arguments).compile()
-        found = collections.Counter(kind for kind, _ in set(COLLECTIVE.findall(program.as_text())))
+        matches = COLLECTIVE.findall(program.as_text())
+        found = collections.Counter(kind for kind, chain in matches if not chain)
+        found += collections.Counter(kind for kind, chain in set(matches) if chain)
         sent = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items())) or "none"
         temporary = program.memory_analysis().temp_size_in_bytes / 2**20
         print(f"| {name} | {sent} | {temporary:.2f} |", flush=True)

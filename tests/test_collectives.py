@@ -14,7 +14,7 @@ from lfcc_jax.filters import learned_compact_grids, learned_filter_init
 from lfcc_jax.spectrum import energy_below, radial_spectrum
 
 SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-COLLECTIVE = re.compile(rf" ({SENT})(?:-start)?\(.*?channel_id=(\d+)")
+COLLECTIVE = re.compile(rf" ({SENT})(?:-start)?\(")
 BATCH = jax.P("data")
 
 
@@ -42,9 +42,7 @@ def compiled(function, *arguments):
 
 
 def collectives(function, *arguments):
-    # A collective that XLA has cut into pieces keeps its one channel.
-    found = set(COLLECTIVE.findall(compiled(function, *arguments).as_text()))
-    return dict(collections.Counter(kind for kind, _ in found))
+    return dict(collections.Counter(COLLECTIVE.findall(compiled(function, *arguments).as_text())))
 
 
 def energy(ys):
