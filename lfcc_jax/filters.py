@@ -25,8 +25,9 @@ IMPLEMENTATIONS = ("matmul", "fft", "conv")
 
 # A Gaussian is cut at 4 standard deviations, as scipy.ndimage does.
 _TRUNCATE = 4.0
-# Up to this many output points one Kronecker product beats a product per axis (experiments/bench_filters.py).
-_KRONECKER_POINTS = 32
+# One Kronecker product beats a product per axis up to about this many output points a grid, on maps that are large and
+# on maps that are small (experiments/bench_filters.py).
+_KRONECKER_POINTS, _KRONECKER_POINTS_SMALL, _SMALL_MAP = 32, 100, 14 * 14
 # Share of a learned filter's initial weight that is spread evenly, so that every sample has a gradient from the start.
 _LEARNED_SPREAD = 0.05
 
@@ -230,7 +231,7 @@ def low_pass(
     height, width = x.shape[-3:-1]
     rows = operator(kind, height, height, cutoff=cutoff, order=order)
     columns = operator(kind, width, width, cutoff=cutoff, order=order)
-    return apply_operators(rows, columns, x)
+    return _apply_pairs([(rows, columns)], x)[0]
 
 
 def apply_operators(
@@ -290,8 +291,8 @@ def compact_grids(
 ) -> tuple[Float[Array, "*batch grid grid channels"], ...]:
     """Shrinks a feature map to several grids, reading the map once.
 
-    The same as `tuple(compact(x, kind, grid) for grid in grids)`, faster: the rows of all the grids, each the Kronecker
-    product of a row of A and a row of B, make one matrix, and the map is multiplied by it once.
+    The same as `tuple(compact(x, kind, grid) for grid in grids)`, faster: unless the grids are large, their rows, each
+    the Kronecker product of a row of A and a row of B, make one matrix, and the map is multiplied by it once.
 
     Args:
       x: feature maps, channels last, of any floating dtype.
@@ -323,12 +324,13 @@ def _apply_pairs(
     """Applies several pairs (A, B) to one map: `A x B'` for each."""
     sizes = [(rows.shape[0], columns.shape[0]) for rows, columns in pairs]
     points = [out_height * out_width for out_height, out_width in sizes]
-    if sum(points) > _KRONECKER_POINTS:
+    *batch, height, width, channels = x.shape
+    worthwhile = _KRONECKER_POINTS_SMALL if height * width <= _SMALL_MAP else _KRONECKER_POINTS
+    if sum(points) > worthwhile * len(points):
         return tuple(apply_operators(rows, columns, x) for rows, columns in pairs)
     constant = all(isinstance(a, np.ndarray) for pair in pairs for a in pair)
     xp = np if constant else jnp
     kronecker = xp.concatenate([xp.kron(rows, columns) for rows, columns in pairs])
-    *batch, height, width, channels = x.shape
     y = _matmul(jnp.asarray(kronecker, x.dtype), x.reshape(*batch, height * width, channels)).astype(x.dtype)
     parts = jnp.split(y, np.cumsum(points)[:-1], axis=-2)
     return tuple(part.reshape(*batch, *size, channels) for part, size in zip(parts, sizes, strict=True))

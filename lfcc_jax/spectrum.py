@@ -41,7 +41,7 @@ def radial_spectrum(
     """
     _check_map(x)
     _, height, width, _ = x.shape
-    rings = np.rint(_radius(height, width) * min(height, width) * (1 + 1e-9)).astype(int)
+    rings = np.floor(_radius(height, width) * min(height, width) + 0.5 + 1e-9).astype(int)
     present, members = np.unique(rings, return_inverse=True)
     mean_of_ring = np.eye(len(present), dtype=np.float32)[:, members.reshape(-1)]
     mean_of_ring /= mean_of_ring.sum(axis=1, keepdims=True)

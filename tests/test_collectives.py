@@ -13,7 +13,8 @@ from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_p
 from lfcc_jax.filters import learned_compact_grids, learned_filter_init
 from lfcc_jax.spectrum import energy_below, radial_spectrum
 
-COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
+SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
+COLLECTIVE = re.compile(rf" ({SENT})(?:-start)?\(")
 BATCH = jax.P("data")
 
 
@@ -101,7 +102,7 @@ def test_trainable_teacher_codes_cost_one_reduce_scatter_more(mesh, split):
 
 def test_the_ring_gathers_nothing(mesh, split):
     loss, codes = on_devices(mesh, axis_name="data", ring=True), (split(512, 16), split(512, 16))
-    # One permutation in the loop of the value, one in that of the gradient, and one for the teacher's gradient to come home.
+    # One permutation in the loop of the value, one in that of the gradient, one to bring the teacher's gradient home.
     assert collectives(loss, *codes) == {"collective-permute": 1}
     assert collectives(gradient(loss), *codes) == {"collective-permute": 2}
     assert collectives(gradient(loss, (0, 1)), *codes) == {"collective-permute": 3}

@@ -184,7 +184,7 @@ def test_all_grids_in_one_pass_are_the_separable_products_one_by_one(data):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_off_by_its_own_rounding_and_no_more(kind):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 14, 14, 4)), jnp.bfloat16)
-    # 2^-9 for each of: the operator's weights along either axis, and the result. Weights may cancel: their magnitudes count.
+    # 2^-9 for each of: the weights along either axis, and the result. Weights may cancel: their magnitudes count.
     gain = np.abs(operator(kind, 14, 14, cutoff=0.1)).sum(axis=1).max() ** 2 * float(jnp.abs(x).max())
     for implementation in ("matmul", "fft", "conv")[: 3 if kind in FINITE_KINDS else 2]:
         result = low_pass(x, kind, 0.1, implementation=implementation)
@@ -214,10 +214,14 @@ def test_operators_are_cached_and_cannot_be_written_to():
 def test_a_learned_filter_starts_near_its_fixed_one_and_stays_a_weighted_mean(kind):
     params = filters.learned_filter_init((14, 9), (1, 4), kind=kind)
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 14, 9, 5)), jnp.float32)
-    for start, result in zip(compact_grids(x, kind, (1, 4)), filters.learned_compact_grids(params, x, (1, 4)), strict=True):
+    for start, result in zip(
+        compact_grids(x, kind, (1, 4)), filters.learned_compact_grids(params, x, (1, 4)), strict=True
+    ):
         assert jnp.abs(result - start).max() < 0.1  # a tenth of the range of x: 5 % of the weight is spread, per axis
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda logits: logits + 3 * jnp.asarray(rng.standard_normal(logits.shape), jnp.float32), params)
+    params = jax.tree.map(
+        lambda logits: logits + 3 * jnp.asarray(rng.standard_normal(logits.shape), jnp.float32), params
+    )
     for result in filters.learned_compact_grids(params, x, (1, 4)):
         assert (result.max() <= x.max()) & (result.min() >= x.min())
     for result in filters.learned_compact_grids(params, jnp.full_like(x, 3), (1, 4)):
@@ -233,7 +237,10 @@ def test_a_learned_filter_starts_near_its_fixed_one_and_stays_a_weighted_mean(ki
         (lambda: operator("box", 4, 8), "cannot make 8 samples of 4"),
         (lambda: operator("box", 4, 0), "at least 1; got 0"),
         (lambda: operator("box", 4.0, 2), r"whole number of samples, at least 1; got 4\.0"),
-        (lambda: operator("ideal", 8, 4, cutoff=0.3), r"at most 0\.25, the Nyquist frequency of 4 of 8 samples; got 0\.3"),
+        (
+            lambda: operator("ideal", 8, 4, cutoff=0.3),
+            r"at most 0\.25, the Nyquist frequency of 4 of 8 samples; got 0\.3",
+        ),
         (lambda: operator("ideal", 8, 8, cutoff=0.6), r"at most 0\.5, the Nyquist frequency; got 0\.6"),
         (lambda: operator("ideal", 8, 8, cutoff=0.0), r"above 0"),
         (lambda: operator("ideal", 8, 8, cutoff=float("nan")), r"above 0"),

@@ -225,7 +225,7 @@ def lfcc_codes(
                 compacted = compact_grids(x, kind, fitting)
             # One matrix product projects the points of all grids.
             points = jnp.concatenate([y.reshape(y.shape[0], -1, y.shape[-1]) for y in compacted], axis=1)
-            points = _project(params[network].get(stage, {}), points)
+            points = _project(params[network].get(stage, {}), points).astype(x.dtype)
             ends = [sum(grid**2 for grid in fitting[:i]) for i in range(1, len(fitting))]
             for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
                 codes[network][f"{stage}/{grid}"] = y.reshape(y.shape[0], -1)
@@ -240,10 +240,10 @@ def _project(
     return _dense(layers["out"], x) if layers else x  # a teacher without a projector is taken as it is
 
 
-def _dense(layer: Mapping[str, Array], x: Float[Array, "*batch channels"]) -> Float[Array, "*batch width"]:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    y = jnp.einsum("bnc,cd->bnd", x, layer["kernel"].astype(x.dtype), preferred_element_type=wide)
-    return (y + layer["bias"][None, None, :]).astype(x.dtype)
+def _dense(layer: Mapping[str, Array], x: Float[Array, "batch points channels"]) -> Float[Array, "batch points width"]:
+    # A few points of each map are cheap to project in float32, and the kernels' gradients are then summed in it.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.einsum("bnc,cd->bnd", x, layer["kernel"]) + layer["bias"][None, None, :]
 
 
 def _fitting(grids: Sequence[int], student_size: Size, teacher_size: Size, stage: str) -> list[int]:

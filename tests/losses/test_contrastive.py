@@ -1,7 +1,6 @@
 """InfoNCE in every layout against one golden in numpy float64, value and gradient."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.losses import info_nce, info_nce_many
 
 BATCH, DIM, TAU = 16, 6, 0.1
-# A logit is at most 1 / tau = 10 in size, so float32 rounds it by 6e-7 and a loss, a difference of two, by a few of these.
+# A logit is at most 1 / tau = 10, so float32 rounds it by 6e-7, and a loss, a difference of two, by a few of these.
 VALUE = 5e-6
 # The gradient of the mean is at most 2 / (tau batch |code|): of the order of 1, and rounded at 1e-7 of that.
 GRADIENT = 1e-6
@@ -82,11 +81,15 @@ LAYOUTS = {
     "ring": {"axis_name": ("data", "fsdp"), "ring": True},
     "ring and chunked": {"axis_name": ("data", "fsdp"), "ring": True, "chunk_size": 1},
 }
-MESHES = {"1 device": ((1, 1), AxisType.Auto), "8 Auto": ((4, 2), AxisType.Auto), "8 Explicit": ((4, 2), AxisType.Explicit)}
+MESHES = {
+    "1 device": ((1, 1), AxisType.Auto),
+    "8 Auto": ((4, 2), AxisType.Auto),
+    "8 Explicit": ((4, 2), AxisType.Explicit),
+}
 
 
 def on_mesh(shape, axis_type, layout):
-    """Returns a compiled (arrays, case) -> (losses, gradients of their mean) in one layout, over both axes of a mesh."""
+    """Returns case -> (losses, gradients of their mean), compiled in one layout over both axes of a mesh."""
     axes = ("data", "fsdp")
     mesh = jax.make_mesh(shape, axes, axis_types=(axis_type,) * 2)
     batch = jax.P(axes)
@@ -118,14 +121,16 @@ def on_mesh(shape, axis_type, layout):
     return run
 
 
-def some(meshes, layouts, cases):
-    """All layouts on all meshes with all negatives on the Auto mesh, and the richest case elsewhere: compiling takes time."""
-    for mesh, layout, case in itertools.product(meshes, layouts, cases):
-        if mesh == "8 Auto" or case == "masked" or (case == "symmetric" and mesh == "8 Explicit"):
-            yield pytest.param(mesh, layout, case, id=f"{layout}, {mesh}, {case}")
+def some():
+    """The richest case in every layout, and each choice of negatives in some: compiling takes time."""
+    base, plain = ("global", "chunked", "gathered", "ring"), ("teacher", "both", "symmetric")
+    chosen = [("8 Auto", layout, "masked") for layout in LAYOUTS]
+    chosen += [(mesh, layout, "masked") for mesh in ("1 device", "8 Explicit") for layout in base]
+    chosen += [("8 Auto", layout, case) for layout in ("global", "gathered", "ring") for case in plain]
+    return [pytest.param(*choice, id=", ".join(choice)) for choice in chosen]
 
 
-@pytest.mark.parametrize(("mesh", "layout", "case"), [*some(MESHES, LAYOUTS, CASES)])
+@pytest.mark.parametrize(("mesh", "layout", "case"), some())
 def test_every_layout_equals_the_golden_in_value_and_gradient(mesh, layout, case):
     losses, grads = on_mesh(*MESHES[mesh], LAYOUTS[layout])(CASES[case])
     expected, expected_grads = golden(STUDENT, TEACHER, **CASES[case])
@@ -171,9 +176,10 @@ def test_identical_rows_zeros_and_any_scale_stay_finite_in_value_and_gradient(ne
 
 def test_a_code_of_zeros_has_cosine_zero_with_all_and_no_gradient():
     student = jnp.asarray(STUDENT).at[3].set(0)
-    losses, grad = info_nce(student, TEACHER, temperature=TAU), jax.grad(
-        lambda s: info_nce(s, TEACHER, temperature=TAU).sum()
-    )(student)
+    losses, grad = (
+        info_nce(student, TEACHER, temperature=TAU),
+        jax.grad(lambda s: info_nce(s, TEACHER, temperature=TAU).sum())(student),
+    )
     np.testing.assert_allclose(losses[3], np.log(BATCH), rtol=1e-6)
     assert jnp.all(grad[3] == 0)
     assert jnp.all(jnp.any(grad[:3] != 0, axis=1))
@@ -183,12 +189,14 @@ def test_scale_does_not_matter():
     reference = info_nce(STUDENT, TEACHER, temperature=TAU)
     np.testing.assert_allclose(info_nce(1e4 * STUDENT, 1e-4 * TEACHER, temperature=TAU), reference, atol=VALUE)
     np.testing.assert_allclose(
-        info_nce(-1e4 * STUDENT, 1e4 * TEACHER, temperature=TAU), info_nce(-STUDENT, TEACHER, temperature=TAU), atol=VALUE
+        info_nce(-1e4 * STUDENT, 1e4 * TEACHER, temperature=TAU),
+        info_nce(-STUDENT, TEACHER, temperature=TAU),
+        atol=VALUE,
     )
 
 
 @pytest.mark.parametrize("layout", [{}, {"chunk_size": 128}], ids=["global", "chunked"])
-def test_bfloat16_codes_lose_a_thousandth_where_bfloat16_logits_lose_a_hundredth(layout):
+def test_bfloat16_codes_are_within_a_thousandth_of_float32_and_bfloat16_logits_are_not(layout):
     rng = np.random.default_rng(0)
     student = rng.standard_normal((512, 256)).astype(np.float32)
     teacher = student + rng.standard_normal((512, 256)).astype(np.float32)
@@ -199,8 +207,8 @@ def test_bfloat16_codes_lose_a_thousandth_where_bfloat16_logits_lose_a_hundredth
 
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (student, teacher)]
     logits = jnp.asarray(unit[0] @ unit[1].T / TAU, jnp.bfloat16)
-    wrong = jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits))
-    assert abs(wrong.astype(jnp.float32) - exact.mean()) > 1e-2 * exact.mean()
+    wrong = jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
+    assert jnp.abs(low - exact).max() < 0.005 < 0.02 < jnp.abs(wrong.astype(jnp.float32) - exact).max()
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -224,7 +232,7 @@ def test_masked_examples_might_as_well_not_be_there(negatives):
 
 
 def test_nobody_to_be_told_apart_from_costs_nothing():
-    one = dict(temperature=TAU, negatives="both")
+    one = {"temperature": TAU, "negatives": "both"}
     for loss in (
         info_nce(STUDENT[:1], TEACHER[:1], **one),
         info_nce(STUDENT, TEACHER, labels=np.zeros(BATCH, int), **one),
@@ -261,7 +269,7 @@ def test_a_learned_temperature_has_one_gradient_on_all_devices(ring):
 @pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
 def test_many_codes_at_once_are_each_code_alone(negatives):
     students, teachers = [STUDENT, STUDENT[:, :4]], [TEACHER, TEACHER[:, :4] ** 2]
-    options = dict(temperature=TAU, negatives=negatives, where=WHERE, labels=LABELS)
+    options = {"temperature": TAU, "negatives": negatives, "where": WHERE, "labels": LABELS}
     expected = [info_nce(s, t, **options) for s, t in zip(students, teachers, strict=True)]
     np.testing.assert_allclose(info_nce_many(students, teachers, **options), np.stack(expected), atol=VALUE)
 

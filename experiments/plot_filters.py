@@ -1,0 +1,48 @@
+"""Plots the frequency responses of the filters and the weights behind a code: `python experiments/plot_filters.py`."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lfcc_jax import KINDS, filters
+
+CUTOFF = 1 / 8
+SIZE, GRID = 14, 4  # whose Nyquist frequency is 1/7
+# Distinct with every kind of colour vision, and in grey by their dashes.
+STYLES = dict(
+    zip(
+        KINDS,
+        [("#0072B2", "-"), ("#D55E00", "--"), ("#000000", ":"), ("#009E73", "-."), ("#CC79A7", (0, (1, 1)))],
+        strict=True,
+    )
+)
+PATH = Path(__file__).parent.parent / "docs" / "filters.png"
+
+
+def main() -> None:
+    """Writes docs/filters.png."""
+    figure, (response, weights) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    frequencies = np.linspace(0, 0.5, 501)
+    for kind, (colour, line) in STYLES.items():
+        amplitude = filters.frequency_response(kind, frequencies, CUTOFF)
+        response.plot(frequencies, amplitude, color=colour, linestyle=line, label=kind)
+        row = filters.operator(kind, SIZE, GRID)[1]
+        weights.plot(np.arange(SIZE), row, color=colour, linestyle=line, marker=".", label=kind)
+    response.axvline(CUTOFF, color="0.7", linewidth=0.8, zorder=0)
+    response.annotate("cutoff 1/8", (CUTOFF, 1.02), xytext=(4, 0), textcoords="offset points", color="0.4")
+    response.set(xlabel="frequency, cycles per sample", ylabel="amplitude response", ylim=(-0.3, 1.1), xlim=(0, 0.5))
+    weights.set(xlabel=f"sample, of {SIZE}", ylabel=f"weight in the second of {GRID} outputs")
+    for axes in (response, weights):
+        axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    response.legend(frameon=False)
+    PATH.parent.mkdir(exist_ok=True)
+    figure.savefig(PATH, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The recipes of experiments/porting run, in at most 40 lines each, and their loss falls."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+RECIPES = pathlib.Path(__file__).parent.parent / "experiments" / "porting"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needs"), [("bare", "jax"), ("linen", "flax.linen"), ("nnx", "flax.nnx"), ("equinox_", "equinox")]
+)
+def test_the_loss_falls_in_a_training_loop_of(recipe, needs):
+    pytest.importorskip(needs)
+    path = RECIPES / f"{recipe}.py"
+    assert len(path.read_text().splitlines()) <= 40
+    spec = importlib.util.spec_from_file_location(f"porting_{recipe}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    losses = module.main()
+    # It starts near log(16), where nothing tells sixteen images apart.
+    assert 2.6 < losses[0] < 2.95
+    assert losses[-1] < losses[0] - 0.1
