@@ -38,9 +38,10 @@ def main() -> None:
     workdir = Path(flags.FLAGS.workdir or f"runs/{Path(filename).stem}_compare").resolve()
     seeds = [int(seed) for seed in _SEEDS.value]
     make_config = _config_maker(Path(filename), argument, overrides)
-    # The seeds of a method share their programs; those are compiled once.
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not jax.config.jax_compilation_cache_dir:
+        # The seeds of a method share their programs; those are compiled once.
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
     teacher_dir = workdir / "teacher"
     print(f"teacher: {make_config('teacher', seeds[0]).student.name}, in {teacher_dir}", flush=True)
@@ -56,7 +57,9 @@ def main() -> None:
         config.teacher.checkpoint = str(teacher_dir)
         with _log_to(workdir / f"{method}_{seed}"):
             summary = train_and_evaluate(config, workdir / f"{method}_{seed}")
-        rows.append({"method": method, **summary, "command": " ".join(["python -m experiments.compare", *sys.argv[1:]])})
+        rows.append(
+            {"method": method, **summary, "command": " ".join(["python -m experiments.compare", *sys.argv[1:]])}
+        )
         (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
         left = (time.monotonic() - began) / (done + 1) * (len(runs) - done - 1)
         print(
@@ -133,15 +136,19 @@ def _report(rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any], metho
     first = rows[0]
     header = ["method", "top-1 last, %", "top-1 best, %", "agreement, %", "head parameters", "ms a step"]
     return (
-        f"{first['student']} ({first['parameters']:,} parameters) on {first['dataset']}, taught by {teacher['student']} "
-        f"({teacher['parameters']:,} parameters, top-1 {100 * teacher['top1_last']:.2f} %). "
+        f"{first['student']} ({first['parameters']:,} parameters) on {first['dataset']}, taught by "
+        f"{teacher['student']} ({teacher['parameters']:,} parameters, top-1 {100 * teacher['top1_last']:.2f} %). "
         f"Mean ± standard deviation over {len({row['seed'] for row in rows})} seeds; {first['epochs']:g} epochs, "
         f"{first['hardware']}, jax {first['jax']}, {first['date'][:10]}.\n\n" + table(header, lines)
     )
 
 
 def _draw(
-    workdir: Path, rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any], methods: Sequence[str], seeds: list[int]
+    workdir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    teacher: Mapping[str, Any],
+    methods: Sequence[str],
+    seeds: list[int],
 ) -> None:
     curves = {m: [read_metrics(workdir / f"{m}_{seed}") for seed in seeds] for m in methods}
     pictures.comparison(workdir / "comparison.png", curves, teacher["top1_last"])

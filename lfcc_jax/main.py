@@ -14,7 +14,7 @@ _DEFAULT = Path(__file__).parent.parent / "configs" / "digits.py"
 
 
 def run(main: Callable[[], object]) -> None:
-    """Parses the flags `--config`, `--workdir` and `--distributed`, and calls `main`, which finds them in `flags.FLAGS`.
+    """Parses `--config`, `--workdir` and `--distributed`, and calls `main`, which finds them in `flags.FLAGS`.
 
     Ends with one line and status 1 after an input that will not do. Status 143 means that the run was told to stop
     (SIGTERM) and has saved itself.

@@ -35,7 +35,7 @@ from lfcc_jax.training.state import init_state
 from lfcc_jax.training.step import make_eval_step, make_train_step, to_float
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The loss or its gradient became NaN or infinite."""
 
 
@@ -56,7 +56,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     Raises:
       UserError: for a config, data set, teacher or work directory that will not do, before anything is computed; and
-        `Diverged`, a kind of it, if the loss does not stay finite. The last good checkpoint is kept.
+        `DivergedError`, a kind of it, if the loss does not stay finite. The last good checkpoint is kept.
       Preempted: after SIGTERM, with a checkpoint saved.
     """
     # -- The run and its devices ---------------------------------------------------------------------------------------
@@ -130,7 +130,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- What there is, for a person to see ----------------------------------------------------------------------------
     if first_step == 0:
         say(parameter_overview.get_parameter_overview(shapes.student["params"], include_stats=False))
-    sizes = {"student": _size(shapes.student["params"]), "heads": _size([h.get("params") for h in shapes.heads.values()])}
+    sizes = {
+        "student": _size(shapes.student["params"]),
+        "heads": _size([h.get("params") for h in shapes.heads.values()]),
+    }
     say(
         f"{run.student['name']} ({sizes['student']:,} parameters, {sizes['heads']:,} in heads) "
         + (f"learns from {run.teacher['name']} " if teacher else "")
@@ -160,7 +163,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
     if first_step < total_steps:
         began = time.monotonic()
-        image = jax.ShapeDtypeStruct((run.batch_size, *student.image_shape()[1:]), jnp.uint8, sharding=batch_sharding(mesh))
+        image = jax.ShapeDtypeStruct(
+            (run.batch_size, *student.image_shape()[1:]), jnp.uint8, sharding=batch_sharding(mesh)
+        )
         label = jax.ShapeDtypeStruct((run.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
         train_step = train_step.lower(state, teacher_variables, {"image": image, "label": label}).compile()
         say(f"compiled the training step in {time.monotonic() - began:.1f} s")
@@ -199,7 +204,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             if stopping and step < total_steps:
                 checkpoints.close()
                 writer.close()
-                raise Preempted(f"stopped at step {step} of {total_steps}, saved in {workdir}; the same command goes on")
+                raise Preempted(
+                    f"stopped at step {step} of {total_steps}, saved in {workdir}; the same command goes on"
+                )
             progress.resume(step)
     checkpoints.close()
 
@@ -264,23 +271,29 @@ def _size(params: Any) -> int:
 
 
 def _finite_means(pending: list[dict[str, jax.Array]], step: int, checkpoints: Checkpoints) -> dict[str, float]:
-    """Returns the mean of each metric over the steps up to `step`, or raises `Diverged` at the first that is not finite."""
+    """Returns the mean of each metric over the steps up to `step`; raises `DivergedError` if one is not finite."""
     pending = jax.device_get(pending)
     for i, metrics in enumerate(pending):
         wrong = {name: float(value) for name, value in metrics.items() if not np.isfinite(value)}
         if wrong:
             checkpoints.close()
             good = checkpoints.latest_step
-            raise Diverged(
+            raise DivergedError(
                 f"step {step - len(pending) + 1 + i}: "
                 + ", ".join(f"{name} is {value}" for name, value in wrong.items())
-                + (f"; the last good checkpoint is that of step {good}. " if good is not None else "; nothing was saved. ")
+                + (
+                    f"; the last good checkpoint is that of step {good}. "
+                    if good is not None
+                    else "; nothing was saved. "
+                )
                 + "A lower learning rate, a longer warm-up or optimizer.clip_norm may help."
             )
     return {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
 
 
-def _spectra(network: models.Network, variables: Any, images: jax.Array, mesh: Any) -> dict[str, dict[str, list[float]]]:
+def _spectra(
+    network: models.Network, variables: Any, images: jax.Array, mesh: Any
+) -> dict[str, dict[str, list[float]]]:
     """Returns the radial spectrum of each stage's map."""
 
     def spectra(variables: Any, images: jax.Array) -> dict[str, Any]:
@@ -296,4 +309,10 @@ def _spectra(network: models.Network, variables: Any, images: jax.Array, mesh: A
 
 
 def _show(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) and value < 100 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.4f}"
+        if isinstance(value, float) and value < 100
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

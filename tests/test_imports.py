@@ -3,7 +3,18 @@ import sys
 
 import pytest
 
-HEAVY = ("flax", "optax", "orbax", "clu", "tensorflow", "tensorflow_datasets", "torch", "ml_collections", "grain", "absl")
+HEAVY = (
+    "flax",
+    "optax",
+    "orbax",
+    "clu",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "ml_collections",
+    "grain",
+    "absl",
+)
 
 
 def imported_by(statement):

@@ -12,7 +12,7 @@ import pytest
 
 from lfcc_jax import models
 from lfcc_jax.errors import UserError
-from lfcc_jax.train import Diverged, train_and_evaluate
+from lfcc_jax.train import DivergedError, train_and_evaluate
 from lfcc_jax.training.checkpoint import load_network
 from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.report import read_metrics
@@ -102,7 +102,9 @@ def start(tmp_path_factory):
 
     def start(config, workdir):
         file = directory / "config.py"
-        file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config!r})\n")
+        file.write_text(
+            f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config!r})\n"
+        )
         command = [sys.executable, "-m", "lfcc_jax.main", f"--config={file}", f"--workdir={workdir}"]
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -154,7 +156,9 @@ def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
     assert sorted(set(ours)) == ours == theirs
 
 
-def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_from_the_one_before(distilled, tmp_path, capsys, monkeypatch):
+def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_from_the_one_before(
+    distilled, tmp_path, capsys, monkeypatch
+):
     config = distilled(**SLOW)
     stop_at(monkeypatch, 10)
     with pytest.raises(Preempted, match="stopped at step 10 of 40"):
@@ -184,7 +188,9 @@ def stop_at(monkeypatch, step):
 def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_checkpoint_stays(tiny, tmp_path):
     optimizer = {"name": "sgd", "learning_rate": {"name": "linear", "start": 0.0, "end": 1e30, "epochs": 0.5}}
     config = tiny(optimizer=optimizer, epochs=4, checkpoint_every_steps=1, log_every_steps=100)
-    with pytest.raises(Diverged, match=r"step \d: .*is (nan|inf).*last good checkpoint is that of step \d") as error:
+    with pytest.raises(
+        DivergedError, match=r"step \d: .*is (nan|inf).*last good checkpoint is that of step \d"
+    ) as error:
         train_and_evaluate(config, tmp_path)
     said = str(error.value)
     bad, good = int(said.split("step ")[1].split(":")[0]), int(said.split("that of step ")[1].split(".")[0])

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS data set: 1,797 real 8x8 scans, prepared without network or TensorFlow."""
+"""The digits of scikit-learn as a TFDS data set: 1,797 real 8x8 scans, prepared without network or TensorFlow."""
 
 from collections.abc import Iterator
 

@@ -76,7 +76,9 @@ def comparison(path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[st
         accuracy = 100 * np.stack([values for _, values in series])
         color = COLORS[i % len(COLORS)]
         left.plot(series[0][0], accuracy.mean(axis=0), color=color, marker=".", label=method)
-        left.fill_between(series[0][0], accuracy.min(axis=0), accuracy.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        left.fill_between(
+            series[0][0], accuracy.min(axis=0), accuracy.max(axis=0), color=color, alpha=0.15, linewidth=0
+        )
         right.plot(accuracy[:, -1], np.full(len(seeds), i), "o", color=color, alpha=0.6)
         right.plot(accuracy[:, -1].mean(), i, "|", color=color, markersize=24, markeredgewidth=2)
     for axis, line in ((left, left.axhline), (right, right.axvline)):

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lfcc_jax.errors import UserError
 
+
 def create_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     """Returns a mesh of `data` x `fsdp` devices, with automatic sharding propagation.
 

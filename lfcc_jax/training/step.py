@@ -64,7 +64,9 @@ def make_train_step(
             for name, method in methods.items():
                 head = state.heads[name] | {"params": params["heads"][name]}
                 memory = [collection for collection in head if collection != "params"]
-                losses, remembered = method.apply(head, seen, output, taught, mutable=memory, rngs={"dropout": heads_key})
+                losses, remembered = method.apply(
+                    head, seen, output, taught, mutable=memory, rngs={"dropout": heads_key}
+                )
                 terms |= {term: loss.mean() for term, loss in losses.items()}
                 total += weights[name](state.step) * sum(terms[term] for term in losses)
                 heads[name] = remembered
@@ -99,9 +101,7 @@ def make_train_step(
     return step
 
 
-def make_eval_step(
-    student: Network, teacher: Network | None
-) -> Callable[[Any, Any, Batch], Metrics]:
+def make_eval_step(student: Network, teacher: Network | None) -> Callable[[Any, Any, Batch], Metrics]:
     """Returns `step(student_variables, teacher_variables, batch) -> sums` over the examples whose `mask` is True.
 
     Sums, with `count` among them, are what adds up over batches of different fill; see `evaluation.evaluate`.

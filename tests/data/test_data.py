@@ -31,7 +31,9 @@ def pretend_to_be(monkeypatch, index, count):
 
 def test_digits_are_those_of_scikit_learn_each_once(data_dir):
     images, targets = load_digits(return_X_y=True)
-    expected = sorted((np.round(x * 255 / 16).astype(np.uint8).tobytes(), y) for x, y in zip(images, targets, strict=True))
+    expected = sorted(
+        (np.round(x * 255 / 16).astype(np.uint8).tobytes(), y) for x, y in zip(images, targets, strict=True)
+    )
     splits = [data.open_source("digits", split, data_dir) for split in ("train", "test")]
     assert [len(split.examples) for split in splits] == [1297, 500]
     examples = [example for split in splits for example in split.examples]

@@ -100,7 +100,8 @@ def test_tokens_are_put_back_where_their_patches_were():
     variables = model.init(jax.random.key(0), images())
     # With attention and MLP silenced, a token is its patch's embedding and position.
     silent = jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.zeros_like(x) if "block" in path[1].key and path[-2].key in ("proj", "fc2") else x, variables
+        lambda path, x: jnp.zeros_like(x) if "block" in path[1].key and path[-2].key in ("proj", "fc2") else x,
+        variables,
     )
     moved = jnp.zeros((1, 8, 8, 1)).at[0, 2:4, 6:8].set(1.0)
     change = model.apply(silent, moved).features["stage4"] - model.apply(silent, 0 * moved).features["stage4"]

@@ -42,7 +42,9 @@ def test_a_work_directory_is_claimed_once_and_known_again(tmp_path):
 
 def test_a_work_directory_of_another_run_is_refused_with_all_that_differs(tmp_path):
     claim_workdir(tmp_path, GOOD | {"student": {"name": "a", "width": 3}})
-    with pytest.raises(UserError, match=r"student.name is a there and b here; config.student.width is 3 there and absent"):
+    with pytest.raises(
+        UserError, match=r"student.name is a there and b here; config.student.width is 3 there and absent"
+    ):
         claim_workdir(tmp_path, GOOD | {"student": {"name": "b"}})
 
 

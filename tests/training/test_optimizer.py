@@ -24,7 +24,7 @@ def test_weight_decay_leaves_vectors_and_position_embeddings_alone():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_takes_pytorchs_steps(nesterov):
-    # torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.01), written out: d = g + wd w; v = m v + d; w -= lr (d + m v | v)
+    # torch.optim.SGD, written out: d = g + wd w; v = m v + d; w -= lr v, or lr (d + m v) with Nesterov.
     tx = optimizer.create("sgd", lambda _: 0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
     params = {"kernel": jnp.array([[1.0, -2.0]])}
     state = tx.init(params)

@@ -25,7 +25,9 @@ def test_a_mesh_that_cannot_be_laid_is_refused(shape):
 def test_a_batch_must_divide_over_the_devices_and_the_nearest_that_do_are_named():
     mesh = sharding.create_mesh()
     sharding.check_batch_size(16, mesh, "config.batch_size")
-    with pytest.raises(UserError, match="config.batch_size: a batch of 20 does not divide over 8 devices; 16 or 24 does"):
+    with pytest.raises(
+        UserError, match="config.batch_size: a batch of 20 does not divide over 8 devices; 16 or 24 does"
+    ):
         sharding.check_batch_size(20, mesh, "config.batch_size")
     with pytest.raises(UserError, match="; 8 does"):
         sharding.check_batch_size(3, mesh, "config.batch_size")
@@ -33,7 +35,12 @@ def test_a_batch_must_divide_over_the_devices_and_the_nearest_that_do_are_named(
 
 def test_large_weights_are_split_along_their_longest_dimension_that_divides():
     mesh = sharding.create_mesh(fsdp=4)
-    tree = {"large": jnp.zeros((256, 1024)), "odd": jnp.zeros((257, 1023)), "tall": jnp.zeros((1024, 255)), "small": jnp.zeros(8)}
+    tree = {
+        "large": jnp.zeros((256, 1024)),
+        "odd": jnp.zeros((257, 1023)),
+        "tall": jnp.zeros((1024, 255)),
+        "small": jnp.zeros(8),
+    }
     specs = jax.tree.map(lambda s: s.spec, sharding.weight_shardings(tree, mesh))
     assert specs["large"] == PartitionSpec(None, "fsdp")
     assert specs["tall"] == PartitionSpec("fsdp", None)

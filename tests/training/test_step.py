@@ -181,14 +181,18 @@ def test_the_gradient_is_that_of_finite_differences():
 
         def loss_at(distance):
             moved = jax.tree.map(lambda x, d: x + distance / size * d, params, direction)
-            heads = {n: v | ({"params": moved["heads"][n]} if "params" in v else {}) for n, v in run.state.heads.items()}
+            heads = {
+                n: v | ({"params": moved["heads"][n]} if "params" in v else {}) for n, v in run.state.heads.items()
+            }
             state = run.state.replace(student=run.state.student | {"params": moved["student"]}, heads=heads)
             return float(run.jitted(state, run.teacher_variables, data)[1]["loss"])
 
         # With plain SGD, momentum at zero and learning rate 0.1, the update is -0.1 times the gradient (Nesterov: 1.9).
         after = trainable(run.jitted(run.state, run.teacher_variables, data)[0])
         gradient = jax.tree.map(lambda new, old: (old - new) / 0.19, after, params)
-    slope = sum(float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    slope = sum(
+        float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    )
     measured = (loss_at(0.02) - loss_at(-0.02)) / 0.04
     np.testing.assert_allclose(slope / size, measured, rtol=0.03, atol=0.003)
 

@@ -1,0 +1,49 @@
+import json
+import subprocess
+import sys
+
+
+def compare(workdir, data_dir, *arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.compare",
+        "--config=configs/digits.py:runlocal",
+        f"--workdir={workdir}",
+    ]
+    command += [f"--config.data.data_dir={data_dir}", "--methods=scratch,lfcc", "--seeds=0,1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_demo_compares_methods_over_seeds_and_does_not_repeat_what_is_done(tmp_path, data_dir):
+    done = compare(tmp_path, data_dir)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert sorted((row["method"], row["seed"]) for row in rows) == [
+        ("lfcc", 0),
+        ("lfcc", 1),
+        ("scratch", 0),
+        ("scratch", 1),
+    ]
+    expected = "dataset teacher student method seed epochs top1_last top1_best teacher_top1 agreement seconds_per_step "
+    assert set((expected + "hardware command date").split()) <= set(rows[0])
+    assert [row["head_parameters"] > 0 for row in rows] == [False, True, False, True]
+    table = (tmp_path / "results.md").read_text()
+    assert table.strip() in done.stdout
+    assert "over 2 seeds" in table
+    for name in ("comparison.png", "spectra.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert "step" in (tmp_path / "lfcc_0" / "log.txt").read_text()
+
+    again = compare(tmp_path, data_dir)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "results.json").read_text())[0]["date"] == rows[0]["date"]
+
+
+def test_another_config_in_the_same_place_is_refused(tmp_path, data_dir):
+    first = compare(tmp_path, data_dir, "--methods=scratch", "--seeds=0")
+    assert first.returncode == 0, first.stderr
+    second = compare(tmp_path, data_dir, "--methods=scratch", "--seeds=0", "--config.batch_size=16")
+    assert second.returncode == 1
+    assert "error: " in second.stderr
+    assert "config.batch_size is 32 there and 16 here" in second.stderr
