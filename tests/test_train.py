@@ -1,10 +1,11 @@
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -175,11 +176,8 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_from_the_one_bef
 def stop_at(monkeypatch, step):
     """Lets SIGTERM arrive while `step` is under way."""
     count = iter(range(1, 1000))
-
-    def is_set(event):
-        return next(count) == step
-
-    monkeypatch.setattr(threading.Event, "is_set", is_set)
+    told = SimpleNamespace(is_set=lambda: next(count) == step)
+    monkeypatch.setattr("lfcc_jax.train.watch_sigterm", lambda: contextlib.nullcontext(told))
 
 
 # -- What cannot work --------------------------------------------------------------------------------------------------
