@@ -58,7 +58,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.ema_decay = 0.0
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    config.log_every_steps = 100
+    config.log_every_steps = 20
     config.eval_every_epochs = 10.0
     config.checkpoint_every_steps = 0
 

@@ -93,7 +93,7 @@ def test_bfloat16_trains_and_keeps_float32_weights(distilled, tmp_path):
 
 # -- Stopping and going on ---------------------------------------------------------------------------------------------
 
-SLOW = {"epochs": 10, "log_every_steps": 1, "checkpoint_every_steps": 3, "eval_every_epochs": 5}
+SLOW = {"epochs": 6, "log_every_steps": 1, "checkpoint_every_steps": 3, "eval_every_epochs": 3}
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +122,9 @@ def uninterrupted(tmp_path_factory):
     ("moment", "how"),
     [
         ("compiled", signal.SIGKILL),
-        ("step  8/40", signal.SIGKILL),
-        ("epoch 5: test", signal.SIGKILL),
-        ("step 17/40", signal.SIGTERM),
+        ("step  8/24", signal.SIGKILL),
+        ("epoch 3: test", signal.SIGKILL),
+        ("step 17/24", signal.SIGTERM),
     ],
 )
 def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_from_the_one_bef
 ):
     config = distilled(**SLOW)
     stop_at(monkeypatch, 10)
-    with pytest.raises(Preempted, match="stopped at step 10 of 40"):
+    with pytest.raises(Preempted, match="stopped at step 10 of 24"):
         train_and_evaluate(config, tmp_path / "stopped")
     monkeypatch.undo()
     for file in (tmp_path / "stopped" / "checkpoints" / "10").rglob("d/*"):

@@ -1,6 +1,7 @@
 """Checkpoints of a run (state and data iterator together), and the finished network that a run leaves behind."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
+            # Stays in place if a read fails: the others may speak up at any time after.
+            hook, sys.unraisablehook = sys.unraisablehook, _quiet_aborted_reads
             try:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # Orbax raises everything from JSONDecodeError to bare Exception here.
@@ -71,6 +74,7 @@ class Checkpoints:
                 say(f"checkpoint {self._directory / str(step)} is damaged ({reason}); trying the one before it")
                 self._set_aside(step)
                 continue
+            sys.unraisablehook = hook
             return restored.state, restored.data
         if steps:
             raise UserError(f"{self._directory}: none of the checkpoints {steps} can be read; see damaged/ beside it")
@@ -97,6 +101,12 @@ class Checkpoints:
                 target.rmtree()
             (self._directory / str(step)).rename(target)
         self._manager.reload()
+
+
+def _quiet_aborted_reads(unraisable: Any) -> None:
+    """Drops the tracebacks of reads that were under way when another failed; that failure itself is raised."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def save_network(directory: epath.PathLike, variables: Any, description: Mapping[str, Any]) -> None:
