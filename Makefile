@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python -m experiments.compare --config=configs/digits.py
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .

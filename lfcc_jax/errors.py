@@ -50,13 +50,13 @@ def checked_arguments(function: Callable[..., object], given: Mapping[str, Any],
     Raises:
       UserError: for a name that `function` does not take (with the nearest one), or one that it needs.
     """
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in ("self", "parent", "name")  # the last two are Linen's own
-    }
+    parameters = dict(inspect.signature(function).parameters)
+    if inspect.isclass(function):  # a Linen module has two fields that are no settings
+        parameters = {name: p for name, p in parameters.items() if name not in ("parent", "name")}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     for name in given:
-        if name not in parameters:
+        if name not in parameters and not takes_any:
             raise unknown("key", name, parameters, where)
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     if missing:

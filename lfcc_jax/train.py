@@ -13,7 +13,7 @@ from clu import parameter_overview
 from etils import epath
 
 from lfcc_jax import data, methods, models
-from lfcc_jax.errors import UserError
+from lfcc_jax.errors import UserError, checked_arguments
 from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import pictures, schedules
@@ -61,11 +61,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     """
     # -- The run and its devices ---------------------------------------------------------------------------------------
     run = read_config(config)
-    mesh = create_mesh(**run.mesh)
+    mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
 
     # -- Images --------------------------------------------------------------------------------------------------------
-    splits = data.open_splits(**run.data)
+    splits = data.open_splits(**checked_arguments(data.open_splits, run.data, "config.data"))
     steps_per_epoch = data.steps_per_epoch(splits.train, run.batch_size)
     if not steps_per_epoch:
         raise UserError(f"config.batch_size: {run.batch_size} is more than the {len(splits.train.examples)} images")
@@ -98,10 +98,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         weights[name] = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
     if not losses:
         raise UserError(f"config.losses: nothing to train on. Known: {', '.join(methods.list_methods())}")
-    learning_rate = schedules.create(
-        run.optimizer["learning_rate"], **timing, where="config.optimizer.learning_rate"
-    )  # fmt: skip
-    optimizer = optimizers.create(**(run.optimizer | {"learning_rate": learning_rate}))
+    optimizer_block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
+    rate = optimizer_block.pop("learning_rate")
+    learning_rate = schedules.create(rate, **timing, where="config.optimizer.learning_rate")
+    optimizer = optimizers.create(**optimizer_block, learning_rate=learning_rate)
 
     # -- State: fresh or restored --------------------------------------------------------------------------------------
     def init(key: jax.Array) -> Any:

@@ -7,6 +7,16 @@ def function(a, b, c=3):
     """Takes arguments."""
 
 
+def function_of_anything(a, **rest):
+    """Takes more."""
+
+
+def test_a_function_that_takes_anything_is_checked_for_what_it_needs():
+    assert checked_arguments(function_of_anything, {"a": 1, "x": 2}, "here") == {"a": 1, "x": 2}
+    with pytest.raises(UserError, match="here: missing a"):
+        checked_arguments(function_of_anything, {"x": 2}, "here")
+
+
 def test_the_nearest_name_is_suggested_only_if_one_is_near():
     assert "did you mean 'vit'" in str(unknown("network", "vitt", ["vit", "resnet"]))
     assert "did you mean" not in str(unknown("network", "xyz", ["vit", "resnet"]))
