@@ -9,6 +9,7 @@ again, and one that was stopped goes on, so the same command may be repeated unt
 import contextlib
 import datetime
 import importlib.util
+import inspect
 import json
 import statistics
 import sys
@@ -23,12 +24,17 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from lfcc_jax import main as cli
+from lfcc_jax.errors import UserError
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training import pictures
 from lfcc_jax.training.report import read_metrics, table
 
 _METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; the teacher has the first.")
+
+
+# What is said of the student, of distillation, or of what the student sees is not meant for the teacher's own training.
+_NOT_THE_TEACHERS = ("student.", "teacher.", "losses.", "data.train_split")
 
 
 def main() -> None:
@@ -80,13 +86,14 @@ def _config_maker(filename: Path, argument: str, overrides: Mapping[str, Any]) -
     spec = importlib.util.spec_from_file_location("compared_config", filename)
     module: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not inspect.signature(module.get_config).parameters:
+        raise UserError(f"{filename}: get_config must take an argument like 'method=kd' for its methods to be compared")
 
     def make(method: str, seed: int) -> ConfigDict:
         config = module.get_config(",".join(filter(None, [argument, f"method={method}"])))
         config.seed = seed
         for key, value in overrides.items():
-            # What is said of the student or the data is not meant for the teacher's own training.
-            if method != "teacher" or key.split(".")[0] not in ("student", "teacher", "losses"):
+            if method != "teacher" or not key.startswith(_NOT_THE_TEACHERS):
                 config.update_from_flattened_dict({key: value})
         return config
 

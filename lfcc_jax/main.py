@@ -17,7 +17,7 @@ def run(main: Callable[[], object]) -> None:
     """Parses `--config`, `--workdir` and `--distributed`, and calls `main`, which finds them in `flags.FLAGS`.
 
     Ends with one line and status 1 after an input that will not do. Status 143 means that the run was told to stop
-    (SIGTERM) and has saved itself.
+    (SIGTERM, Ctrl-C) and has saved itself.
     """
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
@@ -43,6 +43,8 @@ def _one_line(error: BaseException) -> str:
         error = error.args[0]
     # It also puts the traceback of a config file into its message; what the file said comes last.
     message = str(error.args[0] if error.args else error).split("UserError: ")[-1]
+    if "[Errno" in message:
+        message = "--config: " + message[message.index("[Errno") :]
     return what + " ".join(message.split())
 
 
@@ -51,7 +53,10 @@ def _guarded(main: Callable[[], object]) -> None:
     if flags.FLAGS.distributed:
         import jax
 
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            sys.exit(f"error: --distributed: no cluster was found here: {' '.join(str(error).split())}")
     try:
         main()
     except UserError as error:

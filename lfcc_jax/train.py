@@ -1,5 +1,6 @@
 """A whole run, from config to trained student, to be read from top to bottom."""
 
+import contextlib
 import datetime
 import json
 import time
@@ -17,10 +18,10 @@ from lfcc_jax.errors import UserError, checked_arguments
 from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import pictures, schedules
-from lfcc_jax.training.checkpoint import Checkpoints, load_network, save_network
+from lfcc_jax.training.checkpoint import Checkpoints, describe_network, load_network, save_network
 from lfcc_jax.training.config import Block, claim_workdir, read_config
 from lfcc_jax.training.evaluation import evaluate
-from lfcc_jax.training.preemption import Preempted, watch_sigterm
+from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say, table
 from lfcc_jax.training.sharding import (
     DevicePrefetch,
@@ -57,7 +58,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     Raises:
       UserError: for a config, data set, teacher or work directory that will not do, before anything is computed; and
         `DivergedError`, a kind of it, if the loss does not stay finite. The last good checkpoint is kept.
-      Preempted: after SIGTERM, with a checkpoint saved.
+      Preempted: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     # -- The run and its devices ---------------------------------------------------------------------------------------
     run = read_config(config)
@@ -69,19 +70,24 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     steps_per_epoch = data.steps_per_epoch(splits.train, run.batch_size)
     if not steps_per_epoch:
         raise UserError(f"config.batch_size: {run.batch_size} is more than the {len(splits.train.examples)} images")
-    total_steps = round(run.epochs * steps_per_epoch)
+    total_steps = max(1, round(run.epochs * steps_per_epoch))
     batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, max_shift=splits.max_shift)
 
     # -- Networks ------------------------------------------------------------------------------------------------------
     student = _network(run.student, splits.train, run.dtype, "config.student")
     teacher = teacher_variables = None
     if run.teacher.get("name"):
-        teacher_block = {key: value for key, value in run.teacher.items() if key != "checkpoint"}
-        teacher = _network(teacher_block, splits.train, run.dtype, "config.teacher")
-        if not run.teacher.get("checkpoint"):
+        block = dict(run.teacher)
+        path = block.pop("checkpoint", "")
+        _network(block, splits.train, run.dtype, "config.teacher")  # its name and keys make sense
+        if not path:
             raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
+        made = describe_network(path)
+        if made["name"] == block["name"]:  # what the config does not say is as it was trained
+            block = made["overrides"] | block
+        teacher = _network(block, splits.train, run.dtype, "config.teacher")
         placement = weight_shardings(teacher.variable_shapes(), mesh)
-        teacher_variables = load_network(run.teacher["checkpoint"], teacher, placement)
+        teacher_variables = load_network(path, teacher, placement)
 
     # -- Losses, with their heads and weights, and the optimizer -------------------------------------------------------
     timing = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
@@ -174,7 +180,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
     pending = []
-    with watch_sigterm() as told_to_stop:
+    with contextlib.closing(checkpoints), contextlib.closing(writer), watch_signals() as told_to_stop:
         for step in range(first_step + 1, total_steps + 1):
             state, metrics = train_step(state, teacher_variables, next(batches))
             pending.append(metrics)
@@ -202,13 +208,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             if saving or stopping:
                 checkpoints.save(step, state, batches.state, results)
             if stopping and step < total_steps:
-                checkpoints.close()
-                writer.close()
                 raise Preempted(
                     f"stopped at step {step} of {total_steps}, saved in {workdir}; the same command goes on"
                 )
             progress.resume(step)
-    checkpoints.close()
 
     # -- What the run leaves behind ------------------------------------------------------------------------------------
     rows = read_metrics(workdir)
@@ -239,8 +242,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         "name": run.student["name"],
         "num_classes": splits.train.num_classes,
         "image_size": splits.train.image_size,
-        "image_channels": splits.train.image_channels,
-        "overrides": {key: value for key, value in run.student.items() if key != "name"},
+        "overrides": {"image_channels": splits.train.image_channels}
+        | {key: value for key, value in run.student.items() if key != "name"},
         "made_by": summary,
     }
     save_network(workdir / "student", state.evaluated, description)
@@ -262,6 +265,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 def _network(block: Block, source: data.Source, dtype: str, where: str) -> models.Network:
     if "name" not in block:
         raise UserError(f"{where}: missing name. Known: {', '.join(models.list_models())}")
+    for key in ("num_classes", "image_size"):
+        if key in block:
+            raise UserError(f"{where}.{key}: it is the data set's, and cannot be given")
     settings = {"image_channels": source.image_channels, "dtype": jnp.dtype(dtype)} | block
     return models.create(num_classes=source.num_classes, image_size=source.image_size, **settings)
 
@@ -276,7 +282,7 @@ def _finite_means(pending: list[dict[str, jax.Array]], step: int, checkpoints: C
     for i, metrics in enumerate(pending):
         wrong = {name: float(value) for name, value in metrics.items() if not np.isfinite(value)}
         if wrong:
-            checkpoints.close()
+            checkpoints.wait()
             good = checkpoints.latest_step
             raise DivergedError(
                 f"step {step - len(pending) + 1 + i}: "

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,10 +46,16 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
       UserError: if there is no such data set or split, or its images have no fixed size.
     """
     builder = _builder(name, data_dir)
+    base = re.match(r"\w*", split).group()
+    if base not in (*builder.info.splits, "all"):
+        raise unknown("split", base, builder.info.splits, f"data set '{name}'")
     try:
         examples = builder.as_data_source(split=split)
-    except (ValueError, KeyError) as error:
-        raise unknown("split", split, builder.info.splits, f"data set '{name}'") from error
+        count = len(examples)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise UserError(f"data set '{name}': split '{split}' cannot be read: {' '.join(str(error).split())}") from error
+    if not count:
+        raise UserError(f"data set '{name}': split '{split}' is empty")
     shape = builder.info.features["image"].shape
     if len(shape) != 3 or None in shape or shape[0] != shape[1]:
         raise UserError(f"data set '{name}' has images of shape {shape}; a fixed square size is needed")
@@ -77,6 +84,8 @@ def open_splits(
     Raises:
       UserError: as `open_source`.
     """
+    if not isinstance(max_shift, int) or max_shift < 0:
+        raise UserError(f"config.data.max_shift: {max_shift} will not do; a whole number of pixels will")
     return Splits(open_source(name, train_split, data_dir), open_source(name, test_split, data_dir), max_shift)
 
 
@@ -85,14 +94,21 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         from lfcc_jax.data.digits import Digits
 
         builder = Digits(data_dir=data_dir or None, file_format="array_record")
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare()
+        except OSError:  # another process was faster
+            builder = Digits(data_dir=data_dir or None, file_format="array_record")
+            if not builder.is_prepared():
+                raise
         return builder
-    if (Path(name).expanduser() / "dataset_info.json").exists():
+    if name and (Path(name).expanduser() / "dataset_info.json").exists():
         return tfds.builder_from_directory(Path(name).expanduser())
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    prepared = sorted(root.glob(f"{name}/**/dataset_info.json"))
-    if prepared:
-        return tfds.builder_from_directory(prepared[-1].parent)
-    here = {path.parent.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")}
-    raise unknown("data set", name, {*_OURS, *here}, f"data_dir {root}")
+    prepared = sorted(root.glob("**/dataset_info.json"))
+    mine = [path.parent for path in prepared if path.relative_to(root).parts[0] == name]
+    if len({path.parent for path in mine}) > 1:
+        raise UserError(f"data set '{name}' has several forms; give the path of one: {', '.join(map(str, mine))}")
+    if mine:
+        return tfds.builder_from_directory(max(mine, key=lambda path: tfds.core.Version(path.name)))
+    raise unknown("data set", name, {*_OURS, *(p.relative_to(root).parts[0] for p in prepared)}, f"data_dir {root}")

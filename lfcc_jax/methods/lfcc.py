@@ -4,6 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from lfcc_jax.errors import unknown
+from lfcc_jax.filters import KINDS
 from lfcc_jax.losses import lfcc_init, lfcc_loss
 from lfcc_jax.methods.method import Batch, Method
 from lfcc_jax.models import Output
@@ -34,8 +35,11 @@ class LFCC(Method):
     def __call__(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Array]:
         """Returns `lfcc` `[batch]`."""
         for stage in self.stages:
-            if stage not in student.features:
-                raise unknown("stage", stage, student.features, "config.losses.lfcc.stages")
+            maps = [name for name, x in student.features.items() if x.ndim == 4]
+            if stage not in maps:
+                raise unknown("stage", stage, maps, "config.losses.lfcc.stages")
+        if self.kind not in (*KINDS, "learned"):
+            raise unknown("filter kind", self.kind, (*KINDS, "learned"), "config.losses.lfcc.kind")
         ours, theirs = ({stage: output.features[stage] for stage in self.stages} for output in (student, teacher))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]
         sizes = {stage: (ours[stage].shape[1:3], theirs[stage].shape[1:3]) for stage in self.stages}

@@ -1,16 +1,19 @@
 """Checkpoints of a run (state and data iterator together), and the finished network that a run leaves behind."""
 
+import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
+from lfcc_jax import models
 from lfcc_jax.errors import UserError
-from lfcc_jax.models import Network
 from lfcc_jax.training.report import say
 
 _policy = ocp.checkpoint_managers
@@ -46,38 +49,39 @@ class Checkpoints:
           data: the iterator's state, as JSON; the same in every process, since all advance together.
           metrics: of an evaluation at this step, if there was one.
         """
-        if step in self._manager.all_steps():
-            return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, abstract_state: Any) -> tuple[Any, Any] | None:
         """Returns state and data of the newest checkpoint that can be read, or None if there is none at all.
 
-        A checkpoint that cannot be read is moved aside to `damaged/`, and the one before it is tried.
+        Those that cannot be read are moved aside to `damaged/` once an older one was.
 
         Args:
           abstract_state: shapes, dtypes and shardings that the state shall have.
 
         Raises:
-          UserError: if there are checkpoints, and none can be read.
+          UserError: if there are checkpoints, and none can be read. Then all are left as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        reasons = []
+        for tried, step in enumerate(steps):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
             # Stays in place if a read fails: the others may speak up at any time after.
             hook, sys.unraisablehook = sys.unraisablehook, _quiet_aborted_reads
+            restored = None
             try:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # Orbax raises everything from JSONDecodeError to bare Exception here.
-                reason = " ".join(str(error).split())[:100]
-                say(f"checkpoint {self._directory / str(step)} is damaged ({reason}); trying the one before it")
-                self._set_aside(step)
-                continue
-            sys.unraisablehook = hook
-            return restored.state, restored.data
+                reasons.append(" ".join(str(error).split())[:200])
+            # All processes must go on from the same step.
+            if multihost_utils.process_allgather(np.asarray(restored is not None)).all():
+                sys.unraisablehook = hook if not reasons else sys.unraisablehook
+                self._set_aside(steps[:tried], reasons)
+                return restored.state, restored.data
         if steps:
-            raise UserError(f"{self._directory}: none of the checkpoints {steps} can be read; see damaged/ beside it")
+            reason = reasons[0] if reasons else "another process could not"
+            raise UserError(f"none of the checkpoints {steps} in {self._directory} can be read; the newest: {reason}")
         return None
 
     def wait(self) -> None:
@@ -92,15 +96,21 @@ class Checkpoints:
         """Returns whether any host of a multi-host run was told to stop; all hosts get the same answer."""
         return self._manager.reached_preemption(step)
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, steps: Sequence[int], reasons: Sequence[str]) -> None:
+        if not steps:
+            return
+        damaged = self._directory.parent / "damaged"
         if jax.process_index() == 0:
-            damaged = self._directory.parent / "damaged"
             damaged.mkdir(exist_ok=True)
-            target = damaged / str(step)
-            if target.exists():
-                target.rmtree()
-            (self._directory / str(step)).rename(target)
+            for step in steps:
+                target = damaged / str(step)
+                if target.exists():
+                    target.rmtree()
+                (self._directory / str(step)).rename(target)
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
+        for step, reason in zip(steps, reasons, strict=False):
+            say(f"checkpoint {step} is damaged, and now in {damaged}: {reason}")
 
 
 def _quiet_aborted_reads(unraisable: Any) -> None:
@@ -115,7 +125,8 @@ def save_network(directory: epath.PathLike, variables: Any, description: Mapping
     Args:
       directory: made new; one that exists is replaced.
       variables: `params`, and `batch_stats` if there are any.
-      description: name, arguments, and how it was made.
+      description: the arguments of `models.create` (`name`, `num_classes`, `image_size`, `overrides`), and what else is
+        worth knowing, as JSON.
     """
     directory = epath.Path(directory)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -124,7 +135,21 @@ def save_network(directory: epath.PathLike, variables: Any, description: Mapping
         (directory / "network.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def load_network(path: epath.PathLike, network: Network, shardings: Any = None) -> Any:
+def describe_network(path: epath.PathLike) -> dict[str, Any]:
+    """Returns what `save_network` wrote about a network: its `network.json`.
+
+    Args:
+      path: the directory, or the work directory of the run that wrote it.
+
+    Raises:
+      UserError: if nothing is there.
+    """
+    description = json.loads((_network_directory(path) / "network.json").read_text())
+    overrides = description.get("overrides", {})
+    return description | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}}
+
+
+def load_network(path: epath.PathLike, network: models.Network, shardings: Any = None) -> Any:
     """Returns the variables that `save_network` wrote, if they are those of `network`.
 
     Args:
@@ -133,27 +158,36 @@ def load_network(path: epath.PathLike, network: Network, shardings: Any = None) 
       shardings: where to put them, as a tree like the variables; on the default device if None.
 
     Raises:
-      UserError: if nothing is there, or any array is missing, unknown or of another shape; all are named.
+      UserError: if nothing is there; if any array is missing, unknown or of another shape, all of which are named; or
+        if the networks differ in what is no array, for example the number of heads.
     """
-    directory = epath.Path(path).expanduser().resolve()
-    if (directory / "student").exists():
-        directory = directory / "student"
-    if not (directory / "network.json").exists():
-        raise UserError(
-            f"no finished network in {directory}: a run writes network.json and variables/ into "
-            "<workdir>/student when it ends"
-        )
+    directory = _network_directory(path)
     shapes = network.variable_shapes()
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(directory / "variables").item_metadata.tree
-        _check_leaves(directory, stored, shapes, network)
+        stored = checkpointer.metadata(directory / "variables").item_metadata
+        if stored is None:
+            raise UserError(f"{directory / 'variables'} is damaged: it does not say what arrays it holds")
+        _check_leaves(directory, stored.tree, shapes, network)
+        _check_fields(directory, network)
         if shardings is None:
             shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
         target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
         return checkpointer.restore(directory / "variables", target)
 
 
-def _check_leaves(directory: epath.Path, stored: Any, shapes: Any, network: Network) -> None:
+def _network_directory(path: epath.PathLike) -> epath.Path:
+    directory = epath.Path(path).expanduser().resolve()
+    if (directory / "student").exists():
+        directory = directory / "student"
+    if not (directory / "network.json").exists():
+        raise UserError(
+            f"no finished network in {directory}: a run writes network.json and variables/ into <workdir>/student when "
+            "it ends"
+        )
+    return directory
+
+
+def _check_leaves(directory: epath.Path, stored: Any, shapes: Any, network: models.Network) -> None:
     there, here = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
         for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (stored, shapes))
@@ -164,8 +198,25 @@ def _check_leaves(directory: epath.Path, stored: Any, shapes: Any, network: Netw
         if there.get(name) != here.get(name)
     ]
     if wrong:
-        made = json.loads((directory / "network.json").read_text())
+        made = describe_network(directory)
         raise UserError(
-            f"{directory} holds a {made.get('name')} with {made.get('num_classes')} classes, not this "
+            f"{directory} holds a {made['name']} with {made['num_classes']} classes, not this "
             f"{type(network).__name__} with {network.num_classes}: {'; '.join(wrong)}"
         )
+
+
+# What a network may be given anew without becoming another one.
+_FREE_FIELDS = ("parent", "name", "dtype", "dropout", "drop_path")
+
+
+def _check_fields(directory: epath.Path, network: models.Network) -> None:
+    made = describe_network(directory)
+    stored = models.create(made["name"], made["num_classes"], made["image_size"], **made["overrides"])
+    fields = [field.name for field in dataclasses.fields(network) if field.name not in _FREE_FIELDS]
+    wrong = [
+        f"{name} is {getattr(stored, name, 'unknown')} there and {getattr(network, name)} here"
+        for name in fields
+        if getattr(stored, name, "unknown") != getattr(network, name)
+    ]
+    if wrong:
+        raise UserError(f"{directory} holds another {made['name']}: {'; '.join(wrong)}")

@@ -29,7 +29,8 @@ class RunConfig:
       teacher: like `student`, and `checkpoint`: the work directory of the run that trained it. No name, no teacher.
       seed: of weights, shuffle, augmentation and dropout.
       dtype: of the networks' computation, `float32` or `bfloat16`; weights and losses stay float32.
-      ema_decay: of the moving average of the student's variables, which is then what is evaluated; 0 is none.
+      ema_decay: of the moving average of the student's variables, which is then what is evaluated; 0 is none. It has no
+        warm-up: after n steps, a share of ema_decay^n is still the initial weights.
       mesh: of `training.sharding.create_mesh`.
       log_every_steps: how often a progress line is printed.
       eval_every_epochs: how often the student is evaluated and saved; always at the end.
@@ -66,6 +67,10 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
             "config: epochs, eval_every_epochs and log_every_steps must be above zero; here they are "
             f"{run.epochs}, {run.eval_every_epochs} and {run.log_every_steps}"
         )
+    for name in ("seed", "checkpoint_every_steps", "log_every_steps", "batch_size"):
+        value = getattr(run, name)
+        if not isinstance(value, int) or value < 0:
+            raise UserError(f"config.{name}: {value} will not do; a whole number that is not negative will")
     if not 0 <= run.ema_decay < 1:
         raise UserError(f"config.ema_decay: {run.ema_decay} is not in [0, 1)")
     return run
@@ -95,7 +100,10 @@ def claim_workdir(workdir: epath.PathLike, config: Mapping[str, Any]) -> epath.P
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds checkpoints of an unknown run: config.json is missing")
     elif jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir: {workdir} cannot be a directory: {error}") from error
         partial = workdir / "config.json.partial"
         partial.write_text(json.dumps(ours, indent=2) + "\n")
         partial.rename(path)

@@ -25,7 +25,18 @@ def evaluate(
       batches: this process's share of each padded global batch.
       mesh: where to put them.
     """
-    sums = [step(variables, teacher_variables, to_global(batch, mesh)) for batch in batches]
-    totals = {name: sum(float(s[name]) for s in jax.device_get(sums)) for name in sums[0]}
+    totals: dict[str, float] = {}
+    ahead: list[dict[str, jax.Array]] = []
+    for batch in batches:
+        ahead.append(step(variables, teacher_variables, to_global(batch, mesh)))
+        if len(ahead) > 2:  # waiting for an earlier batch keeps the whole split from piling up on the devices
+            _add(totals, ahead.pop(0))
+    for sums in ahead:
+        _add(totals, sums)
     count = totals.pop("count")
     return {name: total / count for name, total in totals.items()}
+
+
+def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
+    for name, value in jax.device_get(sums).items():
+        totals[name] = totals.get(name, 0.0) + float(value)

@@ -1,5 +1,6 @@
 """Pictures of a run: its learning curves, and what frequencies the features of student and teacher contain."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,13 +19,16 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
       path: of the PNG.
       rows: lines of `metrics.jsonl`: keys `train/...` and `test/...`, with `epoch`.
     """
-    figure, (left, right) = _axes(1, 2, (10, 4))
+    figure, (left, right) = _axes(1, 2, (10, 4.4))
     terms = sorted({key for row in rows for key in row if key.startswith("train/")} - set(_NOT_LOSSES))
+    if len(terms) == 2:  # one method, and the sum of it
+        terms.remove("train/loss")
     for i, key in enumerate(terms):
         style = {"color": "black", "linewidth": 2} if key == "train/loss" else {"color": COLORS[i % len(COLORS)]}
-        left.plot(*_series(rows, key), label=key.removeprefix("train/").replace("_", " "), **style)
-    left.set(title="Training loss", xlabel="epoch", ylabel="nats", yscale="log")
-    left.legend(frameon=False)
+        left.plot(*_series(rows, key), marker=".", label=key.removeprefix("train/").replace("_", " "), **style)
+    lowest, highest = (f(row[key] for row in rows for key in terms if key in row) for f in (min, max))
+    left.set(title="Training loss", xlabel="epoch", ylabel="nats", yscale="log" if highest > 10 * lowest else "linear")
+    left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
 
     right.plot(*_series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, training batches")
     right.plot(*_series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
@@ -33,7 +37,7 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
         right.axhline(taught[-1], color=COLORS[1], linestyle="--", label="teacher, test")
         right.plot(*_series(rows, "test/agreement"), color=COLORS[2], marker=".", label="agreement with the teacher")
     right.set(title="Accuracy", xlabel="epoch", ylabel="fraction of images")
-    right.legend(frameon=False, loc="lower right")
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
     _save(figure, path)
 
 
@@ -47,7 +51,7 @@ def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, S
     stages = sorted({stage for features in networks.values() for stage in features})
     figure, axes = _axes(1, len(stages), (3.2 * len(stages), 3.8), sharey=True)
     for axis, stage in zip(np.ravel(axes), stages, strict=True):
-        colors = iter(COLORS)
+        colors = itertools.cycle(COLORS)
         for name, features in networks.items():
             is_teacher = name.startswith("teacher")
             style = {"color": "black", "linestyle": "--"} if is_teacher else {"color": next(colors)}

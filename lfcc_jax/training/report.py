@@ -72,7 +72,9 @@ class MetricsWriter:
         if jax.process_index() != 0:
             return
         kept = [row for row in read_metrics(workdir) if 0 < step >= row["step"]]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial = workdir / "metrics.jsonl.partial"
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(self._path)
         try:
             from clu.metric_writers import SummaryWriter
         except ImportError:  # no TensorFlow, or no tensorboard beside it

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lfcc_jax.errors import UserError
 from lfcc_jax.losses import cross_entropy
 from lfcc_jax.methods import Method
 from lfcc_jax.models import Network
@@ -67,6 +68,8 @@ def make_train_step(
                 losses, remembered = method.apply(
                     head, seen, output, taught, mutable=memory, rngs={"dropout": heads_key}
                 )
+                if taken := losses.keys() & {*terms, "loss", "accuracy", "grad_norm"}:
+                    raise UserError(f"method '{name}' calls a loss {', '.join(sorted(taken))}; that name is taken")
                 terms |= {term: loss.mean() for term, loss in losses.items()}
                 total += weights[name](state.step) * sum(terms[term] for term in losses)
                 heads[name] = remembered

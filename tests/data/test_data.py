@@ -109,6 +109,12 @@ def test_a_prepared_directory_is_a_data_set_too(data_dir):
     [
         ("digit", "test", "unknown data set 'digit'; did you mean 'digits'"),
         ("digits", "tset", "unknown split 'tset'; did you mean 'test'"),
+        ("digits", "test[:0]", r"split 'test\[:0\]' (is empty|cannot be read)"),
+        ("digits", "test[5:3]", r"split 'test\[5:3\]' cannot be read"),
+        ("digits", "test[:2000]", r"split 'test\[:2000\]' cannot be read"),
+        ("digits", "test[:10%", r"split 'test\[:10%' cannot be read"),
+        ("/nowhere", "test", "unknown data set '/nowhere'"),
+        ("", "test", "unknown data set ''"),
     ],
 )
 def test_what_does_not_exist_is_said(data_dir, name, split, message):

@@ -52,7 +52,7 @@ def test_a_truncated_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path,
     damage(tmp_path / "c" / "2")
     restored, data = checkpoints.restore(abstract())
     assert (float(restored["w"][0, 0]), data) == (1.0, {"next_index": 1})
-    assert "2 is damaged" in capsys.readouterr().out
+    assert "checkpoint 2 is damaged" in capsys.readouterr().out
     assert (tmp_path / "damaged" / "2").exists()
     # The run will come to step 2 again, and must be able to save it.
     checkpoints.save(2, state(2), {"next_index": 2})
@@ -63,13 +63,25 @@ def test_a_truncated_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path,
 def test_it_is_an_error_if_no_checkpoint_can_be_read(tmp_path):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
     damage(tmp_path / "c")
-    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] can be read"):
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] in .* can be read"):
         checkpoints.restore(abstract())
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_state_of_another_structure_is_no_damage_and_nothing_is_moved(tmp_path):
+    checkpoints = saved(tmp_path / "c", {1: None, 2: None})
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] .* can be read; the newest: "):
+        checkpoints.restore({"v": abstract()["w"]})
+    assert checkpoints.restore(abstract())[1] == {"next_index": 2}
+
+
+OVERRIDES = {"image_channels": 1, "widths": (4, 4, 8, 8)}
+DESCRIPTION = {"name": "resnet_pico", "num_classes": 10, "image_size": 8, "overrides": OVERRIDES}
 
 
 @pytest.fixture
 def network():
-    return models.create("resnet_pico", 10, 8, image_channels=1, widths=(4, 4, 8, 8))
+    return models.create("resnet_pico", 10, 8, **OVERRIDES)
 
 
 def variables_of(network):
@@ -78,7 +90,7 @@ def variables_of(network):
 
 def test_a_network_comes_back_from_its_directory_or_from_its_runs(tmp_path, network):
     variables = variables_of(network)
-    save_network(tmp_path / "student", variables, {"name": "resnet_pico", "num_classes": 10})
+    save_network(tmp_path / "student", variables, DESCRIPTION)
     for path in (tmp_path / "student", tmp_path, str(tmp_path)):
         jax.tree.map(np.testing.assert_array_equal, load_network(path, network), variables)
 
@@ -89,7 +101,7 @@ def test_a_missing_network_is_said(tmp_path, network):
 
 
 def test_every_leaf_that_does_not_fit_is_named(tmp_path, network):
-    save_network(tmp_path, variables_of(network), {"name": "resnet_pico", "num_classes": 10})
+    save_network(tmp_path, variables_of(network), DESCRIPTION)
     with pytest.raises(UserError, match="holds a resnet_pico with 10 classes, not this ResNet with 7") as error:
         load_network(tmp_path, network.clone(num_classes=7))
     assert "params/head/kernel is (8, 10) there and (8, 7) here" in str(error.value)
@@ -100,3 +112,21 @@ def test_every_leaf_that_does_not_fit_is_named(tmp_path, network):
     with pytest.raises(UserError, match="params/pos_embed is missing there") as error:
         load_network(tmp_path, vit)
     assert "batch_stats/stem_norm/mean is (4,) there and unknown here" in str(error.value)
+
+
+def test_a_network_that_differs_in_no_array_is_still_another_one(tmp_path):
+    overrides = {"image_channels": 1, "width": 12}
+    made = models.create("vit_pico", 10, 8, **overrides)
+    save_network(tmp_path, variables_of(made), DESCRIPTION | {"name": "vit_pico", "overrides": overrides})
+    load_network(tmp_path, made.clone(dropout=0.5))
+    with pytest.raises(
+        UserError, match=r"holds another vit_pico: mean is \(0.5,\) there and \(0.0,\) here; heads is 3"
+    ):
+        load_network(tmp_path, made.clone(heads=6, mean=(0.0,)))
+
+
+def test_damaged_variables_are_said(tmp_path, network):
+    save_network(tmp_path, variables_of(network), DESCRIPTION)
+    (tmp_path / "variables" / "_METADATA").unlink()
+    with pytest.raises(UserError, match="variables is damaged"):
+        load_network(tmp_path, network)

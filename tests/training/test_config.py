@@ -21,6 +21,8 @@ def test_config_dicts_and_dicts_read_alike_with_references_resolved():
         ({"epoch": 3}, "config: unknown key 'epoch'; did you mean 'epochs'"),
         ({"dtype": "float16"}, "config.dtype: 'float16' will not do; float32 or bfloat16 will"),
         ({"epochs": 0}, "must be above zero"),
+        ({"seed": -1}, "config.seed: -1 will not do"),
+        ({"log_every_steps": 2.5}, "config.log_every_steps: 2.5 will not do"),
         ({"ema_decay": 1.5}, r"config.ema_decay: 1.5 is not in \[0, 1\)"),
     ],
 )
@@ -46,6 +48,13 @@ def test_a_work_directory_of_another_run_is_refused_with_all_that_differs(tmp_pa
         UserError, match=r"student.name is a there and b here; config.student.width is 3 there and absent"
     ):
         claim_workdir(tmp_path, GOOD | {"student": {"name": "b"}})
+
+
+def test_a_work_directory_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot be a directory"):
+            claim_workdir(path, GOOD)
 
 
 def test_checkpoints_of_an_unknown_run_are_not_touched(tmp_path):
