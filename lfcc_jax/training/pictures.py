@@ -25,17 +25,22 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
         terms.remove("train/loss")
     for i, key in enumerate(terms):
         style = {"color": "black", "linewidth": 2} if key == "train/loss" else {"color": COLORS[i % len(COLORS)]}
-        left.plot(*_series(rows, key), marker=".", label=key.removeprefix("train/").replace("_", " "), **style)
+        left.plot(
+            *_series(rows, key),
+            marker="." if len(rows) < 40 else "",
+            label=key.removeprefix("train/").replace("_", " "),
+            **style,
+        )
     lowest, highest = (f(row[key] for row in rows for key in terms if key in row) for f in (min, max))
     left.set(title="Training loss", xlabel="epoch", ylabel="nats", yscale="log" if highest > 10 * lowest else "linear")
     left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
 
-    right.plot(*_series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, training batches")
+    right.plot(*_series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, train")
     right.plot(*_series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
     taught = _series(rows, "test/teacher_accuracy")[1]
     if len(taught):
         right.axhline(taught[-1], color=COLORS[1], linestyle="--", label="teacher, test")
-        right.plot(*_series(rows, "test/agreement"), color=COLORS[2], marker=".", label="agreement with the teacher")
+        right.plot(*_series(rows, "test/agreement"), color=COLORS[2], marker=".", label="agreement of both")
     right.set(title="Accuracy", xlabel="epoch", ylabel="fraction of images")
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
     _save(figure, path)
@@ -60,7 +65,7 @@ def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, S
                 axis.plot(features[stage]["cycles_per_image"], power / power.sum(), marker=".", label=name, **style)
         axis.set(title=stage, xlabel="cycles per image", yscale="log")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    np.ravel(axes)[0].set_ylabel("share of power")
+    np.ravel(axes)[0].set_ylabel("mean power of a frequency, relative")
     handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
