@@ -61,6 +61,8 @@ def _guarded(main: Callable[[], object]) -> None:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted outside the training loop; the same command goes on from the last checkpoint, if any")
     except Preempted as note:
         print(note, file=sys.stderr)
         sys.exit(143)
