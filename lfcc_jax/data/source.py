@@ -105,7 +105,8 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name and (Path(name).expanduser() / "dataset_info.json").exists():
         return tfds.builder_from_directory(Path(name).expanduser())
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    prepared = sorted(root.glob("**/dataset_info.json"))
+    # NAME/VERSION or NAME/CONFIG/VERSION; a deeper look would walk through all that was ever downloaded there.
+    prepared = [path for depth in ("*/*", "*/*/*") for path in sorted(root.glob(f"{depth}/dataset_info.json"))]
     mine = [path.parent for path in prepared if path.relative_to(root).parts[0] == name]
     if len({path.parent for path in mine}) > 1:
         raise UserError(f"data set '{name}' has several forms; give the path of one: {', '.join(map(str, mine))}")

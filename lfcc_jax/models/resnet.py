@@ -15,9 +15,7 @@ _he = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 def _conv(width: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:
     padding = [(size // 2, size // 2)] * 2
-    return nn.Conv(
-        width, (size, size), stride, padding, use_bias=False, kernel_init=_he, dtype=dtype, name=name
-    )  # fmt: skip
+    return nn.Conv(width, (size, size), stride, padding, use_bias=False, kernel_init=_he, dtype=dtype, name=name)
 
 
 class BasicBlock(nn.Module):

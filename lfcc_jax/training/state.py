@@ -65,7 +65,7 @@ def init_state(
 
     state = TrainState(
         step=jnp.zeros((), jnp.int32), student=variables, heads=heads, opt_state=(), ema=None, rng=run_key
-    )  # fmt: skip
+    )
     return state.replace(opt_state=optimizer.init(trainable(state)), ema=variables if use_ema else None)
 
 
