@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.errors import UserError
+
 
 class FeatureInfo(NamedTuple):
     """The size of one feature: `height` and `width` in cells, `channels`. A vector is 1 x 1."""
@@ -41,7 +43,11 @@ class Network(nn.Module):
       image_channels: 3 for colour, 1 for grey.
       mean: subtracted from the image; one number, or one a channel.
       std: what the image is then divided by; likewise.
+      crop: share of the resized image, along each side, that is kept when the network is evaluated.
+      interpolation: with which that image is resized, `bilinear` or `bicubic`.
       dtype: of the computation. Parameters, statistics and logits stay float32.
+      remat: computes the inside of each block again in the backward pass instead of storing it.
+      scan: compiles equal blocks as one loop, which changes no parameter and no result; not where BatchNorm is.
     """
 
     num_classes: int
@@ -49,10 +55,24 @@ class Network(nn.Module):
     image_channels: int = 3
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    crop: float = 1.0
+    interpolation: str = "bicubic"
     dtype: Any = jnp.float32
+    remat: bool = False
+    scan: bool = False
 
     def normalise(self, images: Float[Array, "batch height width channels"]) -> Array:
-        """Returns `(images - mean) / std` in the compute dtype. The arithmetic is float32."""
+        """Returns `(images - mean) / std` in the compute dtype. The arithmetic is float32.
+
+        Raises:
+          UserError: if there are neither one constant nor as many as channels.
+        """
+        channels = images.shape[-1]
+        if {len(self.mean), len(self.std)} - {1, channels}:
+            raise UserError(
+                f"images of {channels} channels need a mean and a std of {channels} numbers or one; "
+                f"got mean={self.mean} and std={self.std}"
+            )
         mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.mean, self.std))
         return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
 
@@ -73,48 +93,5 @@ class Network(nn.Module):
         return {name: FeatureInfo(*((1, 1, *f.shape)[-3:])) for name, f in features.items()}
 
 
-def tokens_to_map(tokens: Float[Array, "batch tokens channels"]) -> Float[Array, "batch height width channels"]:
-    """Puts the tokens of a square grid back on it."""
-    batch, count, channels = tokens.shape
-    size = round(count**0.5)
-    return tokens.reshape(batch, size, size, channels)
-
-
-def even_taps(depth: int) -> tuple[int, ...]:
-    """Returns after which of `depth` equal blocks the four stages end: evenly spaced, the last after the last block."""
-    return tuple(-(-depth * i // 4) for i in (1, 2, 3, 4))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops the whole branch of an example with probability `rate`, and rescales what is kept.
-
-    Reference: Huang et al., Deep Networks with Stochastic Depth, 2016.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Returns `x` with some examples' branches zeroed if `train`, else `x` itself."""
-        if not train or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between: `width -> hidden -> width`, along the last axis."""
-
-    hidden: int
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Returns an array of the shape of `x`."""
-        width = x.shape[-1]
-        x = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x), approximate=False)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dense(width, dtype=self.dtype, name="fc2")(x)
+# The constants that most ImageNet networks normalise with.
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

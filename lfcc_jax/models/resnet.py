@@ -1,4 +1,4 @@
-"""Residual networks with basic blocks (He et al., Deep Residual Learning for Image Recognition, 2016)."""
+"""Residual networks (He et al., Deep Residual Learning for Image Recognition, 2016), as in timm and torchvision."""
 
 from functools import partial
 from typing import Any
@@ -7,19 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.network import Network, Output
-
-# torch's convolution: symmetric padding (XLA's SAME pads strided convolutions on one side) and He initialisation.
-_he = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
-
-
-def _conv(width: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    padding = [(size // 2, size // 2)] * 2
-    return nn.Conv(width, (size, size), stride, padding, use_bias=False, kernel_init=_he, dtype=dtype, name=name)
+from lfcc_jax.errors import unknown
+from lfcc_jax.models.layers import batch_norm, conv
+from lfcc_jax.models.network import IMAGENET, Network, Output
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the second norm starts at zero so that the block starts as its shortcut."""
+    """Two 3x3 convolutions and a shortcut; the last norm starts at zero so that the block starts as its shortcut."""
 
     width: int
     stride: int = 1
@@ -28,19 +22,45 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-        y = _conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
-        y = nn.relu(norm(name="norm1")(y))
-        y = _conv(self.width, 3, 1, self.dtype, "conv2")(y)
-        y = norm(name="norm2", scale_init=nn.initializers.zeros)(y)
+        norm = partial(batch_norm, train, self.dtype)
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(norm("norm1")(y))
+        y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
+        y = norm("norm2", zero=True)(y)
         if x.shape != y.shape:
-            x = _conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
-            x = norm(name="shortcut_norm")(x)
+            x = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
+            x = norm("shortcut_norm")(x)
         return nn.relu(x + y)
 
 
+class Bottleneck(nn.Module):
+    """A 3x3 convolution, which has the stride, between two 1x1, and a shortcut; `width` is that of the result."""
+
+    width: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
+        norm = partial(batch_norm, train, self.dtype)
+        y = conv(self.width // 4, 1, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(norm("norm1")(y))
+        y = conv(self.width // 4, 3, self.stride, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(norm("norm2")(y))
+        y = conv(self.width, 1, dtype=self.dtype, name="conv3")(y)
+        y = norm("norm3", zero=True)(y)
+        if x.shape != y.shape:
+            x = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
+            x = norm("shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+_BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
 class ResNet(Network):
-    """A ResNet for small images: 3x3 stem without pooling, four stages of basic blocks.
+    """Four stages of residual blocks.
 
     Under `jit` on a sharded batch, BatchNorm's statistics are those of the global batch, on every device the same
     (PyTorch's DistributedDataParallel normalises each device's share by itself unless told otherwise).
@@ -49,26 +69,37 @@ class ResNet(Network):
       widths: channels of the four stages.
       blocks: blocks in each stage.
       strides: of each stage's first block.
+      block: `basic` or `bottleneck`.
+      stem_width: channels of the first convolution; as the first stage's if 0.
+      small: for images of tens of pixels: begins with a 3x3 convolution instead of a 7x7 one and pooling, both with
+        stride 2.
       dropout: of the pooled vector, before the classifier.
     """
 
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
     strides: tuple[int, ...] = (1, 2, 2, 2)
+    block: str = "basic"
+    stem_width: int = 0
+    small: bool = False
     dropout: float = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
         """Returns logits and features; see `Output`."""
+        if self.block not in _BLOCKS:
+            raise unknown("block", self.block, _BLOCKS)
+        block = nn.remat(_BLOCKS[self.block], static_argnums=(2,)) if self.remat else _BLOCKS[self.block]
         x = self.normalise(images)
-        x = _conv(self.widths[0], 3, 1, self.dtype, "stem_conv")(x)
-        x = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="stem_norm")(x)
-        x = nn.relu(x)
+        size, stride = (3, 1) if self.small else (7, 2)
+        x = conv(self.stem_width or self.widths[0], size, stride, dtype=self.dtype, name="stem_conv")(x)
+        x = nn.relu(batch_norm(train, self.dtype, "stem_norm")(x))
+        if not self.small:
+            x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         features = {}
         for s, (width, count, stride) in enumerate(zip(self.widths, self.blocks, self.strides, strict=True), start=1):
             for b in range(count):
-                name = f"stage{s}_block{b}"
-                x = BasicBlock(width, stride if b == 0 else 1, self.dtype, name=name)(x, train)
+                x = block(width, stride if b == 0 else 1, self.dtype, name=f"stage{s}_block{b}")(x, train)
             features[f"stage{s}"] = x
         features["pooled"] = pooled = x.mean(axis=(1, 2))
         pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
@@ -76,7 +107,17 @@ class ResNet(Network):
         return Output(logits.astype(jnp.float32), features)
 
 
+_LARGE = {"image_size": 224, "crop": 0.875, "interpolation": "bilinear"} | IMAGENET
+_DEEP = {"widths": (256, 512, 1024, 2048), "block": "bottleneck", "stem_width": 64}
+_ONE_EACH = {"blocks": (1, 1, 1, 1), "small": True}
+
 VARIANTS = {
-    "resnet_pico": (ResNet, {"widths": (8, 16, 32, 64)}),
-    "resnet_nano": (ResNet, {"widths": (16, 32, 64, 128)}),
+    "resnet_pico": (ResNet, _ONE_EACH | {"widths": (8, 16, 32, 64)}),
+    "resnet_nano": (ResNet, _ONE_EACH | {"widths": (16, 32, 64, 128)}),
+    "resnet_micro_32": (ResNet, _ONE_EACH | {"image_size": 32, "widths": (32, 64, 128, 256)}),
+    "resnet18_32": (ResNet, {"image_size": 32, "small": True, "blocks": (2, 2, 2, 2)}),
+    "resnet18": (ResNet, _LARGE | {"blocks": (2, 2, 2, 2)}),
+    "resnet34": (ResNet, _LARGE | {"blocks": (3, 4, 6, 3)}),
+    "resnet50": (ResNet, _LARGE | _DEEP | {"blocks": (3, 4, 6, 3)}),
+    "resnet101": (ResNet, _LARGE | _DEEP | {"blocks": (3, 4, 23, 3)}),
 }

@@ -1,6 +1,6 @@
 """Vision Transformers (Dosovitskiy et al., An Image is Worth 16x16 Words, 2021), in timm's pre-norm form."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.network import DropPath, Mlp, Network, Output, even_taps, tokens_to_map
+from lfcc_jax.models.layers import DropPath, Mlp, trunc_normal
+from lfcc_jax.models.network import IMAGENET
+from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
 
 class Attention(nn.Module):
@@ -22,10 +24,10 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"], train: bool) -> Float[Array, "batch tokens width"]:
         """Returns the attended tokens."""
         batch, tokens, width = x.shape
-        qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * width, kernel_init=trunc_normal, dtype=self.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         x = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, width)
-        x = nn.Dense(width, dtype=self.dtype, name="proj")(x)
+        x = nn.Dense(width, kernel_init=trunc_normal, dtype=self.dtype, name="proj")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
 
@@ -33,74 +35,72 @@ class Block(nn.Module):
     """Attention and MLP, each behind a LayerNorm and beside a shortcut."""
 
     heads: int
-    mlp_ratio: float = 4.0
+    hidden: int
     dropout: float = 0.0
-    drop_path: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"], train: bool) -> Float[Array, "batch tokens width"]:
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], train: bool, drop_path: Array | None = None
+    ) -> Float[Array, "batch tokens width"]:
         """Returns the tokens, of the same shape."""
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
         y = Attention(self.heads, self.dropout, self.dtype, name="attn")(y, train)
-        x = x + DropPath(self.drop_path)(y, train)
+        x = x + DropPath()(y, drop_path, train)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dropout, self.dtype, name="mlp")(y, train)
-        return x + DropPath(self.drop_path)(y, train)
+        y = Mlp(self.hidden, self.dropout, dtype=self.dtype, name="mlp")(y, train)
+        return x + DropPath()(y, drop_path, train)
 
 
-class ViT(Network):
-    """A plain Vision Transformer with a class token and learned positions.
+class ViT(TokenNetwork):
+    """A plain Vision Transformer with a class token, which is classified, and learned positions.
 
     Attributes:
-      patch: side of a patch, in pixels; it must divide the image.
-      width: channels of a token.
-      depth: number of blocks.
       heads: of the attention; must divide `width`.
       mlp_ratio: hidden width of the MLP over `width`.
-      taps: after which blocks the four stages end; evenly spaced if empty.
-      dropout: in attention and MLP, and of the pooled vector.
-      drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
 
-    patch: int = 4
-    width: int = 192
-    depth: int = 4
     heads: int = 3
     mlp_ratio: float = 4.0
-    taps: tuple[int, ...] = ()
-    dropout: float = 0.0
-    drop_path: float = 0.0
 
-    @nn.compact
-    def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
-        """Returns logits and features; see `Output`."""
-        if images.shape[1] % self.patch or images.shape[2] % self.patch:
-            raise UserError(f"patches of {self.patch} pixels do not divide an image of {images.shape[1:3]} pixels")
-        x = self.normalise(images)
-        patch = (self.patch, self.patch)
-        x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype, name="patch_embed")(x)
-        x = x.reshape(x.shape[0], -1, self.width)
+    prefix: ClassVar[int] = 1
+    patch_init: ClassVar[Any] = staticmethod(trunc_normal)
+    head_init: ClassVar[Any] = staticmethod(trunc_normal)
+
+    def embed(self, x: Float[Array, "batch patches width"], train: bool) -> Float[Array, "batch tokens width"]:
+        """Puts the class token in front, and adds the positions."""
         token = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, self.width)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
-        x = x + self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(self.dtype)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = x + self.param("pos_embed", trunc_normal, (1, *x.shape[1:])).astype(self.dtype)
+        return nn.Dropout(self.dropout)(x, deterministic=not train)
 
-        taps = self.taps or even_taps(self.depth)
-        features = {}
-        for b in range(self.depth):
-            drop_path = self.drop_path * b / max(self.depth - 1, 1)
-            block = Block(self.heads, self.mlp_ratio, self.dropout, drop_path, self.dtype, name=f"block{b}")
-            x = block(x, train)
-            features |= {f"stage{s}": tokens_to_map(x[:, 1:]) for s, tap in enumerate(taps, start=1) if tap == b + 1}
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        features["pooled"] = pooled = x[:, 0]
-        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(pooled)
-        return Output(logits.astype(jnp.float32), features)
+    def block(self) -> Block:
+        """Returns one block, detached."""
+        if self.width % self.heads:
+            raise UserError(f"{self.heads} heads do not divide a width of {self.width}")
+        return Block(self.heads, int(self.width * self.mlp_ratio), self.dropout, self.dtype, parent=None)
 
+    def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        """Returns the class token."""
+        return x[:, 0]
+
+
+_TINY = {"width": 192, "depth": 12, "heads": 3}
+_SMALL = {"width": 384, "depth": 12, "heads": 6}
+_BASE = {"width": 768, "depth": 12, "heads": 12}
+_PATCH16 = {"image_size": 224, "patch": 16, "taps": TAPS_OF_12, "crop": 0.9}
+_PATCH4 = {"image_size": 32, "patch": 4}
 
 VARIANTS = {
     "vit_pico": (ViT, {"patch": 2, "width": 48, "depth": 4, "heads": 3}),
     "vit_nano": (ViT, {"patch": 2, "width": 96, "depth": 4, "heads": 3}),
+    "vit_nano_32": (ViT, _PATCH4 | {"width": 96, "depth": 8, "heads": 3}),
+    "vit_tiny_32": (ViT, _PATCH4 | _TINY | {"taps": TAPS_OF_12}),
+    "vit_small_32": (ViT, _PATCH4 | {"width": 384, "depth": 8, "heads": 6}),
+    "vit_tiny_patch16_224": (ViT, _PATCH16 | _TINY),
+    "vit_small_patch16_224": (ViT, _PATCH16 | _SMALL),
+    "vit_base_patch16_224": (ViT, _PATCH16 | _BASE),
+    "deit_tiny_patch16_224": (ViT, _PATCH16 | _TINY | IMAGENET),
+    "deit_small_patch16_224": (ViT, _PATCH16 | _SMALL | IMAGENET),
+    "deit_base_patch16_224": (ViT, _PATCH16 | _BASE | IMAGENET),
 }

@@ -8,7 +8,8 @@ import optax
 from lfcc_jax.errors import checked_arguments, unknown
 from lfcc_jax.training.schedules import Schedule
 
-_NEVER_DECAYED = ("pos_embed", "class_token")
+# Those of equal blocks are stacked, and so have one axis more than a vector.
+_NEVER_DECAYED = ("bias", "scale", "pos_embed", "position_bias", "class_token")
 
 
 def create(name: str, learning_rate: Schedule, clip_norm: float = 0.0, **settings: Any) -> optax.GradientTransformation:

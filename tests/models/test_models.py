@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,13 +7,38 @@ import pytest
 
 from lfcc_jax import models
 from lfcc_jax.errors import UserError
+from lfcc_jax.models.layers import DropPath
+from lfcc_jax.models.stack import drop_path_rates
 
-NAMES = models.list_models()
+# Every family and kind of block, small enough to compile in a moment.
+SMALL = {
+    "convnext_pico_32": {"patch": 1, "widths": (4, 4, 8, 8), "depths": (1, 1, 2, 1)},
+    "mixer_pico": {"width": 12},
+    "mobilenetv2_050_32": {"multiplier": 0.25},
+    "resmlp_nano_32": {"patch": 2, "width": 12, "depth": 4},
+    "resnet_pico": {"widths": (4, 4, 8, 8)},
+    "resnet50": {"widths": (8, 8, 16, 16), "stem_width": 4, "blocks": (1, 1, 1, 1), "mean": (0.5,), "std": (0.5,)},
+    "swin_femto_32": {"patch": 1, "width": 4, "heads": (1, 1, 2, 2)},
+    "vit_pico": {"width": 12},
+}
+NAMES = list(SMALL)
 
 
 def small(name, **overrides):
-    widths = {"widths": (4, 4, 8, 8)} if name.startswith("resnet") else {"width": 12}
-    return models.create(name, num_classes=5, image_size=8, image_channels=1, **(widths | overrides))
+    return models.create(name, num_classes=5, image_size=8, image_channels=1, **(SMALL[name] | overrides))
+
+
+@functools.cache
+def variables_of(name):
+    """Freshly initialised, but for the classifier: some start at zero, and tell nothing of what is before them."""
+    variables = jax.jit(small(name).init)(jax.random.key(0), images())
+    head = variables["params"]["head"]
+    head = head | {"kernel": jax.random.normal(jax.random.key(7), head["kernel"].shape)}
+    return variables | {"params": variables["params"] | {"head": head}}
+
+
+def run(model, variables, x, **settings):
+    return jax.jit(functools.partial(model.apply, **settings))(variables, x)
 
 
 def images(seed=0, batch=4):
@@ -21,8 +48,7 @@ def images(seed=0, batch=4):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_returns_logits_and_the_features_it_announces(name):
     model = small(name)
-    variables = model.init(jax.random.key(0), images())
-    logits, features = model.apply(variables, images(), train=False)
+    logits, features = run(model, variables_of(name), images(), train=False)
     assert logits.shape == (4, 5)
     assert logits.dtype == jnp.float32
     assert set(features) == {"stage1", "stage2", "stage3", "stage4", "pooled"}
@@ -35,53 +61,53 @@ def test_every_network_returns_logits_and_the_features_it_announces(name):
 def test_shapes_of_variables_are_known_before_anything_runs(name):
     model = small(name)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.variable_shapes())
-    made = jax.tree.map(lambda x: (x.shape, x.dtype), model.init(jax.random.key(0), images()))
+    made = jax.tree.map(lambda x: (x.shape, x.dtype), variables_of(name))
     assert shapes == made
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights_and_logits(name):
     model = small(name, dtype=jnp.bfloat16)
-    variables = model.init(jax.random.key(0), images())
-    logits, features = model.apply(variables, images())
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, features = run(model, variables_of(name), images())
+    assert {x.dtype for x in jax.tree.leaves(model.variable_shapes())} == {jnp.dtype("float32")}
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in features.values()} == {jnp.dtype("bfloat16")}
-    reference, _ = small(name).apply(variables, images())
+    reference, _ = run(small(name), variables_of(name), images())
     np.testing.assert_allclose(logits, reference, atol=0.05 * float(jnp.abs(reference).max()) + 0.01)
 
 
-@pytest.mark.parametrize("name", ["resnet_pico", "vit_pico", "mixer_pico"])
+@pytest.mark.parametrize("name", NAMES)
 def test_dropout_acts_in_training_only(name):
     model = small(name, dropout=0.5)
-    variables = model.init(jax.random.key(0), images())
+    variables = variables_of(name)
 
+    @jax.jit
     def train(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply(variables, images(), train=True, rngs=rngs, mutable=["batch_stats"])[0].logits
 
     assert not np.array_equal(train(0), train(1))
     np.testing.assert_array_equal(train(0), train(0))
-    np.testing.assert_array_equal(model.apply(variables, images()).logits, model.apply(variables, images()).logits)
+    evaluated = run(model, variables, images()).logits
+    np.testing.assert_array_equal(evaluated, run(small(name), variables, images()).logits)
 
 
 def test_stochastic_depth_keeps_the_mean_and_drops_whole_examples():
-    drop = models.network.DropPath(0.25)
+    drop = DropPath()
     x = jnp.ones((4000, 3))
-    y = np.asarray(drop.apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
+    y = np.asarray(drop.apply({}, x, 0.25, True, rngs={"dropout": jax.random.key(0)}))
     assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
     assert (y == y[:, :1]).all()
     # The standard error of the mean of 4,000 Bernoulli(0.75) / 0.75 is 0.009.
     assert abs(y.mean() - 1) < 4 * 0.0092
-    np.testing.assert_array_equal(drop.apply({}, x, False), x)
+    np.testing.assert_array_equal(drop.apply({}, x, 0.25, False), x)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_image_does_not_change_what_another_gives(name):
-    model = small(name)
-    variables = model.init(jax.random.key(0), images())
+    apply = jax.jit(small(name).apply)
     changed = images().at[0].set(0.0)
-    before, after = model.apply(variables, images()), model.apply(variables, changed)
+    before, after = apply(variables_of(name), images()), apply(variables_of(name), changed)
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(x[1:], y[1:], rtol=1e-5, atol=1e-6)
     assert not np.allclose(before.logits[0], after.logits[0])
@@ -100,7 +126,7 @@ def test_tokens_are_put_back_where_their_patches_were():
     variables = model.init(jax.random.key(0), images())
     # With attention and MLP silenced, a token is its patch's embedding and position.
     silent = jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.zeros_like(x) if "block" in path[1].key and path[-2].key in ("proj", "fc2") else x,
+        lambda path, x: jnp.zeros_like(x) if path[-2].key in ("proj", "fc2") else x,
         variables,
     )
     moved = jnp.zeros((1, 8, 8, 1)).at[0, 2:4, 6:8].set(1.0)
@@ -116,8 +142,121 @@ def test_tokens_are_put_back_where_their_patches_were():
         ({"name": "vit_pico", "dropuot": 0.1}, "unknown key 'dropuot'; did you mean 'dropout'"),
         ({"name": "vit_pico", "patch": 3}, "patches of 3 pixels do not divide"),
         ({"name": "mixer_pico", "patch": 3}, "patches of 3 pixels do not divide"),
+        ({"name": "swin_femto_32", "patch": 3}, "patches of 3 pixels do not divide"),
+        ({"name": "swin_femto_32", "depths": (2, 2, 3, 2)}, r"depths must be even.* got \(2, 2, 3, 2\)"),
+        ({"name": "swin_femto_32", "heads": (5, 2, 4, 8)}, "5 heads do not divide a width of 24"),
+        ({"name": "vit_pico", "heads": 5}, "5 heads do not divide a width of 48"),
+        ({"name": "vit_pico", "taps": (1, 2, 3)}, r"taps are four rising numbers of blocks, .* got \(1, 2, 3\)"),
+        ({"name": "vit_pico", "taps": (1, 2, 3, 5)}, "the last of them the depth, 4"),
+        ({"name": "resnet18", "block": "bottelneck"}, "unknown block 'bottelneck'; did you mean 'bottleneck'"),
+        ({"name": "resnet18", "image_channels": 1}, "images of 1 channels need a mean and a std of 1 numbers or one"),
+        ({"name": "swin_tniy"}, "unknown network 'swin_tniy'; did you mean 'swin_tiny'"),
     ],
 )
 def test_what_cannot_work_is_said(arguments, message):
     with pytest.raises(UserError, match=message):
         models.create(num_classes=5, image_size=8, **arguments).variable_shapes()
+
+
+def test_a_network_of_any_size_needs_one():
+    with pytest.raises(UserError, match="network 'vit_pico' is made for images of any size: give image_size"):
+        models.create("vit_pico", 10)
+
+
+# Measured with timm 0.6.5, at 1000 and at 100 classes.
+PARAMETERS = {
+    "resnet18": (11_689_512, 11_227_812),
+    "mobilenetv2_100": (3_504_872, 2_351_972),
+    "resnet50": (25_557_032, 23_712_932),
+    "convnext_tiny": (28_589_128, 27_897_028),
+    "deit_tiny": (5_717_416, 5_543_716),
+    "vit_small": (22_050_664, 21_704_164),
+    "swin_tiny": (28_288_354, 27_596_254),
+    "swin_nano": (9_599_940, 9_138_240),
+    "swin_pico": (5_506_996, 5_160_496),
+    "mixer_b16": (59_880_472, 59_188_372),
+    "resmlp_12": (15_350_872, 15_004_372),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_have_exactly_as_many_parameters_as_published(name):
+    for classes, expected in zip((1000, 100), PARAMETERS[name], strict=True):
+        shapes = models.create(name, classes).variable_shapes()["params"]
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+
+
+# Height or width, and channels, of the benchmark's four stages at 224 pixels, and of the vector that is classified.
+STAGES = {
+    "resnet18": ((56, 64), (28, 128), (14, 256), (7, 512), 512),
+    "resnet50": ((56, 256), (28, 512), (14, 1024), (7, 2048), 2048),
+    "mobilenetv2_100": ((56, 24), (28, 32), (14, 96), (7, 1280), 1280),
+    "convnext_tiny": ((56, 96), (28, 192), (14, 384), (7, 768), 768),
+    "deit_tiny": ((14, 192),) * 4 + (192,),
+    "vit_small": ((14, 384),) * 4 + (384,),
+    "mixer_b16": ((14, 768),) * 4 + (768,),
+    "resmlp_12": ((14, 384),) * 4 + (384,),
+    "swin_tiny": ((56, 96), (28, 192), (14, 384), (7, 768), 768),
+    "swin_nano": ((56, 64), (28, 128), (14, 256), (7, 512), 512),
+    "swin_pico": ((56, 48), (28, 96), (14, 192), (7, 384), 384),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_are_where_the_benchmark_has_them(name):
+    info = models.create(name, 10).feature_info()
+    *stages, width = STAGES[name]
+    assert [info[f"stage{s}"] for s in (1, 2, 3, 4)] == [(n, n, channels) for n, channels in stages]
+    assert info["pooled"] == (1, 1, width)
+    if info["stage1"] == info["stage4"]:
+        assert models.create(name, 10).taps == (2, 4, 10, 12)
+
+
+@pytest.mark.parametrize("name", ["convnext_pico_32", "vit_pico", "swin_femto_32"])
+@pytest.mark.parametrize("how", ["scan", "remat"])
+def test_a_loop_over_blocks_and_recomputation_change_no_gradient(name, how):
+    def gradient(**overrides):
+        model = small(name, drop_path=0.2, **overrides)
+        variables = variables_of(name)
+
+        def loss(params):
+            output = model.apply(
+                variables | {"params": params}, images(), train=True, rngs={"dropout": jax.random.key(1)}
+            )
+            return jnp.square(output.logits).mean() + jnp.square(output.features["stage3"]).mean()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * max(float(jnp.abs(x).max()), 1e-3)),
+        gradient(),
+        gradient(**{how: True}),
+    )
+
+
+def test_batch_norm_networks_take_remat_too():
+    outputs = []
+    for remat in (False, True):
+        model = small("resnet_pico", remat=remat)
+        outputs.append(run(model, variables_of("resnet_pico"), images(), train=True, mutable=["batch_stats"]))
+    jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+def test_blocks_start_from_different_weights():
+    kernel = variables_of("vit_pico")["params"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.shape == (4, 12, 48)
+    assert not np.array_equal(kernel[0], kernel[1])
+
+
+def test_stochastic_depth_grows_from_zero():
+    assert drop_path_rates(0.3, 4) == pytest.approx((0.0, 0.1, 0.2, 0.3))
+    assert drop_path_rates(0.3, 1) == (0.0,)
+    model = small("vit_pico", drop_path=0.9)
+    variables = variables_of("vit_pico")
+
+    def train(seed):
+        return model.apply(variables, images(), train=True, rngs={"dropout": jax.random.key(seed)}).features
+
+    first, second = train(0), train(1)
+    np.testing.assert_array_equal(first["stage1"], second["stage1"])
+    assert not np.array_equal(first["stage4"], second["stage4"])

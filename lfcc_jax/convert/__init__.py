@@ -1,0 +1,5 @@
+"""timm checkpoints in and out: `from_timm`, `to_timm`, and `python -m lfcc_jax.convert`."""
+
+from lfcc_jax.convert.timm import from_timm, to_timm
+
+__all__ = ["from_timm", "to_timm"]

@@ -1,0 +1,96 @@
+"""Command line: a timm checkpoint becomes a teacher, or a trained student becomes a timm checkpoint.
+
+python -m lfcc_jax.convert --model swin_tiny_patch4_window7_224 --checkpoint x.safetensors --out runs/teacher
+python -m lfcc_jax.convert --to-timm --checkpoint runs/lfcc --out student.safetensors
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lfcc_jax import models
+from lfcc_jax.convert.files import read_state_dict, sha256, write_safetensors
+from lfcc_jax.convert.timm import from_timm, to_timm
+from lfcc_jax.errors import UserError
+from lfcc_jax.training.checkpoint import describe_network, load_network, save_network
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and converts; ends with one line and status 1 after an input that will not do."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lfcc_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, help="a .safetensors, .npz or .pth file; with --to-timm, a run")
+    parser.add_argument("--out", required=True, help="a new directory; with --to-timm, a new .safetensors file")
+    parser.add_argument("--to-timm", action="store_true", help="write a trained student as a timm checkpoint")
+    parser.add_argument("--model", help="timm's name of the network")
+    parser.add_argument("--head", default="keep", choices=("keep", "new"), help="the classifier (default: keep)")
+    parser.add_argument("--num-classes", type=int, help="of a new head")
+    parser.add_argument("--image-size", type=int, help="height and width, in pixels (default: as the name says)")
+    parser.add_argument(
+        "--mean", type=float, nargs="+", help="subtracted from images in [0, 1] (default: the network's)"
+    )
+    parser.add_argument("--std", type=float, nargs="+", help="what images are then divided by (default: the network's)")
+    given = parser.parse_args(arguments)
+    try:
+        if given.to_timm:
+            _student_to_timm(given)
+        elif given.model is None:
+            raise UserError("--model: missing; which network is it? For example resnet18")
+        else:
+            _teacher_from_timm(given)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _teacher_from_timm(given: argparse.Namespace) -> None:
+    out = Path(given.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; name another directory, or remove it")
+    overrides = {key: tuple(value) for key in ("mean", "std") if (value := getattr(given, key))}
+    settings = {"num_classes": given.num_classes, "image_size": given.image_size}
+    models.create(given.model, 1, given.image_size, **overrides)  # a wrong name is said before a file is read
+    state = read_state_dict(given.checkpoint)
+    variables = from_timm(given.model, state, head=given.head, **settings, **overrides)
+    network = models.create(given.model, len(variables["params"]["head"]["bias"]), given.image_size, **overrides)
+    origin = {
+        "source": Path(given.checkpoint).name,
+        "sha256": sha256(given.checkpoint),
+        "head": given.head,
+        "mean": network.mean,
+        "std": network.std,
+        "crop": network.crop,
+        "interpolation": network.interpolation,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    description = {
+        "name": given.model,
+        "num_classes": network.num_classes,
+        "image_size": network.image_size,
+        "overrides": overrides,
+        "made_by": origin,
+    }
+    save_network(out, variables, description)
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+    print(f"{given.model}, {count:,} parameters, {network.num_classes} classes: {out}")
+
+
+def _student_to_timm(given: argparse.Namespace) -> None:
+    about = describe_network(given.checkpoint)
+    network = models.create(about["name"], about["num_classes"], about["image_size"], **about["overrides"])
+    variables = load_network(given.checkpoint, network)
+    state = to_timm(about["name"], variables, image_size=about["image_size"], **about["overrides"])
+    constants = {
+        key: json.dumps(getattr(network, key)) for key in ("image_size", "mean", "std", "crop", "interpolation")
+    }
+    write_safetensors(given.out, state, {"model": about["name"]} | constants)
+    print(f"{about['name']}, {len(state)} tensors, {network.num_classes} classes: {given.out}")
+
+
+if __name__ == "__main__":
+    main()

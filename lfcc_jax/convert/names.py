@@ -1,0 +1,46 @@
+"""Other spellings of a checkpoint's tensors: wrappers that trainers add, authors' own releases, older timm."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lfcc_jax.models import Network
+from lfcc_jax.models.convnext import ConvNeXt
+from lfcc_jax.models.swin import Swin
+
+# Recomputed from the window; older releases store them.
+_BUFFERS = re.compile(r"relative_position_index|attn_mask")
+_CONVNEXT_AUTHORS = (
+    (r"^downsample_layers\.0\.", "stem."),
+    (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.pwconv(\d)\.", r".mlp.fc\1."),
+    (r"^norm\.", "head.norm."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+)
+
+
+def timm_names(network: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tensors under the names that today's timm gives them; those that are not known keep theirs."""
+    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
+    state = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    if isinstance(network, ConvNeXt) and "downsample_layers.0.0.weight" in state:
+        state = {_renamed(name, _CONVNEXT_AUTHORS): value for name, value in state.items()}
+    if isinstance(network, Swin):
+        state = {name: value for name, value in state.items() if not _BUFFERS.search(name)}
+        state = {re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name): value for name, value in state.items()}
+        if "layers.0.downsample.reduction.weight" in state:  # a stage ended with what today begins the next one
+            state = {
+                re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name): value
+                for name, value in state.items()
+            }
+    return state
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

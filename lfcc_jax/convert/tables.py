@@ -1,0 +1,203 @@
+"""Which of timm's tensors is which of our arrays: one table for each network family."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lfcc_jax.models import Network
+from lfcc_jax.models.convnext import ConvNeXt
+from lfcc_jax.models.mixer import Mixer
+from lfcc_jax.models.mobilenet import GROUPS, MobileNetV2
+from lfcc_jax.models.resmlp import ResMLP
+from lfcc_jax.models.resnet import ResNet
+from lfcc_jax.models.swin import Swin
+from lfcc_jax.models.vit import ViT
+
+
+class Layout(NamedTuple):
+    """How the axes of a tensor differ."""
+
+    from_timm: Callable[[np.ndarray], np.ndarray]
+    to_timm: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(lambda x: x, lambda x: x)
+LINEAR = Layout(np.transpose, np.transpose)  # [out, in] and [in, out]
+CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW and HWIO
+VECTOR = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))  # [1, 1, channels] and [channels]
+
+
+class Row(NamedTuple):
+    """One tensor of timm's: its name, the path of the array it is in here, its place in a stack of blocks, its layout.
+
+    A path of None is a tensor that is not kept: BatchNorm's count of batches, which is written as zero.
+    """
+
+    timm: str
+    path: tuple[str, ...] | None
+    block: int | None = None
+    layout: Layout = SAME
+
+
+def table(network: Network) -> list[Row]:
+    """Returns the rows of a network: every tensor of timm's and every array of ours, each once.
+
+    Raises:
+      TypeError: for a family that timm does not have.
+    """
+    for family, rows in _TABLES.items():
+        if isinstance(network, family):
+            return list(rows(network))
+    raise TypeError(f"no table for {type(network).__name__}")
+
+
+def _param(timm: str, path: str, block: int | None = None, layout: Layout = SAME) -> Row:
+    return Row(timm, ("params", *path.split("/")), block, layout)
+
+
+def _linear(
+    timm: str, path: str, block: int | None = None, layout: Layout = LINEAR, bias: bool = True
+) -> Iterator[Row]:
+    yield _param(f"{timm}.weight", f"{path}/kernel", block, layout)
+    if bias:
+        yield _param(f"{timm}.bias", f"{path}/bias", block)
+
+
+def _conv(timm: str, path: str, block: int | None = None, bias: bool = True) -> Iterator[Row]:
+    return _linear(timm, path, block, CONV, bias)
+
+
+def _norm(timm: str, path: str, block: int | None = None) -> Iterator[Row]:
+    yield _param(f"{timm}.weight", f"{path}/scale", block)
+    yield _param(f"{timm}.bias", f"{path}/bias", block)
+
+
+def _affine(timm: str, path: str, block: int | None = None) -> Iterator[Row]:
+    yield _param(f"{timm}.alpha", f"{path}/scale", block, VECTOR)
+    yield _param(f"{timm}.beta", f"{path}/bias", block, VECTOR)
+
+
+def _batch_norm(timm: str, path: str) -> Iterator[Row]:
+    yield from _norm(timm, path)
+    yield Row(f"{timm}.running_mean", ("batch_stats", *path.split("/"), "mean"))
+    yield Row(f"{timm}.running_var", ("batch_stats", *path.split("/"), "var"))
+    yield Row(f"{timm}.num_batches_tracked", None)
+
+
+def _resnet(network: ResNet) -> Iterator[Row]:
+    yield from _conv("conv1", "stem_conv", bias=False)
+    yield from _batch_norm("bn1", "stem_norm")
+    convolutions = 3 if network.block == "bottleneck" else 2
+    width = network.stem_width or network.widths[0]
+    for s, (count, stride) in enumerate(zip(network.blocks, network.strides, strict=True), start=1):
+        for b in range(count):
+            timm, path = f"layer{s}.{b}", f"stage{s}_block{b}"
+            for c in range(1, convolutions + 1):
+                yield from _conv(f"{timm}.conv{c}", f"{path}/conv{c}", bias=False)
+                yield from _batch_norm(f"{timm}.bn{c}", f"{path}/norm{c}")
+            if b == 0 and (stride > 1 or width != network.widths[s - 1]):
+                yield from _conv(f"{timm}.downsample.0", f"{path}/shortcut_conv", bias=False)
+                yield from _batch_norm(f"{timm}.downsample.1", f"{path}/shortcut_norm")
+        width = network.widths[s - 1]
+    yield from _linear("fc", "head")
+
+
+def _mobilenet(network: MobileNetV2) -> Iterator[Row]:
+    yield from _conv("conv_stem", "stem_conv", bias=False)
+    yield from _batch_norm("bn1", "stem_norm")
+    for g, group in enumerate(GROUPS):
+        layers = [("conv_dw", "depthwise"), ("conv_pwl", "project")]
+        # timm calls the last convolution otherwise where nothing is widened.
+        layers = [("conv_pw", "expand"), *layers] if group.expansion > 1 else [layers[0], ("conv_pw", "project")]
+        for b in range(group.count):
+            timm, path = f"blocks.{g}.{b}", f"group{g}_block{b}"
+            for n, (theirs, ours) in enumerate(layers, start=1):
+                yield from _conv(f"{timm}.{theirs}", f"{path}/{ours}_conv", bias=False)
+                yield from _batch_norm(f"{timm}.bn{n}", f"{path}/{ours}_norm")
+    yield from _conv("conv_head", "last_conv", bias=False)
+    yield from _batch_norm("bn2", "last_norm")
+    yield from _linear("classifier", "head")
+
+
+def _convnext(network: ConvNeXt) -> Iterator[Row]:
+    yield from _conv("stem.0", "stem_conv")
+    yield from _norm("stem.1", "stem_norm")
+    for s, depth in enumerate(network.depths):
+        if s > 0:
+            yield from _norm(f"stages.{s}.downsample.0", f"stage{s + 1}_down_norm")
+            yield from _conv(f"stages.{s}.downsample.1", f"stage{s + 1}_down_conv")
+        for b in range(depth):
+            timm, path = f"stages.{s}.blocks.{b}", f"stage{s + 1}_blocks"
+            yield from _conv(f"{timm}.conv_dw", f"{path}/depthwise_conv", b)
+            yield from _norm(f"{timm}.norm", f"{path}/norm", b)
+            yield from _linear(f"{timm}.mlp.fc1", f"{path}/mlp/fc1", b)
+            yield from _linear(f"{timm}.mlp.fc2", f"{path}/mlp/fc2", b)
+            yield _param(f"{timm}.gamma", f"{path}/scale/scale", b)
+    yield from _norm("head.norm", "norm")
+    yield from _linear("head.fc", "head")
+
+
+def _vit(network: ViT) -> Iterator[Row]:
+    yield _param("cls_token", "class_token")
+    yield _param("pos_embed", "pos_embed")
+    yield from _conv("patch_embed.proj", "patch_embed")
+    for b in range(network.depth):
+        for norm in ("norm1", "norm2"):
+            yield from _norm(f"blocks.{b}.{norm}", f"blocks/{norm}", b)
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            yield from _linear(f"blocks.{b}.{layer}", f"blocks/{layer.replace('.', '/')}", b)
+    yield from _norm("norm", "norm")
+    yield from _linear("head", "head")
+
+
+def _swin(network: Swin) -> Iterator[Row]:
+    yield from _conv("patch_embed.proj", "patch_embed")
+    yield from _norm("patch_embed.norm", "patch_norm")
+    for s, depth in enumerate(network.depths):
+        if s > 0:
+            yield from _norm(f"layers.{s}.downsample.norm", f"stage{s + 1}_merge_norm")
+            yield from _linear(f"layers.{s}.downsample.reduction", f"stage{s + 1}_merge", bias=False)
+        for b in range(depth):
+            timm, path = f"layers.{s}.blocks.{b}", f"stage{s + 1}_blocks"
+            yield _param(f"{timm}.attn.relative_position_bias_table", f"{path}/attn/position_bias", b)
+            for norm in ("norm1", "norm2"):
+                yield from _norm(f"{timm}.{norm}", f"{path}/{norm}", b)
+            for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+                yield from _linear(f"{timm}.{layer}", f"{path}/{layer.replace('.', '/')}", b)
+    yield from _norm("norm", "norm")
+    yield from _linear("head.fc", "head")
+
+
+def _mixer(network: Mixer) -> Iterator[Row]:
+    yield from _conv("stem.proj", "patch_embed")
+    for b in range(network.depth):
+        for norm in ("norm1", "norm2"):
+            yield from _norm(f"blocks.{b}.{norm}", f"blocks/{norm}", b)
+        for layer in ("mlp_tokens.fc1", "mlp_tokens.fc2", "mlp_channels.fc1", "mlp_channels.fc2"):
+            yield from _linear(f"blocks.{b}.{layer}", f"blocks/{layer.replace('.', '/')}", b)
+    yield from _norm("norm", "norm")
+    yield from _linear("head", "head")
+
+
+def _resmlp(network: ResMLP) -> Iterator[Row]:
+    yield from _conv("stem.proj", "patch_embed")
+    for b in range(network.depth):
+        for n in ("1", "2"):
+            yield from _affine(f"blocks.{b}.norm{n}", f"blocks/norm{n}", b)
+            yield _param(f"blocks.{b}.ls{n}", f"blocks/scale{n}/scale", b)
+        for layer in ("linear_tokens", "mlp_channels.fc1", "mlp_channels.fc2"):
+            yield from _linear(f"blocks.{b}.{layer}", f"blocks/{layer.replace('.', '/')}", b)
+    yield from _affine("norm", "norm")
+    yield from _linear("head", "head")
+
+
+_TABLES = {
+    ConvNeXt: _convnext,
+    Mixer: _mixer,
+    MobileNetV2: _mobilenet,
+    ResMLP: _resmlp,
+    ResNet: _resnet,
+    Swin: _swin,
+    ViT: _vit,
+}

@@ -1,0 +1,162 @@
+"""timm's state dicts to variables and back, strict both ways."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from lfcc_jax import models
+from lfcc_jax.convert.names import timm_names
+from lfcc_jax.convert.resize import resize_position_bias, resize_positions
+from lfcc_jax.convert.tables import Row, table
+from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.models import Network
+
+_HEADS = ("keep", "new", "drop")
+_HEAD = ("params", "head")
+
+Shapes = Mapping[Any, tuple[int, ...]]
+
+
+def from_timm(
+    name: str,
+    state_dict: Mapping[str, Any],
+    *,
+    head: Literal["keep", "new", "drop"] = "keep",
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    **overrides: object,
+) -> dict[str, Any]:
+    """Returns the variables of a network from the tensors of timm's network of that name.
+
+    Position embeddings and relative-position tables are resized as timm does if the image size is another one.
+
+    Args:
+      name: of the network; see `lfcc_jax.models.create`.
+      state_dict: numpy arrays or torch tensors by timm's names. Trainers' wrappers (`state_dict`, `model`, `module.`)
+        and the names of older timm releases and of the authors of Swin and ConvNeXt are understood.
+      head: `keep` the classifier, make a `new` one, or `drop` it, so that the variables have none.
+      num_classes: of the network; as the checkpoint's classifier has if None. Another number needs `new`.
+      image_size: height and width of the images, in pixels; that of the name if None.
+      seed: of the new classifier.
+      **overrides: further fields of the network, for example `depth`.
+
+    Returns:
+      `params`, and `batch_stats` if it has BatchNorm, float32 numpy arrays.
+
+    Raises:
+      UserError: naming every tensor that is missing, unexpected or of another shape; for an unknown name; for another
+        number of classes than the checkpoint's.
+    """
+    if head not in _HEADS:
+        raise unknown("treatment of the head", head, _HEADS)
+    if head == "new" and num_classes is None:
+        raise UserError("a new head needs num_classes")
+    network = models.create(name, num_classes or 1, image_size, **overrides)
+    not_kept = {row.timm for row in table(network) if row.path is None}
+    rows = [row for row in table(network) if row.path is not None]
+    state = {key: _array(value) for key, value in timm_names(network, state_dict).items() if key not in not_kept}
+    of_head = {row.path: row.timm for row in rows if row.path[:2] == _HEAD}
+    if head == "keep":
+        network = network.clone(num_classes=_classes(state.get(of_head[(*_HEAD, "bias")]), num_classes))
+    else:
+        rows = [row for row in rows if row.path not in of_head]
+        state = {key: value for key, value in state.items() if key not in of_head.values()}
+
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(network.variable_shapes()).items()}
+    wanted = {row.timm: _timm_shape(row, shapes) for row in rows}
+    for row in rows:
+        if row.timm in state:
+            state[row.timm] = _resized(network, row, state[row.timm], wanted[row.timm])
+    _check(f"this is no checkpoint of {name}", wanted, {key: value.shape for key, value in state.items()})
+
+    arrays = {path: np.empty(shapes[path], np.float32) for path in {row.path for row in rows}}
+    for row in rows:
+        arrays[row.path][... if row.block is None else row.block] = row.layout.from_timm(state[row.timm])
+    variables = unflatten_dict(arrays)
+    if head == "new":
+        images = jnp.zeros(network.image_shape())
+        made = jax.jit(lambda key: network.init(key, images)["params"]["head"])(jax.random.key(seed))
+        variables["params"]["head"] = jax.tree.map(np.asarray, made)
+    return variables
+
+
+def to_timm(name: str, variables: Mapping[str, Any], **overrides: object) -> dict[str, np.ndarray]:
+    """Returns the tensors that `timm.create_model(name).load_state_dict(..., strict=True)` takes.
+
+    Args:
+      name: of the network; see `lfcc_jax.models.create`.
+      variables: as `from_timm` returns them and training changes them, with the classifier.
+      **overrides: fields of the network that differ from the name's, for example `image_size`.
+
+    Returns:
+      float32 numpy arrays by timm's names. BatchNorm's `num_batches_tracked`, which only a running mean without
+      momentum needs, is 0.
+
+    Raises:
+      UserError: naming every array that is missing, unexpected or of another shape; for an unknown name.
+    """
+    arrays = {path: np.asarray(value, np.float32) for path, value in flatten_dict(dict(variables)).items()}
+    network = models.create(name, _classes(arrays.get((*_HEAD, "bias"))), **overrides)
+    wanted = {"/".join(path): leaf.shape for path, leaf in flatten_dict(network.variable_shapes()).items()}
+    given = {"/".join(path): value.shape for path, value in arrays.items()}
+    _check(f"these are no variables of {name}", wanted, given)
+    state = {}
+    for row in table(network):
+        if row.path is None:
+            state[row.timm] = np.zeros((), np.int64)
+        else:
+            array = arrays[row.path] if row.block is None else arrays[row.path][row.block]
+            state[row.timm] = np.ascontiguousarray(row.layout.to_timm(array))
+    return state
+
+
+def _classes(bias: np.ndarray | None, num_classes: int | None = None) -> int:
+    """Returns the number of classes of a classifier's bias, which must be `num_classes` unless that is None."""
+    if bias is None or bias.ndim != 1:
+        return num_classes or 1
+    if num_classes not in (None, len(bias)):
+        raise UserError(
+            f"the checkpoint's classifier has {len(bias)} classes, not {num_classes}; a 'new' head or none "
+            "('drop') would do"
+        )
+    return len(bias)
+
+
+def _array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
+    return np.asarray(value)
+
+
+def _timm_shape(row: Row, shapes: Shapes) -> tuple[int, ...]:
+    shape = shapes[row.path] if row.block is None else shapes[row.path][1:]
+    return row.layout.to_timm(np.broadcast_to(np.float32(0), shape)).shape
+
+
+def _resized(network: Network, row: Row, value: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """Returns what depends on the image's size in the wanted one, and everything else as it is."""
+    if value.shape == wanted or value.ndim != len(wanted) or value.shape[-1] != wanted[-1]:
+        return value
+    if row.path[-1] == "pos_embed":
+        return resize_positions(value, wanted[1], network.prefix)
+    if row.path[-1] == "position_bias":
+        return resize_position_bias(value, wanted[0])
+    return value
+
+
+def _check(what: str, wanted: Shapes, given: Shapes) -> None:
+    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
+    wrong += [f"{name} is unexpected" for name in sorted(given.keys() - wanted.keys())]
+    wrong += [
+        f"{name} is {list(given[name])}, not {list(wanted[name])}"
+        for name in sorted(wanted.keys() & given.keys())
+        if tuple(given[name]) != tuple(wanted[name])
+    ]
+    if wrong:
+        raise UserError(f"{what}, {len(wrong)} of its {len(wanted)} tensors are wrong: {'; '.join(wrong)}")

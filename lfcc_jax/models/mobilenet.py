@@ -1,0 +1,111 @@
+"""MobileNetV2 (Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018), as in timm."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lfcc_jax.models.layers import batch_norm, conv
+from lfcc_jax.models.network import IMAGENET, Network, Output
+
+
+class Group(NamedTuple):
+    """Blocks of one size: how much they widen inside, their channels, their number, the stride of the first."""
+
+    expansion: int
+    width: int
+    count: int
+    stride: int
+
+
+# Table 2 of the paper.
+GROUPS = (
+    Group(1, 16, 1, 1),
+    Group(6, 24, 2, 2),
+    Group(6, 32, 3, 2),
+    Group(6, 64, 4, 2),
+    Group(6, 96, 3, 1),
+    Group(6, 160, 3, 2),
+    Group(6, 320, 1, 1),
+)
+# The benchmark's first three stages end after these groups, and the fourth after the last convolution.
+_STAGES = {1: "stage1", 2: "stage2", 4: "stage3"}
+
+
+class Block(nn.Module):
+    """Widens, convolves each channel by itself, narrows; with a shortcut where the size stays."""
+
+    expansion: int
+    width: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
+        inside = x.shape[-1] * self.expansion
+        y = x
+        if self.expansion > 1:
+            y = conv(inside, 1, dtype=self.dtype, name="expand_conv")(y)
+            y = nn.relu6(batch_norm(train, self.dtype, "expand_norm")(y))
+        y = conv(inside, 3, self.stride, groups=inside, dtype=self.dtype, name="depthwise_conv")(y)
+        y = nn.relu6(batch_norm(train, self.dtype, "depthwise_norm")(y))
+        y = conv(self.width, 1, dtype=self.dtype, name="project_conv")(y)
+        y = batch_norm(train, self.dtype, "project_norm")(y)
+        return x + y if x.shape == y.shape else y
+
+
+class MobileNetV2(Network):
+    """A MobileNetV2. BatchNorm's statistics are of the global batch, as in `ResNet`.
+
+    Attributes:
+      multiplier: of all widths, which are then rounded to multiples of 8.
+      small: for images of tens of pixels: the first convolution and the second group keep the size.
+      dropout: of the pooled vector, before the classifier.
+    """
+
+    multiplier: float = 1.0
+    small: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
+        """Returns logits and features; see `Output`."""
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        x = self.normalise(images)
+        stride = 1 if self.small else 2
+        x = conv(scaled_width(32, self.multiplier), 3, stride, dtype=self.dtype, name="stem_conv")(x)
+        x = nn.relu6(batch_norm(train, self.dtype, "stem_norm")(x))
+        features = {}
+        for g, group in enumerate(GROUPS):
+            width = scaled_width(group.width, self.multiplier)
+            stride = 1 if self.small and g == 1 else group.stride
+            for b in range(group.count):
+                name = f"group{g}_block{b}"
+                x = block(group.expansion, width, stride if b == 0 else 1, self.dtype, name=name)(x, train)
+            if g in _STAGES:
+                features[_STAGES[g]] = x
+        x = conv(scaled_width(1280, max(1.0, self.multiplier)), 1, dtype=self.dtype, name="last_conv")(x)
+        features["stage4"] = x = nn.relu6(batch_norm(train, self.dtype, "last_norm")(x))
+        features["pooled"] = pooled = x.mean(axis=(1, 2))
+        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(pooled)
+        return Output(logits.astype(jnp.float32), features)
+
+
+def scaled_width(width: int, multiplier: float) -> int:
+    """Returns the multiple of 8 that is nearest to the product, or the next if that is below 90 % of it."""
+    product = width * multiplier
+    rounded = max(8, int(product + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * product else rounded
+
+
+_FIELDS = {"image_size": 224, "crop": 0.875} | IMAGENET
+
+VARIANTS = {
+    "mobilenetv2_050_32": (MobileNetV2, {"image_size": 32, "small": True, "multiplier": 0.5}),
+    "mobilenetv2_100_32": (MobileNetV2, {"image_size": 32, "small": True}),
+    "mobilenetv2_100": (MobileNetV2, _FIELDS),
+    "mobilenetv2_140": (MobileNetV2, _FIELDS | {"multiplier": 1.4}),
+}

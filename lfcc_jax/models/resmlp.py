@@ -1,0 +1,80 @@
+"""ResMLP (Touvron et al., ResMLP: Feedforward networks for image classification with data-efficient training, 2021)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, as_last
+from lfcc_jax.models.network import IMAGENET
+from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
+
+_xavier = nn.initializers.xavier_uniform()
+
+
+class Affine(nn.Module):
+    """A scale and an offset for each channel: a norm without statistics."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+        """Returns `scale * x + bias`."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return x * as_last(scale, x).astype(self.dtype) + as_last(bias, x).astype(self.dtype)
+
+
+class Block(nn.Module):
+    """A linear layer across tokens, then an MLP across channels, each between an affine map and a layer scale."""
+
+    hidden: int
+    layer_scale: float
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], train: bool, drop_path: Array | None = None
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns the tokens, of the same shape."""
+        y = jnp.swapaxes(Affine(self.dtype, name="norm1")(x), 1, 2)
+        y = nn.Dense(y.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="linear_tokens")(y)
+        y = LayerScale(self.layer_scale, self.dtype, name="scale1")(jnp.swapaxes(y, 1, 2))
+        x = x + DropPath()(y, drop_path, train)
+        y = Affine(self.dtype, name="norm2")(x)
+        y = Mlp(self.hidden, self.dropout, _xavier, self.dtype, name="mlp_channels")(y, train)
+        y = LayerScale(self.layer_scale, self.dtype, name="scale2")(y)
+        return x + DropPath()(y, drop_path, train)
+
+
+class ResMLP(TokenNetwork):
+    """A ResMLP; the mean of the final tokens is classified.
+
+    Attributes:
+      mlp_ratio: hidden width of the MLP over `width`.
+      layer_scale: initial value of both layer scales of each block.
+    """
+
+    mlp_ratio: float = 4.0
+    layer_scale: float = 1e-4
+
+    def block(self) -> Block:
+        """Returns one block, detached."""
+        return Block(int(self.width * self.mlp_ratio), self.layer_scale, self.dropout, self.dtype, parent=None)
+
+    def norm(self) -> Affine:
+        """Returns the last affine map."""
+        return Affine(self.dtype, name="norm")
+
+
+_PATCH16 = {"image_size": 224, "patch": 16, "crop": 0.875} | IMAGENET
+_PATCH4 = {"image_size": 32, "patch": 4}
+
+VARIANTS = {
+    "resmlp_nano_32": (ResMLP, _PATCH4 | {"width": 128, "depth": 8, "layer_scale": 0.1}),
+    "resmlp_12_32": (ResMLP, _PATCH4 | {"width": 384, "depth": 12, "taps": TAPS_OF_12}),
+    "resmlp_12_224": (ResMLP, _PATCH16 | {"width": 384, "depth": 12, "taps": TAPS_OF_12}),
+    "resmlp_24_224": (ResMLP, _PATCH16 | {"width": 384, "depth": 24, "taps": (4, 8, 20, 24), "layer_scale": 1e-5}),
+}

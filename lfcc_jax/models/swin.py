@@ -1,0 +1,215 @@
+"""Swin Transformer (Liu et al., Hierarchical Vision Transformer using Shifted Windows, 2021), as in timm."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from lfcc_jax.errors import UserError
+from lfcc_jax.models.layers import DropPath, Mlp, trunc_normal
+from lfcc_jax.models.network import IMAGENET, Network, Output
+from lfcc_jax.models.stack import drop_path_rates, stack
+
+# What timm adds to the logit of a pair of tokens that were not neighbours before the shift.
+_APART = -100.0
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias for each relative position.
+
+    Attributes:
+      heads: must divide the width.
+      window: height and width of a window, in cells.
+      shift: by how many cells the windows are moved down and right.
+    """
+
+    heads: int
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"], train: bool) -> Array:
+        """Returns maps of the shape of `x`."""
+        height, width, channels = x.shape[1:]
+        (rows, columns), heads = self.window, self.heads
+        x = jnp.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
+        x = jnp.pad(x, ((0, 0), (0, -height % rows), (0, -width % columns), (0, 0)))
+        padded = x.shape[1:3]
+
+        x = to_windows(x, self.window)  # [batch, windows, cells, channels]
+        qkv = nn.Dense(3 * channels, kernel_init=trunc_normal, dtype=self.dtype, name="qkv")(x)
+        query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, channels // heads), 3, 0)
+        table = self.param("position_bias", trunc_normal, ((2 * rows - 1) * (2 * columns - 1), heads))
+        bias = jnp.moveaxis(table[relative_positions(self.window)], 2, 0)[None, None]
+        logits = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=jnp.float32)
+        logits = logits * (channels // heads) ** -0.5 + bias
+        if any(self.shift):
+            logits = logits + jnp.where(strangers(padded, self.window, self.shift), _APART, 0.0)[None, :, None]
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        x = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(x.shape)
+        x = nn.Dense(channels, kernel_init=trunc_normal, dtype=self.dtype, name="proj")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+
+        x = from_windows(x, self.window, padded)[:, :height, :width]
+        return jnp.roll(x, self.shift, (1, 2))
+
+
+def to_windows(
+    x: Float[Array, "batch height width channels"], window: tuple[int, int]
+) -> Float[Array, "batch windows cells channels"]:
+    """Cuts maps into windows, which must divide them, row by row."""
+    batch, height, width, channels = x.shape
+    rows, columns = window
+    x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
+    return jnp.swapaxes(x, 2, 3).reshape(batch, -1, rows * columns, channels)
+
+
+def from_windows(
+    x: Float[Array, "batch windows cells channels"], window: tuple[int, int], size: tuple[int, int]
+) -> Float[Array, "batch height width channels"]:
+    """Puts the windows of `to_windows` back together, to maps of `size`."""
+    (rows, columns), (height, width) = window, size
+    x = x.reshape(x.shape[0], height // rows, width // columns, rows, columns, x.shape[-1])
+    return jnp.swapaxes(x, 2, 3).reshape(x.shape[0], height, width, x.shape[-1])
+
+
+@functools.lru_cache
+def relative_positions(window: tuple[int, int]) -> Int[np.ndarray, "cells cells"]:
+    """Returns the row of the bias table for each pair of cells of a window."""
+    rows, columns = window
+    cells = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+    offset = cells[:, None] - cells[None] + [rows - 1, columns - 1]
+    return offset[..., 0] * (2 * columns - 1) + offset[..., 1]
+
+
+@functools.lru_cache
+def strangers(
+    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> Bool[np.ndarray, "windows cells cells"]:
+    """Returns which pairs of cells share a window only because the shift wrapped around an edge of the map."""
+    region = [np.digitize(np.arange(n), (n - w, n - s)) for n, w, s in zip(size, window, shift, strict=True)]
+    region = 3 * region[0][:, None] + region[1][None]
+    rows, columns = window
+    region = (
+        region.reshape(size[0] // rows, rows, size[1] // columns, columns).swapaxes(1, 2).reshape(-1, rows * columns)
+    )
+    return region[:, :, None] != region[:, None, :]
+
+
+class Block(nn.Module):
+    """Window attention and MLP, each behind a LayerNorm and beside a shortcut."""
+
+    heads: int
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
+        """Returns maps of the shape of `x`, `[B, H, W, C]`."""
+        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
+        attention = WindowAttention(self.heads, self.window, self.shift, self.dropout, self.dtype, name="attn")
+        x = x + DropPath()(attention(y, train), drop_path, train)
+        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(x)
+        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dropout, dtype=self.dtype, name="mlp")(y, train)
+        return x + DropPath()(y, drop_path, train)
+
+
+class Swin(Network):
+    """A Swin Transformer. A stage's feature is taken before the next stage halves it, and before the last norm.
+
+    Attributes:
+      patch: side of a patch, in pixels; it must divide the image.
+      width: channels of the first stage; each stage doubles them.
+      depths: blocks in each stage, regular and shifted windows in turn, so even.
+      heads: of each stage's attention.
+      window: side of a window, in cells; a smaller map is one window.
+      mlp_ratio: hidden width of the MLPs over the stage's.
+      dropout: in attention and MLP, and of the pooled vector.
+      drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
+    """
+
+    patch: int = 4
+    width: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
+        """Returns logits and features; see `Output`."""
+        if images.shape[1] % self.patch or images.shape[2] % self.patch:
+            raise UserError(f"patches of {self.patch} pixels do not divide an image of {images.shape[1:3]} pixels")
+        if any(depth % 2 for depth in self.depths):
+            raise UserError(f"depths must be even, as regular and shifted windows take turns; got {self.depths}")
+        rates = drop_path_rates(self.drop_path, sum(self.depths))
+        x = self.normalise(images)
+        patch = (self.patch, self.patch)
+        x = nn.Conv(self.width, patch, patch, "VALID", kernel_init=trunc_normal, dtype=self.dtype, name="patch_embed")(
+            x
+        )
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="patch_norm")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        features, done = {}, 0
+        for s, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True), start=1):
+            if s > 1:
+                x = merge_patches(x)
+                x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"stage{s}_merge_norm")(x)
+                width = self.width * 2 ** (s - 1)
+                merge = nn.Dense(
+                    width, use_bias=False, kernel_init=trunc_normal, dtype=self.dtype, name=f"stage{s}_merge"
+                )
+                x = merge(x)
+            if x.shape[-1] % heads:
+                raise UserError(f"{heads} heads do not divide a width of {x.shape[-1]}")
+            window = min(self.window, x.shape[1]), min(self.window, x.shape[2])
+            shift = tuple(0 if n <= self.window else self.window // 2 for n in x.shape[1:3])
+            settings = (self.mlp_ratio, self.dropout, self.dtype)
+            pair = [Block(heads, window, moved, *settings, parent=None) for moved in ((0, 0), shift)]
+            here = rates[done : done + depth]
+            (x,) = stack(self, f"stage{s}_blocks", pair, here, x, train)
+            features[f"stage{s}"], done = x, done + depth
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        features["pooled"] = pooled = x.mean(axis=(1, 2))
+        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
+        logits = nn.Dense(self.num_classes, kernel_init=trunc_normal, dtype=self.dtype, name="head")(pooled)
+        return Output(logits.astype(jnp.float32), features)
+
+
+def merge_patches(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height/2 width/2 channels*4"]:
+    """Concatenates the channels of each 2 x 2 cells, column by column; an odd edge is padded with zeros."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, (height + 1) // 2, (width + 1) // 2, 4 * channels)
+
+
+_WINDOW7 = {"image_size": 224, "crop": 0.9} | IMAGENET
+# The benchmark's own two.
+_TWO_EACH = {"depths": (2, 2, 2, 2), "heads": (2, 4, 8, 16), "drop_path": 0.1}
+_WINDOW4 = {"image_size": 32, "patch": 2, "window": 4, "depths": (2, 2, 2, 2)}
+
+VARIANTS = {
+    "swin_femto_32": (Swin, _WINDOW4 | {"width": 24, "heads": (1, 2, 4, 8)}),
+    "swin_pico_32": (Swin, _WINDOW4 | {"width": 48, "heads": (2, 4, 8, 16)}),
+    "swin_nano_32": (Swin, _WINDOW4 | {"width": 64, "depths": (2, 2, 6, 2), "heads": (2, 4, 8, 16)}),
+    "swin_tiny_patch4_window7_224": (Swin, _WINDOW7 | {"drop_path": 0.1}),
+    "swin_small_patch4_window7_224": (Swin, _WINDOW7 | {"depths": (2, 2, 18, 2), "drop_path": 0.1}),
+    "swin_base_patch4_window7_224": (
+        Swin,
+        _WINDOW7 | {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "drop_path": 0.1},
+    ),
+    "swin_nano_patch4_window7_224": (Swin, _WINDOW7 | _TWO_EACH | {"width": 64}),
+    "swin_pico_patch4_window7_224": (Swin, _WINDOW7 | _TWO_EACH | {"width": 48}),
+}

@@ -1,0 +1,87 @@
+"""What networks of patch tokens share: ViT, MLP-Mixer and ResMLP differ in their blocks and in what is classified."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lfcc_jax.errors import UserError
+from lfcc_jax.models.network import Network, Output
+from lfcc_jax.models.stack import drop_path_rates, stack
+
+# The benchmark's stages of a network of twelve blocks end after these.
+TAPS_OF_12 = (2, 4, 10, 12)
+
+
+class TokenNetwork(Network):
+    """Patches become tokens, `depth` equal blocks transform them, one vector of them is classified.
+
+    Attributes:
+      patch: side of a patch, in pixels; it must divide the image.
+      width: channels of a token.
+      depth: number of blocks.
+      taps: after which blocks the four stages end; evenly spaced if empty.
+      dropout: inside the blocks, and of the pooled vector.
+      drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
+    """
+
+    patch: int = 4
+    width: int = 192
+    depth: int = 4
+    taps: tuple[int, ...] = ()
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    # Tokens in front of those of the patches.
+    prefix: ClassVar[int] = 0
+    patch_init: ClassVar[Any] = staticmethod(nn.initializers.lecun_normal())
+    head_init: ClassVar[Any] = staticmethod(nn.initializers.zeros)
+
+    def embed(self, x: Float[Array, "batch patches width"], train: bool) -> Float[Array, "batch tokens width"]:
+        """Adds to the patches what the blocks need besides."""
+        return x
+
+    def block(self) -> nn.Module:
+        """Returns one block, detached; see `stack`."""
+        raise NotImplementedError
+
+    def norm(self) -> nn.Module:
+        """Returns the last normalisation."""
+        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")
+
+    def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        """Returns the vector that is classified: the mean of the tokens."""
+        return x.mean(axis=1)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
+        """Returns logits and features; see `Output`."""
+        if images.shape[1] % self.patch or images.shape[2] % self.patch:
+            raise UserError(f"patches of {self.patch} pixels do not divide an image of {images.shape[1:3]} pixels")
+        taps = self.taps or even_taps(self.depth)
+        if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] != self.depth:
+            raise UserError(
+                f"taps are four rising numbers of blocks, the last of them the depth, {self.depth}; got {self.taps}"
+            )
+        x = self.normalise(images)
+        patch = (self.patch, self.patch)
+        x = nn.Conv(
+            self.width, patch, patch, "VALID", kernel_init=self.patch_init, dtype=self.dtype, name="patch_embed"
+        )(x)
+        grid = x.shape[1:3]
+        x = self.embed(x.reshape(x.shape[0], -1, self.width), train)
+        rates = drop_path_rates(self.drop_path, self.depth)
+        stages = stack(self, "blocks", [self.block()], rates, x, train, ends=taps)
+        features = {
+            f"stage{s}": x[:, self.prefix :].reshape(-1, *grid, self.width) for s, x in enumerate(stages, start=1)
+        }
+        features["pooled"] = pooled = self.pool(self.norm()(stages[-1]))
+        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
+        head = nn.Dense(self.num_classes, kernel_init=self.head_init, dtype=self.dtype, name="head")
+        return Output(head(pooled).astype(jnp.float32), features)
+
+
+def even_taps(depth: int) -> tuple[int, ...]:
+    """Returns after which of `depth` equal blocks the four stages end: evenly spaced, the last after the last block."""
+    return tuple(-(-depth * i // 4) for i in (1, 2, 3, 4))

@@ -1,0 +1,44 @@
+"""What is compared with timm: networks, image sizes, evaluation and training mode."""
+
+import numpy as np
+
+NUM_CLASSES = 20
+WITH_BATCH_NORM = ["mobilenetv2_100", "mobilenetv2_140", "resnet18", "resnet34", "resnet50", "resnet101"]
+NAMES = [
+    *WITH_BATCH_NORM,
+    "convnext_tiny",
+    "convnext_small",
+    "convnext_base",
+    "deit_tiny_patch16_224",
+    "deit_small_patch16_224",
+    "deit_base_patch16_224",
+    "mixer_s16_224",
+    "mixer_b16_224",
+    "resmlp_12_224",
+    "resmlp_24_224",
+    "swin_nano_patch4_window7_224",
+    "swin_pico_patch4_window7_224",
+    "swin_tiny_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swin_base_patch4_window7_224",
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "vit_base_patch16_224",
+]
+# Sizes at which a stage's map is odd, and windows are padded, smaller than seven, or not shifted.
+OTHER_SIZES = [
+    ("resnet18", 90, False),
+    ("mobilenetv2_100", 90, False),
+    ("convnext_tiny", 100, False),
+    ("deit_tiny_patch16_224", 160, False),
+    ("resmlp_12_224", 96, False),
+    ("swin_pico_patch4_window7_224", 160, False),
+    ("swin_pico_patch4_window7_224", 256, False),
+]
+CASES = [(n, 224, False) for n in NAMES] + [(n, 224, True) for n in WITH_BATCH_NORM] + OTHER_SIZES
+
+
+def samples(x, count=300):
+    """Returns some of the values of an array, always the same ones for its size."""
+    x = np.asarray(x).reshape(-1)
+    return x[np.random.RandomState(x.size % 2**32).randint(x.size, size=count)]

@@ -1,0 +1,129 @@
+"""Every network against numbers that timm gave in float64, on weights made from their names; no torch is needed."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, NAMES, NUM_CLASSES, samples
+from random_weights import random_images, random_state_dict
+
+from lfcc_jax import convert, models
+from lfcc_jax.errors import UserError
+
+GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm.npz")
+TOLERANCE = 1e-5
+
+
+def state_of(name, size=None):
+    shapes = models.create(name, NUM_CLASSES, size).variable_shapes()
+    state = convert.to_timm(name, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes), image_size=size)
+    return random_state_dict({key: value.shape for key, value in state.items()})
+
+
+def errors(name, size, train=False, state=None, **overrides):
+    """Returns the relative error (of the norm) of logits and stages."""
+    variables = convert.from_timm(name, state_of(name, size) if state is None else state, image_size=size)
+    network = models.create(name, NUM_CLASSES, size, **overrides)
+    apply = jax.jit(lambda variables, images: network.apply(variables, images, train, mutable=["batch_stats"])[0])
+    logits, features = apply(variables, random_images(size))
+    case = f"{name}@{size}{'/train' if train else ''}"
+    given = {"logits": logits} | {f"stage{s}": samples(features[f"stage{s}"]) for s in (1, 2, 3, 4)}
+    result = {}
+    for key, value in given.items():
+        expected = GOLDEN[f"{case}/{key}"].astype(np.float64)
+        result[key] = float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+    return result
+
+
+@pytest.mark.parametrize(("name", "size", "train"), CASES)
+def test_a_network_gives_what_timm_gives(name, size, train):
+    found = errors(name, size, train)
+    if train:
+        # BatchNorm over few values amplifies float32's rounding from layer to layer, here and ten times more in torch.
+        assert found["logits"] < TOLERANCE
+        with jax.enable_x64(True):
+            found = errors(name, size, train, dtype=jnp.float64)
+    assert max(found.values()) < TOLERANCE, found
+
+
+def test_every_network_for_224_pixels_is_compared_with_timm():
+    assert sorted(NAMES) == [name for name in models.list_models() if made_for(name) == 224]
+
+
+def made_for(name):
+    try:
+        return models.create(name, 1).image_size
+    except UserError:
+        return None
+
+
+def _tanh_gelu(monkeypatch):
+    monkeypatch.setattr(nn, "gelu", lambda x, approximate: jax.nn.gelu(x, approximate=True))
+
+
+def _layer_norm_epsilon(monkeypatch):
+    right = nn.LayerNorm
+    monkeypatch.setattr(nn, "LayerNorm", lambda epsilon, **settings: right(epsilon=10 * epsilon, **settings))
+
+
+def _batch_norm_epsilon(monkeypatch):
+    right = nn.BatchNorm
+    monkeypatch.setattr(nn, "BatchNorm", lambda *args, epsilon, **settings: right(*args, epsilon=1e-3, **settings))
+
+
+def _same_padding(monkeypatch):
+    right = nn.Conv
+
+    def same(width, size, stride, padding, **settings):
+        return right(width, size, stride, "SAME", **settings)
+
+    monkeypatch.setattr(nn, "Conv", same)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("convnext_tiny", _tanh_gelu),
+        ("deit_tiny_patch16_224", _tanh_gelu),
+        ("mixer_s16_224", _tanh_gelu),
+        ("resmlp_12_224", _tanh_gelu),
+        ("swin_pico_patch4_window7_224", _tanh_gelu),
+        ("convnext_tiny", _layer_norm_epsilon),
+        ("deit_tiny_patch16_224", _layer_norm_epsilon),
+        ("swin_pico_patch4_window7_224", _layer_norm_epsilon),
+        ("mixer_s16_224", _layer_norm_epsilon),
+        ("resnet18", _batch_norm_epsilon),
+        ("mobilenetv2_100", _batch_norm_epsilon),
+        ("resnet18", _same_padding),
+    ],
+)
+def test_a_network_that_is_slightly_wrong_is_found_out(monkeypatch, name, wrong):
+    state = state_of(name)
+    wrong(monkeypatch)
+    found = errors(name, 224, state=state)
+    assert found["logits"] > TOLERANCE
+    assert found["stage4"] > TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_pico_patch4_window7_224"])
+def test_query_and_key_exchanged_are_found_out(name):
+    state = state_of(name)
+    for key, value in state.items():
+        if ".qkv." in key:
+            query, key_, value_ = np.split(value, 3)
+            state[key] = np.concatenate([key_, query, value_])
+    assert errors(name, 224, state=state)["logits"] > TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("overrides", [{"scan": True}, {"remat": True}], ids=str)
+def test_a_loop_over_blocks_and_recomputation_change_nothing(name, overrides):
+    assert max(errors(name, 224, **overrides).values()) < TOLERANCE
+
+
+def test_bfloat16_is_near():
+    found = errors("deit_tiny_patch16_224", 224, dtype=jnp.bfloat16)
+    assert 1e-3 < found["logits"] < 3e-2

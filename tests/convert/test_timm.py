@@ -1,0 +1,226 @@
+import collections
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from cases import NAMES
+from flax.traverse_util import flatten_dict
+from random_weights import random_state_dict
+
+from lfcc_jax import convert, models
+from lfcc_jax.convert.names import timm_names
+from lfcc_jax.convert.tables import table
+from lfcc_jax.errors import UserError
+
+ONE_OF_EACH_FAMILY = [
+    "convnext_tiny",
+    "deit_tiny_patch16_224",
+    "mixer_s16_224",
+    "mobilenetv2_100",
+    "resmlp_12_224",
+    "resnet18",
+    "resnet50",
+    "swin_pico_patch4_window7_224",
+]
+
+
+def state_of(name, num_classes=7, **overrides):
+    """Random tensors for a network, by timm's names."""
+    shapes = models.create(name, num_classes, **overrides).variable_shapes()
+    state = convert.to_timm(name, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes), **overrides)
+    return random_state_dict({key: value.shape for key, value in state.items()})
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_there_and_back_again_is_the_same_bit_for_bit(name):
+    state = state_of(name)
+    variables = convert.from_timm(name, state)
+    shapes = models.create(name, 7).variable_shapes()
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda x: x.shape, shapes)
+    back = convert.to_timm(name, variables)
+    assert {key for key in back if not key.endswith("num_batches_tracked")} == set(state)
+    for key, value in state.items():
+        assert back[key].dtype == np.float32
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
+
+
+def test_tables_name_every_array_of_every_network_once():
+    for name in models.list_models():
+        network = models.create(name, 7, image_size=models.create(name, 7, 32).image_size)
+        rows = [row for row in table(network) if row.path is not None]
+        found = collections.Counter(row.path for row in rows)
+        shapes = flatten_dict(network.variable_shapes())
+        stacked = {row.path for row in rows if row.block is not None}
+        assert found == {path: leaf.shape[0] if path in stacked else 1 for path, leaf in shapes.items()}
+        assert len({row.timm for row in rows}) == len(rows)
+
+
+def test_all_wrong_tensors_are_named_in_one_message():
+    state = state_of("resnet18")
+    del state["layer1.0.conv1.weight"], state["fc.weight"]
+    state["layer9.weight"] = np.zeros(3)
+    state["bn1.bias"] = np.zeros((2, 2))
+    with pytest.raises(UserError) as error:
+        convert.from_timm("resnet18", state)
+    for part in (
+        "no checkpoint of resnet18, 4 of its 102 tensors are wrong",
+        "fc.weight is missing",
+        "layer1.0.conv1.weight is missing",
+        "layer9.weight is unexpected",
+        "bn1.bias is [2, 2], not [64]",
+    ):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_all_wrong_variables_are_named_in_one_message():
+    variables = convert.from_timm("resnet18", state_of("resnet18"))
+    del variables["params"]["stem_conv"]
+    variables["params"]["extra"] = np.zeros(2)
+    variables["batch_stats"]["stem_norm"]["mean"] = np.zeros(3)
+    with pytest.raises(UserError) as error:
+        convert.to_timm("resnet18", variables)
+    for part in ("params/stem_conv/kernel is missing", "params/extra is unexpected", "stem_norm/mean is [3], not [64]"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet81"}, "unknown network 'resnet81'; did you mean 'resnet18'"),
+        ({"num_classes": 100}, "has 7 classes, not 100"),
+        ({"head": "new"}, "a new head needs num_classes"),
+        ({"head": "nwe"}, "unknown treatment of the head 'nwe'; did you mean 'new'"),
+        ({"name": "resnet34"}, "no checkpoint of resnet34"),
+        ({"dpeth": 3}, "unknown key 'dpeth'"),
+    ],
+)
+def test_what_cannot_be_converted_is_said(arguments, message):
+    with pytest.raises(UserError, match=message):
+        convert.from_timm(**({"name": "resnet18", "state_dict": state_of("resnet18")} | arguments))
+
+
+def test_the_head_is_kept_new_or_dropped():
+    state = state_of("deit_tiny_patch16_224")
+    kept, dropped = (convert.from_timm("deit_tiny", state, head=head)["params"] for head in ("keep", "drop"))
+    new = convert.from_timm("deit_tiny", state, head="new", num_classes=100)["params"]
+    np.testing.assert_array_equal(kept["head"]["kernel"], state["head.weight"].T)
+    assert "head" not in dropped
+    assert new["head"]["kernel"].shape == (192, 100)
+    assert 0.01 < new["head"]["kernel"].std() < 0.03
+    for params in (kept, new):
+        jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in params.items() if k != "head"}, dropped)
+    without = {key: value for key, value in state.items() if not key.startswith("head")}
+    convert.from_timm("deit_tiny", without, head="drop")
+    with pytest.raises(UserError, match=r"head.bias is missing; head.weight is missing"):
+        convert.from_timm("deit_tiny", without)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_what_trainers_wrap_around_a_checkpoint_is_taken_off(wrapper):
+    state = state_of("resnet18")
+    wrapped = {wrapper: {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    expected = convert.from_timm("resnet18", state)
+    jax.tree.map(np.testing.assert_array_equal, convert.from_timm("resnet18", wrapped), expected)
+
+
+def test_the_authors_swin_is_understood():
+    name = "swin_pico_patch4_window7_224"
+    state = state_of(name)
+    authors = {}
+    for key, value in state.items():
+        for s in (1, 2, 3):
+            key = key.replace(f"layers.{s}.downsample", f"layers.{s - 1}.downsample.")
+        authors[key.replace("..", ".").replace("head.fc.", "head.")] = value
+    authors["layers.0.blocks.1.attn_mask"] = np.zeros((64, 49, 49))
+    authors["layers.0.blocks.0.attn.relative_position_index"] = np.zeros((49, 49), np.int64)
+    assert "layers.0.downsample.reduction.weight" in authors
+    jax.tree.map(np.testing.assert_array_equal, convert.from_timm(name, authors), convert.from_timm(name, state))
+
+
+def test_the_authors_convnext_is_understood():
+    network = models.create("convnext_tiny", 7)
+    authors = {
+        "downsample_layers.0.0.weight": "stem.0.weight",
+        "downsample_layers.0.1.bias": "stem.1.bias",
+        "downsample_layers.2.1.weight": "stages.2.downsample.1.weight",
+        "stages.2.5.gamma": "stages.2.blocks.5.gamma",
+        "stages.2.5.dwconv.weight": "stages.2.blocks.5.conv_dw.weight",
+        "stages.0.1.pwconv2.bias": "stages.0.blocks.1.mlp.fc2.bias",
+        "stages.0.1.norm.bias": "stages.0.blocks.1.norm.bias",
+        "norm.weight": "head.norm.weight",
+        "head.bias": "head.fc.bias",
+    }
+    assert timm_names(network, authors) == {v: v for v in authors.values()}
+
+
+@pytest.mark.parametrize("case", ["positions/14/10", "positions/14/24", "positions/4/7"])
+def test_position_embeddings_are_resized_as_timm_does(case, resized):
+    old, new = resized[f"{case}/old"], resized[f"{case}/new"]
+    np.testing.assert_allclose(convert.resize.resize_positions(old, new.shape[1], prefix=1), new, atol=2e-6)
+    assert np.abs(old).max() > 1
+
+
+@pytest.mark.parametrize("case", ["bias/7/12", "bias/7/8", "bias/7/5", "bias/4/7"])
+def test_position_biases_are_resized_as_timm_does(case, resized):
+    old, new = resized[f"{case}/old"], resized[f"{case}/new"]
+    np.testing.assert_allclose(convert.resize.resize_position_bias(old, len(new)), new, atol=2e-5)
+
+
+def test_a_checkpoint_serves_another_image_size():
+    state = state_of("deit_tiny_patch16_224")
+    variables = convert.from_timm("deit_tiny", state, image_size=160)
+    assert variables["params"]["pos_embed"].shape == (1, 101, 192)
+    back = convert.to_timm("deit_tiny", variables, image_size=160)
+    assert back["pos_embed"].shape == (1, 101, 192)
+    # At 128 pixels the last stages have 8 and 4 cells a side: their windows shrink, and so do their tables.
+    state = state_of("swin_pico_patch4_window7_224")
+    variables = convert.from_timm("swin_pico", state, image_size=128)
+    assert [variables["params"][f"stage{s}_blocks"]["attn"]["position_bias"].shape[1] for s in (1, 2, 3, 4)] == [
+        169,
+        169,
+        169,
+        49,
+    ]
+    with pytest.raises(UserError, match=r"mlp_tokens.fc1.weight is \[256, 196\], not \[256, 100\]"):
+        convert.from_timm("mixer_s16", state_of("mixer_s16_224"), image_size=160)
+
+
+def test_torch_tensors_are_taken_too():
+    torch = pytest.importorskip("torch")
+    state = state_of("resnet18")
+    tensors = {key: torch.tensor(value).to(torch.bfloat16) for key, value in state.items()}
+    variables = convert.from_timm("resnet18", tensors)
+    kernel = variables["params"]["head"]["kernel"]
+    np.testing.assert_allclose(kernel, state["fc.weight"].T, rtol=2**-8)
+    assert kernel.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
+def test_timm_loads_what_was_written_and_gives_the_same(name, tmp_path):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    from safetensors.torch import load_file
+    from timm_networks import build, run
+
+    from lfcc_jax.convert.files import write_safetensors
+
+    network = models.create(name, 7)
+    images = jax.random.uniform(jax.random.key(0), (2, 224, 224, 3))
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    # A classifier that starts at zero tells nothing.
+    variables["params"]["head"]["kernel"] = jax.random.normal(
+        jax.random.key(1), variables["params"]["head"]["kernel"].shape
+    )
+    write_safetensors(tmp_path / "x.safetensors", convert.to_timm(name, variables), {})
+    theirs = build(name, 7, 224)
+    theirs.load_state_dict(load_file(tmp_path / "x.safetensors"), strict=True)
+    expected, _ = run(theirs, (np.asarray(images) - network.mean) / network.std, (1, 2, 3, 4))
+    logits = jax.jit(network.apply)(variables, images).logits
+    assert np.linalg.norm(logits - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_every_family_is_here():
+    assert set(ONE_OF_EACH_FAMILY) <= set(NAMES)
+    assert {type(models.create(name, 1)) for name in ONE_OF_EACH_FAMILY} == {type(models.create(n, 1)) for n in NAMES}

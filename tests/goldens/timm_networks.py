@@ -1,0 +1,65 @@
+"""timm's networks as the benchmark builds them, and where their four stages end. Needs torch, torchvision and timm."""
+
+import torch
+
+try:
+    torch.ops.torchvision.nms  # noqa: B018
+    _operators = None
+except (AttributeError, RuntimeError):
+    # torchvision built for another torch lacks its operators, which no network here calls, and fails on import.
+    _operators = torch.library.Library("torchvision", "DEF")
+    _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import timm
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+
+# The benchmark's own; timm has no name for them.
+OWN = {
+    "swin_nano_patch4_window7_224": {"embed_dim": 64, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
+    "swin_pico_patch4_window7_224": {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
+}
+_CONVOLUTIONAL = ("resnet", "mobilenetv2", "convnext")
+
+
+__all__ = ["build", "resample_abs_pos_embed", "resize_rel_pos_bias_table", "run"]
+
+
+def build(name, num_classes, image_size):
+    """Returns timm's network of that name without stochastic depth."""
+    settings = {"num_classes": num_classes, "drop_path_rate": 0.0} | OWN.get(name, {})
+    if not name.startswith(_CONVOLUTIONAL):
+        settings["img_size"] = image_size
+    return timm.create_model("swin_tiny_patch4_window7_224" if name in OWN else name, **settings)
+
+
+def stages(network, taps):
+    """Returns the four modules whose outputs are the stages; `taps` are those of a network of equal blocks."""
+    if isinstance(network, timm.models.ResNet):
+        return [network.layer1, network.layer2, network.layer3, network.layer4]
+    if isinstance(network, timm.models.EfficientNet):  # MobileNetV2
+        return [network.blocks[1], network.blocks[2], network.blocks[4], network.bn2]
+    if isinstance(network, timm.models.ConvNeXt):
+        return list(network.stages)
+    if isinstance(network, timm.models.SwinTransformer):
+        return [layer.blocks for layer in network.layers]
+    return [network.blocks[tap - 1] for tap in taps]
+
+
+def run(network, images, taps, train=False):
+    """Returns logits and the four stages as `[B, H, W, C]`, float64, of normalised images `[B, H, W, 3]`."""
+    outputs = []
+    hooks = [stage.register_forward_hook(lambda *call: outputs.append(call[-1])) for stage in stages(network, taps)]
+    with torch.no_grad():
+        logits = network.double().train(train)(torch.tensor(images).double().permute(0, 3, 1, 2))
+    for hook in hooks:
+        hook.remove()
+    return logits.numpy(), [_map(output.numpy()) for output in outputs]
+
+
+def _map(x):
+    if x.ndim == 3:  # tokens, after a class token perhaps
+        size = int(x.shape[1] ** 0.5)
+        return x[:, x.shape[1] - size * size :].reshape(x.shape[0], size, size, -1)
+    # timm's Swin has its channels last, as ours; its convolutional networks have them first.
+    return x if x.shape[1] == x.shape[2] else x.transpose(0, 2, 3, 1)
