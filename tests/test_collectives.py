@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
-from lfcc_jax.filters import learned_compact_grids, learned_filter_init
+from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.spectrum import energy_below, radial_spectrum
 
 SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"

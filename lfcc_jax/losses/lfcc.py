@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.filters import compact_grids, learned_compact_grids, learned_filter_init
+from lfcc_jax.filters import compact_grids
+from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.losses.contrastive import info_nce_many
 
 PROJECTORS = ("both", "student", "mlp")
