@@ -169,9 +169,9 @@ def frequency_response(
     f = np.abs(np.asarray(frequencies, np.float64))
     if kind in FINITE_KINDS:
         positions, weights = _taps(kind, cutoff)
-        return np.cos(2 * np.pi * f[..., None] * positions) @ weights
+        return np.asarray(np.cos(2 * np.pi * f[..., None] * positions) @ weights)
     if kind == "butterworth":
-        return 1 / np.sqrt(1 + (f / cutoff) ** (2 * order))
+        return np.asarray(1 / np.sqrt(1 + (f / cutoff) ** (2 * order)))
     # The tolerance keeps a frequency that equals the cutoff but for rounding. (In float32,
     # `abs(fftfreq(7) * 7) <= 3` loses two of seven frequencies.)
     return np.where(f <= cutoff * (1 + 1e-6), 1.0, 0.0)
@@ -286,7 +286,7 @@ def compact(
 
 def compact_grids(
     x: Float[Array, "*batch height width channels"], kind: str, grids: Sequence[int]
-) -> tuple[Float[Array, "*batch grid grid channels"], ...]:
+) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     """Shrinks a feature map to several grids, reading the map once.
 
     The same as `tuple(compact(x, kind, grid) for grid in grids)`, faster: unless the grids are large, their rows, each

@@ -16,7 +16,7 @@ _SPREAD = 0.05
 
 def learned_filter_init(
     size: tuple[int, int], grids: Sequence[int], *, kind: str = "box"
-) -> dict[str, dict[str, Float[Array, "grid size"]]]:
+) -> dict[str, dict[str, Float[Array, "_ _"]]]:
     """Returns the parameters of a learned low-pass filter that starts near a fixed one.
 
     Args:
@@ -47,10 +47,10 @@ def learned_filter_init(
 
 
 def learned_compact_grids(
-    params: dict[str, dict[str, Float[Array, "grid size"]]],
+    params: dict[str, dict[str, Float[Array, "_ _"]]],
     x: Float[Array, "*batch height width channels"],
     grids: Sequence[int],
-) -> tuple[Float[Array, "*batch grid grid channels"], ...]:
+) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     r"""Shrinks a feature map to several grids with a learned filter.
 
     As `compact_grids`, with the operators :math:`A = \mathrm{softmax}(rows)` and :math:`B = \mathrm{softmax}(columns)`.

@@ -28,6 +28,7 @@ def test_a_learned_filter_starts_near_its_fixed_one_and_stays_a_weighted_mean(ki
     assert all(jnp.abs(g).min() > 0 for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("call", "says"),
     [

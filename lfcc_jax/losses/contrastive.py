@@ -57,6 +57,9 @@ def info_nce(
     - With `chunk_size`, in any of these: the logits are made and remade for that many negatives at a time, for memory
       in proportion to `chunk_size` instead of the batch.
 
+    All is computed in float32, whatever is given. Matrix products have jax's default precision, which on TPUs rounds
+    their factors to bfloat16; under `jax.default_matmul_precision("float32")` they are exact, and slower.
+
     Args:
       student: codes of the student, of any length and floating dtype. A code of zeros has cosine 0 with everything, and
         no gradient.

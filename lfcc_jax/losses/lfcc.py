@@ -100,8 +100,8 @@ def lfcc_init(
 
 def lfcc_loss(
     params: Params,
-    student_features: Mapping[str, Float[Array, "batch _ _ _"]],
-    teacher_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    student_features: Mapping[str, Float[Array, "batch ..."]],
+    teacher_features: Mapping[str, Float[Array, "batch ..."]],
     *,
     kind: str = "box",
     grids: Sequence[int] = (1, 2, 4),
@@ -179,8 +179,8 @@ def lfcc_loss(
 
 def lfcc_codes(
     params: Params,
-    student_features: Mapping[str, Float[Array, "batch _ _ _"]],
-    teacher_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    student_features: Mapping[str, Float[Array, "batch ..."]],
+    teacher_features: Mapping[str, Float[Array, "batch ..."]],
     *,
     kind: str = "box",
     grids: Sequence[int] = (1, 2, 4),
