@@ -1,4 +1,4 @@
-"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU: collectives and temporary memory per chip.
+"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU: collectives and temporary HBM per chip.
 
 pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python experiments/tpu_lower_core.py
 """
@@ -50,7 +50,7 @@ def main() -> None:
         return sum(jnp.sum(jnp.square(y.astype(jnp.float32))) for y in jax.tree.leaves(ys))
 
     print(f"jax {jax.__version__}, TPU v5e 4x4, {CHIPS} chips, compiled without hardware\n")
-    print("| program | collectives | temporary MiB per chip |\n| --- | --- | --- |")
+    print("| program | collectives | temporary HBM, MiB per chip |\n| --- | --- | --- |")
     maps = split(2048, 56, 56, 256)
     for kind in KINDS:
         report(f"compact {kind}, gradient", jax.grad(lambda x, kind=kind: energy(compact_grids(x, kind, GRIDS))), maps)

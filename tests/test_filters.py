@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.fft
@@ -116,6 +117,11 @@ def test_a_wave_comes_out_scaled_by_the_frequency_response(kind):
     wave = np.cos(2 * np.pi * m / period * position)
     expected = frequency_response(kind, np.array(m / period), cutoff) * wave
     np.testing.assert_allclose(operator(kind, n, n, cutoff=cutoff) @ wave, expected, atol=5 * FLOAT32)
+
+
+def test_every_call_in_the_tests_is_held_against_the_shapes_of_its_signature():
+    with pytest.raises(jaxtyping.TypeCheckError, match="height width channels"):
+        compact(jnp.ones((7, 7)), "box", 2)
 
 
 def maps(draw, height, width, dtype=jnp.float32):
