@@ -66,6 +66,7 @@ def main() -> None:
     codes = split(32768, 256, dtype=jnp.float32), split(32768, 256, dtype=jnp.float32)
     layouts = {
         "global": {},
+        "global, chunks of 1024": {"chunk_size": 1024},
         "all-gather": {"axis_name": "data"},
         "all-gather, chunks of 1024": {"axis_name": "data", "chunk_size": 1024},
         "ring": {"axis_name": "data", "ring": True},
