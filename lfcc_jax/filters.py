@@ -407,8 +407,16 @@ def _check_kind(kind: str) -> None:
 def check_map(x: Array) -> None:
     """Refuses what is not a feature map.
 
+    Args:
+      x: what should be `[..., height, width, channels]`, of a floating dtype.
+
     Raises:
-      UserError: if `x` has no height, width and channels, or does not hold floating numbers.
+      UserError: if it is not.
+
+    Examples:
+      >>> check_map(jnp.ones((7, 7)))
+      Traceback (most recent call last):
+      lfcc_jax.errors.UserError: A feature map is a floating array [..., height, width, channels]; got float32[7, 7].
     """
     if x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(
