@@ -92,10 +92,10 @@ def main() -> None:
                 jax.random.key(0),
             )
         )
-        for name, layout in {"all-gather": {"axis_name": "data"}, "ring": {"axis_name": "data", "ring": True}}.items():
-            loss = jax.shard_map(
-                functools.partial(lfcc_loss, **layout), mesh=mesh, in_specs=(jax.P(), batch, batch), out_specs=batch
-            )
+        for name in ("global", "all-gather", "ring"):
+            loss = functools.partial(lfcc_loss, **layouts[name])
+            if layouts[name]:
+                loss = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), batch, batch), out_specs=batch)
             gradient = jax.grad(lambda p, s, t, loss=loss: loss(p, s, t).mean(), (0, 1))
             report(
                 f"lfcc_loss, 4 stages x 3 grids, projector {projector}, {name}, gradient", gradient, params, *features

@@ -125,7 +125,8 @@ def lfcc_loss(
     where :math:`\langle \cdot, \cdot \rangle` is the cosine similarity of flattened codes, and j runs over the batch.
 
     The maps are filtered before they are projected, which is the same for a linear P (the operators' rows sum to one)
-    and cheaper. All the codes of all the stages travel between devices in one collective.
+    and cheaper. With `axis_name`, the codes of all stages and grids travel between devices in one collective. Under
+    plain `jax.jit` XLA chooses, and may take several.
 
     This is a reconstruction: the paper's own equations are not public beyond its abstract.
 
