@@ -73,7 +73,7 @@ def main() -> None:
     }
     for name, layout in layouts.items():
         loss = functools.partial(info_nce, temperature=0.1, **layout)
-        if layout:
+        if "axis_name" in layout:
             loss = jax.shard_map(loss, mesh=mesh, in_specs=batch, out_specs=batch)
         for of, what in ((0, "constant teacher"), ((0, 1), "trainable teacher projection")):
             gradient = jax.grad(lambda s, t, loss=loss: loss(s, t).mean(), of)
@@ -94,7 +94,7 @@ def main() -> None:
         )
         for name in ("global", "all-gather", "ring"):
             loss = functools.partial(lfcc_loss, **layouts[name])
-            if layouts[name]:
+            if "axis_name" in layouts[name]:
                 loss = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), batch, batch), out_specs=batch)
             gradient = jax.grad(lambda p, s, t, loss=loss: loss(p, s, t).mean(), (0, 1))
             report(
