@@ -8,18 +8,19 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from lfcc_jax import KINDS, filters
+from lfcc_jax import filters
 
 CUTOFF = 1 / 8
 SIZE, GRID = 14, 4  # whose Nyquist frequency is 1/7
-# Distinct with every kind of colour vision, and in grey by their dashes.
-STYLES = dict(
-    zip(
-        KINDS,
-        [("#0072B2", "-"), ("#D55E00", "--"), ("#000000", ":"), ("#009E73", "-."), ("#CC79A7", (0, (1, 1)))],
-        strict=True,
-    )
-)
+# Distinct with every kind of colour vision, and in grey by their dashes. Ideal and dct have the same response: one is a
+# broad band under the other.
+STYLES = {
+    "ideal": {"color": "#C4C4C4", "linewidth": 4.5, "markersize": 12},
+    "box": {"color": "#0072B2"},
+    "gaussian": {"color": "#D55E00", "linestyle": "--"},
+    "dct": {"color": "#000000", "linestyle": (0, (4, 1.5, 1, 1.5))},
+    "butterworth": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "linewidth": 2},
+}
 PATH = Path(__file__).parent.parent / "docs" / "filters.png"
 
 
@@ -27,11 +28,11 @@ def main() -> None:
     """Writes docs/filters.png."""
     figure, (response, weights) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     frequencies = np.linspace(0, 0.5, 501)
-    for kind, (colour, line) in STYLES.items():
+    for kind, style in STYLES.items():
         amplitude = filters.frequency_response(kind, frequencies, CUTOFF)
-        response.plot(frequencies, amplitude, color=colour, linestyle=line, label=kind)
+        response.plot(frequencies, amplitude, label=kind, **style)
         row = filters.operator(kind, SIZE, GRID)[1]
-        weights.plot(np.arange(SIZE), row, color=colour, linestyle=line, marker=".", label=kind)
+        weights.plot(np.arange(SIZE), row, marker=".", label=kind, **style)
     response.axvline(CUTOFF, color="0.7", linewidth=0.8, zorder=0)
     response.annotate("cutoff 1/8", (CUTOFF, 1.02), xytext=(4, 0), textcoords="offset points", color="0.4")
     response.set(xlabel="frequency, cycles per sample", ylabel="amplitude response", ylim=(-0.3, 1.1), xlim=(0, 0.5))

@@ -1,4 +1,4 @@
-"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU: collectives and temporary memory per chip.
+"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU: collectives and temporary HBM per chip.
 
 pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python experiments/tpu_lower_core.py
 """
@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding
 
 from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
-from lfcc_jax.filters import learned_compact_grids, learned_filter_init
+from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 
 # XLA may cut a collective into a chain of pieces, to overlap them with arithmetic.
 SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
@@ -50,7 +50,7 @@ def main() -> None:
         return sum(jnp.sum(jnp.square(y.astype(jnp.float32))) for y in jax.tree.leaves(ys))
 
     print(f"jax {jax.__version__}, TPU v5e 4x4, {CHIPS} chips, compiled without hardware\n")
-    print("| program | collectives | temporary MiB per chip |\n| --- | --- | --- |")
+    print("| program | collectives | temporary HBM, MiB per chip |\n| --- | --- | --- |")
     maps = split(2048, 56, 56, 256)
     for kind in KINDS:
         report(f"compact {kind}, gradient", jax.grad(lambda x, kind=kind: energy(compact_grids(x, kind, GRIDS))), maps)
@@ -66,13 +66,14 @@ def main() -> None:
     codes = split(32768, 256, dtype=jnp.float32), split(32768, 256, dtype=jnp.float32)
     layouts = {
         "global": {},
+        "global, chunks of 1024": {"chunk_size": 1024},
         "all-gather": {"axis_name": "data"},
         "all-gather, chunks of 1024": {"axis_name": "data", "chunk_size": 1024},
         "ring": {"axis_name": "data", "ring": True},
     }
     for name, layout in layouts.items():
         loss = functools.partial(info_nce, temperature=0.1, **layout)
-        if layout:
+        if "axis_name" in layout:
             loss = jax.shard_map(loss, mesh=mesh, in_specs=batch, out_specs=batch)
         for of, what in ((0, "constant teacher"), ((0, 1), "trainable teacher projection")):
             gradient = jax.grad(lambda s, t, loss=loss: loss(s, t).mean(), of)
@@ -91,10 +92,10 @@ def main() -> None:
                 jax.random.key(0),
             )
         )
-        for name, layout in {"all-gather": {"axis_name": "data"}, "ring": {"axis_name": "data", "ring": True}}.items():
-            loss = jax.shard_map(
-                functools.partial(lfcc_loss, **layout), mesh=mesh, in_specs=(jax.P(), batch, batch), out_specs=batch
-            )
+        for name in ("global", "all-gather", "ring"):
+            loss = functools.partial(lfcc_loss, **layouts[name])
+            if "axis_name" in layouts[name]:
+                loss = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), batch, batch), out_specs=batch)
             gradient = jax.grad(lambda p, s, t, loss=loss: loss(p, s, t).mean(), (0, 1))
             report(
                 f"lfcc_loss, 4 stages x 3 grids, projector {projector}, {name}, gradient", gradient, params, *features

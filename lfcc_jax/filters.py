@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from lfcc_jax.errors import UserError, unknown
 
 KINDS = ("box", "gaussian", "ideal", "dct", "butterworth")
-FINITE_KINDS = ("box", "gaussian")  # few taps, none of them negative: these can convolve, and start a learned filter
+FINITE_KINDS = ("box", "gaussian")  # few taps, none of them negative: these can convolve, and start a learned one
 IMPLEMENTATIONS = ("matmul", "fft", "conv")
 
 # A Gaussian is cut at 4 standard deviations, as scipy.ndimage does.
@@ -28,8 +28,6 @@ _TRUNCATE = 4.0
 # One Kronecker product beats a product per axis up to about this many output points a grid, on maps that are large and
 # on maps that are small (experiments/bench_filters.py).
 _KRONECKER_POINTS, _KRONECKER_POINTS_SMALL, _SMALL_MAP = 32, 100, 14 * 14
-# Share of a learned filter's initial weight that is spread evenly, so that every sample has a gradient from the start.
-_LEARNED_SPREAD = 0.05
 
 
 # --- The filters, in one dimension -----------------------------------------------------------------------------------
@@ -171,9 +169,9 @@ def frequency_response(
     f = np.abs(np.asarray(frequencies, np.float64))
     if kind in FINITE_KINDS:
         positions, weights = _taps(kind, cutoff)
-        return np.cos(2 * np.pi * f[..., None] * positions) @ weights
+        return np.asarray(np.cos(2 * np.pi * f[..., None] * positions) @ weights)
     if kind == "butterworth":
-        return 1 / np.sqrt(1 + (f / cutoff) ** (2 * order))
+        return np.asarray(1 / np.sqrt(1 + (f / cutoff) ** (2 * order)))
     # The tolerance keeps a frequency that equals the cutoff but for rounding. (In float32,
     # `abs(fftfreq(7) * 7) <= 3` loses two of seven frequencies.)
     return np.where(f <= cutoff * (1 + 1e-6), 1.0, 0.0)
@@ -213,7 +211,7 @@ def low_pass(
       >>> print(low_pass(3.0 + wave, "ideal", 0.25)[0, :, 0, 0].round(5))
       [3. 3. 3. 3. 3. 3. 3. 3.]
     """
-    _check_map(x)
+    check_map(x)
     _check_kind(kind)
     _check_cutoff(cutoff, 1, 1)
     _check_order(order)
@@ -231,7 +229,7 @@ def low_pass(
     height, width = x.shape[-3:-1]
     rows = operator(kind, height, height, cutoff=cutoff, order=order)
     columns = operator(kind, width, width, cutoff=cutoff, order=order)
-    return _apply_pairs([(rows, columns)], x)[0]
+    return apply_operator_pairs([(rows, columns)], x)[0]
 
 
 def apply_operators(
@@ -288,7 +286,7 @@ def compact(
 
 def compact_grids(
     x: Float[Array, "*batch height width channels"], kind: str, grids: Sequence[int]
-) -> tuple[Float[Array, "*batch grid grid channels"], ...]:
+) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     """Shrinks a feature map to several grids, reading the map once.
 
     The same as `tuple(compact(x, kind, grid) for grid in grids)`, faster: unless the grids are large, their rows, each
@@ -309,19 +307,33 @@ def compact_grids(
       >>> [y.shape for y in compact_grids(jnp.ones((2, 14, 14, 8)), "dct", (1, 2, 4))]
       [(2, 1, 1, 8), (2, 2, 2, 8), (2, 4, 4, 8)]
     """
-    _check_map(x)
+    check_map(x)
     _check_kind(kind)
     height, width = x.shape[-3:-1]
     for grid in grids:
         _check_sizes(height, grid)
         _check_sizes(width, grid)
-    return _apply_pairs([(operator(kind, height, grid), operator(kind, width, grid)) for grid in grids], x)
+    return apply_operator_pairs([(operator(kind, height, grid), operator(kind, width, grid)) for grid in grids], x)
 
 
-def _apply_pairs(
-    pairs: Sequence[tuple[Array | np.ndarray, Array | np.ndarray]], x: Float[Array, "*batch height width channels"]
-) -> tuple[Array, ...]:
-    """Applies several pairs (A, B) to one map: `A x B'` for each."""
+def apply_operator_pairs(
+    pairs: Sequence[tuple[Float[Array | np.ndarray, "_ height"], Float[Array | np.ndarray, "_ width"]]],
+    x: Float[Array, "*batch height width channels"],
+) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
+    """Applies several pairs of operators to one map, in one pass over it where that is faster: `A x B'` for each.
+
+    Args:
+      pairs: (A, B), the operators along the height and along the width.
+      x: feature maps, channels last.
+
+    Returns:
+      The filtered maps in the dtype of `x`, one for each pair.
+
+    Examples:
+      >>> pairs = [(operator("box", 6, k), operator("box", 4, k)) for k in (1, 2)]
+      >>> [y.shape for y in apply_operator_pairs(pairs, jnp.ones((5, 6, 4, 3)))]
+      [(5, 1, 1, 3), (5, 2, 2, 3)]
+    """
     sizes = [(rows.shape[0], columns.shape[0]) for rows, columns in pairs]
     points = [out_height * out_width for out_height, out_width in sizes]
     *batch, height, width, channels = x.shape
@@ -384,82 +396,6 @@ def _low_pass_conv(x: Array, kind: str, cutoff: float) -> Array:
     return y.reshape(x.shape).astype(x.dtype)
 
 
-# --- A learned filter ------------------------------------------------------------------------------------------------
-
-
-def learned_filter_init(
-    size: tuple[int, int], grids: Sequence[int], *, kind: str = "box"
-) -> dict[str, dict[str, Float[Array, "grid size"]]]:
-    """Returns the parameters of a learned low-pass filter that starts near a fixed one.
-
-    Args:
-      size: height and width of the maps to be filtered.
-      grids: the sizes of the grids.
-      kind: the filter to start from, "box" or "gaussian" (the others have negative weights).
-
-    Returns:
-      A pytree of float32 logits: `{"4": {"rows": [4, height], "columns": [4, width]}, ...}`, a key for each grid.
-
-    Raises:
-      UserError: if the filter has negative weights, or a grid does not fit into the map.
-
-    Examples:
-      >>> params = learned_filter_init((14, 14), (2,))
-      >>> jax.tree.map(jnp.shape, params)
-      {'2': {'columns': (2, 14), 'rows': (2, 14)}}
-    """
-    if kind not in FINITE_KINDS:
-        raise unknown("filter with weights that are never negative", kind, FINITE_KINDS)
-
-    def logits(size_in: int, grid: int) -> Array:
-        weights = (1 - _LEARNED_SPREAD) * operator(kind, size_in, grid) + _LEARNED_SPREAD / size_in
-        return jnp.asarray(np.log(weights), jnp.float32)
-
-    height, width = size
-    return {str(grid): {"rows": logits(height, grid), "columns": logits(width, grid)} for grid in grids}
-
-
-def learned_compact_grids(
-    params: dict[str, dict[str, Float[Array, "grid size"]]],
-    x: Float[Array, "*batch height width channels"],
-    grids: Sequence[int],
-) -> tuple[Float[Array, "*batch grid grid channels"], ...]:
-    r"""Shrinks a feature map to several grids with a learned filter.
-
-    As `compact_grids`, with the operators :math:`A = \mathrm{softmax}(rows)` and :math:`B = \mathrm{softmax}(columns)`.
-    Whatever is learned, an output stays a weighted mean of the map, so a constant stays what it was.
-
-    Args:
-      params: from `learned_filter_init`.
-      x: feature maps of the size given there, channels last.
-      grids: the sizes of the grids, all of them in `params`.
-
-    Returns:
-      One compact map for each grid, in the dtype of `x`.
-
-    Raises:
-      UserError: if `params` has no filter for a grid, or one for maps of another size.
-
-    Examples:
-      >>> params = learned_filter_init((14, 14), (2, 4))
-      >>> [y.shape for y in learned_compact_grids(params, jnp.ones((5, 14, 14, 8)), (2, 4))]
-      [(5, 2, 2, 8), (5, 4, 4, 8)]
-    """
-    _check_map(x)
-    pairs = []
-    for grid in grids:
-        if str(grid) not in params:
-            raise unknown("grid of this learned filter", grid, params)
-        rows, columns = params[str(grid)]["rows"], params[str(grid)]["columns"]
-        if (rows.shape[1], columns.shape[1]) != x.shape[-3:-1]:
-            raise UserError(
-                f"This learned filter is for maps of {rows.shape[1]} x {columns.shape[1]}, "
-                f"and was given one of {x.shape[-3]} x {x.shape[-2]}."
-            )
-        pairs.append((jax.nn.softmax(rows, axis=-1), jax.nn.softmax(columns, axis=-1)))
-    return _apply_pairs(pairs, x)
-
-
 # --- Refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -468,7 +404,20 @@ def _check_kind(kind: str) -> None:
         raise unknown("filter kind", kind, KINDS)
 
 
-def _check_map(x: Array) -> None:
+def check_map(x: Array) -> None:
+    """Refuses what is not a feature map.
+
+    Args:
+      x: what should be `[..., height, width, channels]`, of a floating dtype.
+
+    Raises:
+      UserError: if it is not.
+
+    Examples:
+      >>> check_map(jnp.ones((7, 7)))
+      Traceback (most recent call last):
+      lfcc_jax.errors.UserError: A feature map is a floating array [..., height, width, channels]; got float32[7, 7].
+    """
     if x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(
             f"A feature map is a floating array [..., height, width, channels]; got {x.dtype}{list(x.shape)}."

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 import re
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
-from lfcc_jax.filters import learned_compact_grids, learned_filter_init
+from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.spectrum import energy_below, radial_spectrum
 
 SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
@@ -106,6 +107,18 @@ def test_the_ring_gathers_nothing(mesh, split):
     assert collectives(loss, *codes) == {"collective-permute": 1}
     assert collectives(gradient(loss), *codes) == {"collective-permute": 2}
     assert collectives(gradient(loss, (0, 1)), *codes) == {"collective-permute": 3}
+
+
+def test_chunks_of_a_batch_under_plain_jit_are_gathered_one_at_a_time(split):
+    def most_gathered(**layout):
+        text = compiled(
+            gradient(functools.partial(info_nce, temperature=0.1, **layout)), *[split(512, 16)] * 2
+        ).as_text()
+        gathered = re.findall(r" f32\[([\d,]+)\]\S* all-gather\(", text)
+        return max(math.prod(map(int, shape.split(","))) for shape in gathered)
+
+    assert most_gathered(chunk_size=64) == 64 * 16
+    assert most_gathered() == 512 * 16
 
 
 def test_negatives_of_one_device_alone_are_seen_by_their_missing_all_gather(mesh, split):

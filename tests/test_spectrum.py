@@ -68,37 +68,38 @@ def hsic_by_definition(x, y):
 
 
 def test_hsic_is_its_definition_over_quadruples_of_examples():
-    x, y = maps(7, 3) + 2, maps(7, 2, 2, 1, seed=1)
-    flat = [x.astype(np.float64), y.reshape(7, -1).astype(np.float64)]
+    x, y = jnp.asarray(maps(7, 3) + 2), jnp.asarray(maps(7, 2, 2, 1, seed=1))
+    flat = [np.asarray(a, np.float64).reshape(7, -1) for a in (x, y)]
     expected = [hsic_by_definition(flat[a], flat[b]) for a, b in ((0, 1), (0, 0), (1, 1))]
     np.testing.assert_allclose(hsic_terms(x, y), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_cka_is_one_for_rotations_scales_and_shifts():
-    x = maps(32, 6)
+    x = jnp.asarray(maps(32, 6))
     rotation = np.linalg.qr(maps(6, 6, seed=1))[0]
     np.testing.assert_allclose(linear_cka(x, 7 * x @ rotation + 100), 1, atol=1e-4)
 
 
 def test_unrelated_wide_features_have_no_cka_where_the_biased_estimate_is_half():
-    pairs = [(maps(16, 16, seed=2 * i), maps(16, 16, seed=2 * i + 1)) for i in range(64)]
+    pairs = [[jnp.asarray(maps(16, 16, seed=2 * i + j)) for j in (0, 1)] for i in range(64)]
     # Of 64 minibatches; its spread over 20 repetitions of this is 0.02.
     assert abs(cka_from_terms(sum(hsic_terms(x, y) for x, y in pairs))) < 0.08
 
     def biased(x, y):
-        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+        x, y = (np.asarray(a - a.mean(axis=0, keepdims=True)) for a in (x, y))
         return np.sum((x.T @ y) ** 2) / np.sqrt(np.sum((x.T @ x) ** 2) * np.sum((y.T @ y) ** 2))
 
     assert np.mean([biased(x, y) for x, y in pairs]) > 0.4
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda: radial_spectrum(jnp.ones((7, 7, 3))), r"\[batch, height, width, channels\]; got float32\[7, 7, 3\]"),
         (lambda: energy_below(jnp.ones((2, 7, 7, 3)), -0.1), r"0 or above; got -0\.1"),
-        (lambda: linear_cka(maps(3, 2), maps(3, 2)), "at least 4; got 3 and 3"),
-        (lambda: linear_cka(maps(5, 2), maps(6, 2)), "got 5 and 6"),
+        (lambda: linear_cka(jnp.ones((3, 2)), jnp.ones((3, 2))), "at least 4; got 3 and 3"),
+        (lambda: linear_cka(jnp.ones((5, 2)), jnp.ones((6, 2))), "got 5 and 6"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_a_reason(call, says):

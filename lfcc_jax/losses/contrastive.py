@@ -57,6 +57,9 @@ def info_nce(
     - With `chunk_size`, in any of these: the logits are made and remade for that many negatives at a time, for memory
       in proportion to `chunk_size` instead of the batch.
 
+    All is computed in float32, whatever is given. Matrix products have jax's default precision, which on TPUs rounds
+    their factors to bfloat16; under `jax.default_matmul_precision("float32")` they are exact, and slower.
+
     Args:
       student: codes of the student, of any length and floating dtype. A code of zeros has cosine 0 with everything, and
         no gradient.
@@ -166,7 +169,7 @@ def info_nce_many(
     )
     add_up = _negatives_log_sums([places for _, _, places in softmaxes], [key.shape[1] for key in keys])
     if chunk_size is not None:
-        add_up = _in_chunks(add_up, chunk_size)
+        add_up = _in_chunks(add_up, chunk_size, here=axis_name is not None)
 
     codes = jnp.concatenate(keys, axis=1)
     marks = {"index": jnp.arange(batch)}
@@ -234,18 +237,25 @@ def _negatives_log_sums(places: list[list[int]], widths: list[int]) -> _LogSums:
     return add_up
 
 
-def _in_chunks(add_up: _LogSums, size: int) -> _LogSums:
-    """Returns `add_up` that takes `size` keys at a time, and makes their logits anew for the gradient."""
+def _in_chunks(add_up: _LogSums, size: int, here: bool) -> _LogSums:
+    """Returns `add_up` that takes `size` keys at a time, and makes their logits anew for the gradient.
+
+    `here` says whether all the keys that it will be given are on this device.
+    """
 
     def add_up_chunks(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
         rows = codes.shape[0]
         padding = -rows % size
         if padding:
             marks = {"where": jnp.ones(rows, bool), **marks}  # padded with False: nobody's negatives
-        chunks = jax.tree.map(
-            lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, size, *x.shape[1:]),
-            (codes, marks),
-        )
+
+        def split(x: Array) -> Array:
+            x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+            # Where XLA places the keys, a chunk is every n-th of them, some from each device: a run of keys would lie
+            # on one device or two, and XLA gathers the whole batch for each. Where all are here, a run needs no copy.
+            return x.reshape(-1, size, *x.shape[1:]) if here else jnp.moveaxis(x.reshape(size, -1, *x.shape[1:]), 1, 0)
+
+        chunks = jax.tree.map(split, (codes, marks))
         chunk_log_sums = jax.checkpoint(lambda chunk: add_up(anchors, anchor_marks, *chunk))
         return jax.nn.logsumexp(jax.lax.map(chunk_log_sums, chunks), axis=0)
 

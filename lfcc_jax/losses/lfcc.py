@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.filters import compact_grids, learned_compact_grids, learned_filter_init
+from lfcc_jax.filters import compact_grids
+from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.losses.contrastive import info_nce_many
 
 PROJECTORS = ("both", "student", "mlp")
@@ -99,8 +100,8 @@ def lfcc_init(
 
 def lfcc_loss(
     params: Params,
-    student_features: Mapping[str, Float[Array, "batch _ _ _"]],
-    teacher_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    student_features: Mapping[str, Float[Array, "batch ..."]],
+    teacher_features: Mapping[str, Float[Array, "batch ..."]],
     *,
     kind: str = "box",
     grids: Sequence[int] = (1, 2, 4),
@@ -124,7 +125,8 @@ def lfcc_loss(
     where :math:`\langle \cdot, \cdot \rangle` is the cosine similarity of flattened codes, and j runs over the batch.
 
     The maps are filtered before they are projected, which is the same for a linear P (the operators' rows sum to one)
-    and cheaper. All the codes of all the stages travel between devices in one collective.
+    and cheaper. With `axis_name`, the codes of all stages and grids travel between devices in one collective. Under
+    plain `jax.jit` XLA chooses, and may take several.
 
     This is a reconstruction: the paper's own equations are not public beyond its abstract.
 
@@ -178,8 +180,8 @@ def lfcc_loss(
 
 def lfcc_codes(
     params: Params,
-    student_features: Mapping[str, Float[Array, "batch _ _ _"]],
-    teacher_features: Mapping[str, Float[Array, "batch _ _ _"]],
+    student_features: Mapping[str, Float[Array, "batch ..."]],
+    teacher_features: Mapping[str, Float[Array, "batch ..."]],
     *,
     kind: str = "box",
     grids: Sequence[int] = (1, 2, 4),

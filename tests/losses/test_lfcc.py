@@ -144,6 +144,7 @@ def test_init_is_a_function_of_its_key():
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("call", "says"),
     [

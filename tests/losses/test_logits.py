@@ -12,7 +12,7 @@ def random_logits(seed, scale=3.0):
     return np.random.default_rng(seed).normal(size=(16, 7)) * scale
 
 
-LABELS = np.arange(16) % 7
+LABELS = jnp.arange(16) % 7
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
