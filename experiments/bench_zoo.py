@@ -1,0 +1,151 @@
+"""Speed of the networks beside timm's, on the same machine in the same run: images a second, forward and training.
+
+pip install torch torchvision timm && python experiments/bench_zoo.py
+
+Training is the gradient of the cross-entropy, without an optimizer. Both sides run float32 on random images and take
+turns; the best of `--rounds` counts. GMACs are the multiplications of convolutions and matrix products, counted in the
+program that is run.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "goldens"))
+from timm_networks import build
+
+from lfcc_jax import models
+from lfcc_jax.losses import cross_entropy
+
+# The benchmark's teachers and students.
+NAMES = (
+    "resnet18",
+    "resnet50",
+    "mobilenetv2_100",
+    "convnext_tiny",
+    "deit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "swin_nano_patch4_window7_224",
+    "swin_pico_patch4_window7_224",
+    "mixer_b16_224",
+    "resmlp_12_224",
+)
+CLASSES = 1000
+
+
+def main() -> None:
+    """Prints one row for each network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=NAMES, help="networks (default: the benchmark's)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on {device}, "
+        f"{torch.get_num_threads()} threads, batch {given.batch}, 224 x 224, float32\n"
+    )
+    print("| network | parameters | GMACs | compile, s | forward, images/s | timm | training, images/s | timm |")
+    print("|:--|--:|--:|--:|--:|--:|--:|--:|")
+    for name in given.names:
+        network = models.create(name, CLASSES)
+        variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros(network.image_shape()))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        images = np.random.RandomState(0).uniform(size=(given.batch, 224, 224, 3)).astype(np.float32)
+        macs = count_macs(jax.make_jaxpr(network.apply)(variables, images[:1]).jaxpr) / 1e9
+        start = time.perf_counter()
+        ours = ours_to_run(network, variables, images)
+        compiled = time.perf_counter() - start
+        theirs = theirs_to_run(name, images, device)
+        best = np.full((2, 2), np.inf)
+        for _ in range(given.rounds):
+            for side, programs in enumerate((ours, theirs)):
+                for kind, program in enumerate(programs):
+                    best[side, kind] = min(best[side, kind], seconds(program))
+        rate = given.batch / best
+        print(
+            f"| {name} | {parameters:,} | {macs:.3f} | {compiled:.1f} | {rate[0, 0]:.1f} | {rate[1, 0]:.1f} "
+            f"| {rate[0, 1]:.1f} | {rate[1, 1]:.1f} |",
+            flush=True,
+        )
+
+
+def ours_to_run(network, variables, images):
+    """Returns functions that run the forward pass and the gradient once; both are compiled."""
+    labels = jnp.zeros(len(images), jnp.int32)
+
+    def loss(params, rest, images):
+        rngs = {"dropout": jax.random.key(0)}
+        output, _ = network.apply(rest | {"params": params}, images, True, mutable=["batch_stats"], rngs=rngs)
+        return cross_entropy(output.logits, labels).mean()
+
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    images = jax.device_put(images)
+    forward = jax.jit(lambda variables, images: network.apply(variables, images).logits)
+    gradient = jax.jit(jax.grad(loss))
+    forward, gradient = (
+        function.lower(*arguments).compile()
+        for function, arguments in ((forward, (variables, images)), (gradient, (variables["params"], rest, images)))
+    )
+    return (
+        lambda: jax.block_until_ready(forward(variables, images)),
+        lambda: jax.block_until_ready(gradient(variables["params"], rest, images)),
+    )
+
+
+def theirs_to_run(name, images, device):
+    """Returns functions that run timm's forward pass and gradient once."""
+    network = build(name, CLASSES, 224).to(device)
+    images = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(len(images), dtype=torch.long, device=device)
+    network = network.to(memory_format=torch.channels_last)
+
+    def forward():
+        network.eval()
+        with torch.inference_mode():
+            return float(network(images).sum())
+
+    def gradient():
+        network.train()
+        network.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        return loss.item()
+
+    return forward, gradient
+
+
+def seconds(program) -> float:
+    """Returns how long the second of two runs takes."""
+    program()
+    start = time.perf_counter()
+    program()
+    return time.perf_counter() - start
+
+
+def count_macs(jaxpr) -> float:
+    """Returns the multiplications of all convolutions and matrix products of a program."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        out = equation.outvars[0].aval
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += out.size * np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            total += out.size * kernel.size / kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+        inner = [value for value in equation.params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += repeats * sum(count_macs(getattr(value, "jaxpr", value)) for value in inner)
+    return total
+
+
+if __name__ == "__main__":
+    main()
