@@ -52,7 +52,7 @@ def main() -> None:
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on {device}, "
         f"{torch.get_num_threads()} threads, batch {given.batch}, 224 x 224, float32\n"
     )
-    print("| network | parameters | GMACs | compile, s | forward, images/s | timm | training, images/s | timm |")
+    print("| network | parameters | GMACs | compile, s | forward, images/s | timm's | training, images/s | timm's |")
     print("|:--|--:|--:|--:|--:|--:|--:|--:|")
     for name in given.names:
         network = models.create(name, CLASSES)
