@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, trunc_normal
+from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, kernel_init
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -14,6 +14,7 @@ from lfcc_jax.models.stack import drop_path_rates, stack
 class Block(nn.Module):
     """A 7x7 convolution of each channel by itself, a LayerNorm, an MLP, a layer scale, beside a shortcut."""
 
+    kernel_init: Any
     mlp_ratio: float = 4.0
     layer_scale: float = 1e-6
     dtype: Any = jnp.float32
@@ -27,12 +28,12 @@ class Block(nn.Module):
             (7, 7),
             padding=[(3, 3), (3, 3)],
             feature_group_count=width,
-            kernel_init=trunc_normal,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="depthwise_conv",
         )(x)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
-        y = Mlp(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp")(y, train)
+        y = Mlp(int(width * self.mlp_ratio), self.kernel_init, dtype=self.dtype, name="mlp")(y, train)
         y = LayerScale(self.layer_scale, self.dtype, name="scale")(y)
         return x + DropPath()(y, drop_path, train)
 
@@ -46,6 +47,7 @@ class ConvNeXt(Network):
       patch: side and stride of the first convolution, in pixels; 4, or less for images of tens of pixels.
       mlp_ratio: hidden width of the MLPs over the stage's.
       layer_scale: initial value of the layer scales.
+      narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
       dropout: of the pooled vector, before the classifier.
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
@@ -55,6 +57,7 @@ class ConvNeXt(Network):
     patch: int = 4
     mlp_ratio: float = 4.0
     layer_scale: float = 1e-6
+    narrow: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
 
@@ -62,14 +65,15 @@ class ConvNeXt(Network):
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
         """Returns logits and features; see `Output`."""
         rates = drop_path_rates(self.drop_path, sum(self.depths))
-        block = Block(self.mlp_ratio, self.layer_scale, self.dtype, parent=None)
+        init = kernel_init(self.narrow)
+        block = Block(init, self.mlp_ratio, self.layer_scale, self.dtype, parent=None)
         x = self.normalise(images)
         features, done = {}, 0
         for s, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), start=1):
             if s > 1:
                 x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"stage{s}_down_norm")(x)
             name, size = ("stem_conv", self.patch) if s == 1 else (f"stage{s}_down_conv", 2)
-            x = nn.Conv(width, (size, size), size, "VALID", kernel_init=trunc_normal, dtype=self.dtype, name=name)(x)
+            x = nn.Conv(width, (size, size), size, "VALID", kernel_init=init, dtype=self.dtype, name=name)(x)
             if s == 1:
                 x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="stem_norm")(x)
             here = rates[done : done + depth]
@@ -78,13 +82,13 @@ class ConvNeXt(Network):
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x.mean(axis=(1, 2)))
         features["pooled"] = x
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        logits = nn.Dense(self.num_classes, kernel_init=trunc_normal, dtype=self.dtype, name="head")(x)
+        logits = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(x)
         return Output(logits.astype(jnp.float32), features)
 
 
 _FIELDS = {"image_size": 224, "crop": 0.875} | IMAGENET
 # A layer scale of 1e-6 takes longer to grow than a small network trains.
-_SMALL = {"image_size": 32, "patch": 2, "depths": (2, 2, 6, 2), "layer_scale": 0.1}
+_SMALL = {"image_size": 32, "patch": 2, "depths": (2, 2, 6, 2), "layer_scale": 0.1, "narrow": True}
 
 VARIANTS = {
     "convnext_pico_32": (ConvNeXt, _SMALL | {"widths": (32, 64, 128, 256)}),

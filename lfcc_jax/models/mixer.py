@@ -26,11 +26,11 @@ class Block(nn.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Returns the tokens, of the same shape."""
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-        mlp = Mlp(self.token_hidden, self.dropout, _xavier, self.dtype, name="mlp_tokens")
+        mlp = Mlp(self.token_hidden, _xavier, self.dropout, self.dtype, name="mlp_tokens")
         y = jnp.swapaxes(mlp(jnp.swapaxes(y, 1, 2), train), 1, 2)
         x = x + DropPath()(y, drop_path, train)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        y = Mlp(self.channel_hidden, self.dropout, _xavier, self.dtype, name="mlp_channels")(y, train)
+        y = Mlp(self.channel_hidden, _xavier, self.dropout, self.dtype, name="mlp_channels")(y, train)
         return x + DropPath()(y, drop_path, train)
 
 

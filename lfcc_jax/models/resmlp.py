@@ -44,7 +44,7 @@ class Block(nn.Module):
         y = LayerScale(self.layer_scale, self.dtype, name="scale1")(jnp.swapaxes(y, 1, 2))
         x = x + DropPath()(y, drop_path, train)
         y = Affine(self.dtype, name="norm2")(x)
-        y = Mlp(self.hidden, self.dropout, _xavier, self.dtype, name="mlp_channels")(y, train)
+        y = Mlp(self.hidden, _xavier, self.dropout, self.dtype, name="mlp_channels")(y, train)
         y = LayerScale(self.layer_scale, self.dtype, name="scale2")(y)
         return x + DropPath()(y, drop_path, train)
 

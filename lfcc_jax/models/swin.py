@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, Mlp, trunc_normal
+from lfcc_jax.models.layers import DropPath, Mlp, kernel_init, trunc_normal
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -30,6 +30,7 @@ class WindowAttention(nn.Module):
     heads: int
     window: tuple[int, int]
     shift: tuple[int, int]
+    kernel_init: Any
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -43,7 +44,7 @@ class WindowAttention(nn.Module):
         padded = x.shape[1:3]
 
         x = to_windows(x, self.window)  # [batch, windows, cells, channels]
-        qkv = nn.Dense(3 * channels, kernel_init=trunc_normal, dtype=self.dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * channels, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, channels // heads), 3, 0)
         table = self.param("position_bias", trunc_normal, ((2 * rows - 1) * (2 * columns - 1), heads))
         bias = jnp.moveaxis(table[relative_positions(self.window)], 2, 0)[None, None]
@@ -53,7 +54,7 @@ class WindowAttention(nn.Module):
             logits = logits + jnp.where(strangers(padded, self.window, self.shift), _APART, 0.0)[None, :, None]
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         x = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(x.shape)
-        x = nn.Dense(channels, kernel_init=trunc_normal, dtype=self.dtype, name="proj")(x)
+        x = nn.Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
         x = from_windows(x, self.window, padded)[:, :height, :width]
@@ -108,6 +109,7 @@ class Block(nn.Module):
     heads: int
     window: tuple[int, int]
     shift: tuple[int, int]
+    kernel_init: Any
     mlp_ratio: float = 4.0
     dropout: float = 0.0
     dtype: Any = jnp.float32
@@ -116,10 +118,12 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
         """Returns maps of the shape of `x`, `[B, H, W, C]`."""
         y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
-        attention = WindowAttention(self.heads, self.window, self.shift, self.dropout, self.dtype, name="attn")
+        attention = WindowAttention(
+            self.heads, self.window, self.shift, self.kernel_init, self.dropout, self.dtype, name="attn"
+        )
         x = x + DropPath()(attention(y, train), drop_path, train)
         y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(x)
-        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dropout, dtype=self.dtype, name="mlp")(y, train)
+        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.kernel_init, self.dropout, self.dtype, name="mlp")(y, train)
         return x + DropPath()(y, drop_path, train)
 
 
@@ -133,6 +137,7 @@ class Swin(Network):
       heads: of each stage's attention.
       window: side of a window, in cells; a smaller map is one window.
       mlp_ratio: hidden width of the MLPs over the stage's.
+      narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
       dropout: in attention and MLP, and of the pooled vector.
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
@@ -143,6 +148,7 @@ class Swin(Network):
     heads: tuple[int, ...] = (3, 6, 12, 24)
     window: int = 7
     mlp_ratio: float = 4.0
+    narrow: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
 
@@ -153,12 +159,11 @@ class Swin(Network):
             raise UserError(f"patches of {self.patch} pixels do not divide an image of {images.shape[1:3]} pixels")
         if any(depth % 2 for depth in self.depths):
             raise UserError(f"depths must be even, as regular and shifted windows take turns; got {self.depths}")
+        init = kernel_init(self.narrow)
         rates = drop_path_rates(self.drop_path, sum(self.depths))
         x = self.normalise(images)
         patch = (self.patch, self.patch)
-        x = nn.Conv(self.width, patch, patch, "VALID", kernel_init=trunc_normal, dtype=self.dtype, name="patch_embed")(
-            x
-        )
+        x = nn.Conv(self.width, patch, patch, "VALID", kernel_init=init, dtype=self.dtype, name="patch_embed")(x)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="patch_norm")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         features, done = {}, 0
@@ -167,15 +172,13 @@ class Swin(Network):
                 x = merge_patches(x)
                 x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"stage{s}_merge_norm")(x)
                 width = self.width * 2 ** (s - 1)
-                merge = nn.Dense(
-                    width, use_bias=False, kernel_init=trunc_normal, dtype=self.dtype, name=f"stage{s}_merge"
-                )
+                merge = nn.Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=f"stage{s}_merge")
                 x = merge(x)
             if x.shape[-1] % heads:
                 raise UserError(f"{heads} heads do not divide a width of {x.shape[-1]}")
             window = min(self.window, x.shape[1]), min(self.window, x.shape[2])
             shift = tuple(0 if n <= self.window else self.window // 2 for n in x.shape[1:3])
-            settings = (self.mlp_ratio, self.dropout, self.dtype)
+            settings = (init, self.mlp_ratio, self.dropout, self.dtype)
             pair = [Block(heads, window, moved, *settings, parent=None) for moved in ((0, 0), shift)]
             here = rates[done : done + depth]
             (x,) = stack(self, f"stage{s}_blocks", pair, here, x, train)
@@ -183,7 +186,7 @@ class Swin(Network):
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         features["pooled"] = pooled = x.mean(axis=(1, 2))
         pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        logits = nn.Dense(self.num_classes, kernel_init=trunc_normal, dtype=self.dtype, name="head")(pooled)
+        logits = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(pooled)
         return Output(logits.astype(jnp.float32), features)
 
 
@@ -198,7 +201,7 @@ def merge_patches(x: Float[Array, "batch height width channels"]) -> Float[Array
 _WINDOW7 = {"image_size": 224, "crop": 0.9} | IMAGENET
 # The benchmark's own two.
 _TWO_EACH = {"depths": (2, 2, 2, 2), "heads": (2, 4, 8, 16), "drop_path": 0.1}
-_WINDOW4 = {"image_size": 32, "patch": 2, "window": 4, "depths": (2, 2, 2, 2)}
+_WINDOW4 = {"image_size": 32, "patch": 2, "window": 4, "depths": (2, 2, 2, 2), "narrow": True}
 
 VARIANTS = {
     "swin_femto_32": (Swin, _WINDOW4 | {"width": 24, "heads": (1, 2, 4, 8)}),

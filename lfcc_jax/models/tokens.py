@@ -35,8 +35,16 @@ class TokenNetwork(Network):
 
     # Tokens in front of those of the patches.
     prefix: ClassVar[int] = 0
-    patch_init: ClassVar[Any] = staticmethod(nn.initializers.lecun_normal())
-    head_init: ClassVar[Any] = staticmethod(nn.initializers.zeros)
+
+    @property
+    def patch_init(self) -> Any:
+        """How the patch embedding starts."""
+        return nn.initializers.lecun_normal()
+
+    @property
+    def head_init(self) -> Any:
+        """How the classifier starts: at zero, as in timm's MLP networks."""
+        return nn.initializers.zeros
 
     def embed(self, x: Float[Array, "batch patches width"], train: bool) -> Float[Array, "batch tokens width"]:
         """Adds to the patches what the blocks need besides."""

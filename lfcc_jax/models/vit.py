@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, Mlp, trunc_normal
+from lfcc_jax.models.layers import DropPath, Mlp, kernel_init, trunc_normal
 from lfcc_jax.models.network import IMAGENET
 from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
@@ -17,6 +17,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
 
     heads: int
+    kernel_init: Any
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -24,10 +25,10 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"], train: bool) -> Float[Array, "batch tokens width"]:
         """Returns the attended tokens."""
         batch, tokens, width = x.shape
-        qkv = nn.Dense(3 * width, kernel_init=trunc_normal, dtype=self.dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         x = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, width)
-        x = nn.Dense(width, kernel_init=trunc_normal, dtype=self.dtype, name="proj")(x)
+        x = nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
 
@@ -36,6 +37,7 @@ class Block(nn.Module):
 
     heads: int
     hidden: int
+    kernel_init: Any
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -45,10 +47,10 @@ class Block(nn.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Returns the tokens, of the same shape."""
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-        y = Attention(self.heads, self.dropout, self.dtype, name="attn")(y, train)
+        y = Attention(self.heads, self.kernel_init, self.dropout, self.dtype, name="attn")(y, train)
         x = x + DropPath()(y, drop_path, train)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        y = Mlp(self.hidden, self.dropout, dtype=self.dtype, name="mlp")(y, train)
+        y = Mlp(self.hidden, self.kernel_init, self.dropout, self.dtype, name="mlp")(y, train)
         return x + DropPath()(y, drop_path, train)
 
 
@@ -58,14 +60,24 @@ class ViT(TokenNetwork):
     Attributes:
       heads: of the attention; must divide `width`.
       mlp_ratio: hidden width of the MLP over `width`.
+      narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
     """
 
     heads: int = 3
     mlp_ratio: float = 4.0
+    narrow: bool = False
 
     prefix: ClassVar[int] = 1
-    patch_init: ClassVar[Any] = staticmethod(trunc_normal)
-    head_init: ClassVar[Any] = staticmethod(trunc_normal)
+
+    @property
+    def patch_init(self) -> Any:
+        """How the patch embedding starts."""
+        return kernel_init(self.narrow)
+
+    @property
+    def head_init(self) -> Any:
+        """How the classifier starts."""
+        return kernel_init(self.narrow)
 
     def embed(self, x: Float[Array, "batch patches width"], train: bool) -> Float[Array, "batch tokens width"]:
         """Puts the class token in front, and adds the positions."""
@@ -78,7 +90,8 @@ class ViT(TokenNetwork):
         """Returns one block, detached."""
         if self.width % self.heads:
             raise UserError(f"{self.heads} heads do not divide a width of {self.width}")
-        return Block(self.heads, int(self.width * self.mlp_ratio), self.dropout, self.dtype, parent=None)
+        hidden = int(self.width * self.mlp_ratio)
+        return Block(self.heads, hidden, kernel_init(self.narrow), self.dropout, self.dtype, parent=None)
 
     def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """Returns the class token."""
@@ -89,11 +102,11 @@ _TINY = {"width": 192, "depth": 12, "heads": 3}
 _SMALL = {"width": 384, "depth": 12, "heads": 6}
 _BASE = {"width": 768, "depth": 12, "heads": 12}
 _PATCH16 = {"image_size": 224, "patch": 16, "taps": TAPS_OF_12, "crop": 0.9}
-_PATCH4 = {"image_size": 32, "patch": 4}
+_PATCH4 = {"image_size": 32, "patch": 4, "narrow": True}
 
 VARIANTS = {
-    "vit_pico": (ViT, {"patch": 2, "width": 48, "depth": 4, "heads": 3}),
-    "vit_nano": (ViT, {"patch": 2, "width": 96, "depth": 4, "heads": 3}),
+    "vit_pico": (ViT, {"patch": 2, "width": 48, "depth": 4, "heads": 3, "narrow": True}),
+    "vit_nano": (ViT, {"patch": 2, "width": 96, "depth": 4, "heads": 3, "narrow": True}),
     "vit_nano_32": (ViT, _PATCH4 | {"width": 96, "depth": 8, "heads": 3}),
     "vit_tiny_32": (ViT, _PATCH4 | _TINY | {"taps": TAPS_OF_12}),
     "vit_small_32": (ViT, _PATCH4 | {"width": 384, "depth": 8, "heads": 6}),

@@ -206,7 +206,10 @@ def _check_leaves(directory: epath.Path, stored: Any, shapes: Any, network: mode
 
 
 # What a network may be given anew without becoming another one.
-_FREE_FIELDS = ("parent", "name", "crop", "interpolation", "dtype", "remat", "scan", "dropout", "drop_path")
+_FREE_FIELDS = (
+    *("parent", "name", "crop", "interpolation", "dtype", "remat", "scan", "dropout", "drop_path"),
+    *("narrow", "layer_scale"),  # these only say how training starts
+)
 
 
 def _check_fields(directory: epath.Path, network: models.Network) -> None:
