@@ -34,7 +34,7 @@ class CRDBank(Method):
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
-        """Returns `crd` `[batch]`."""
+        """Returns `crd_bank` `[batch]`."""
         size, index = max(self.examples, 1), batch["index"]
         codes = {}
         for network, pooled in zip(("student", "teacher"), self.pooled(student, teacher), strict=True):
@@ -58,7 +58,7 @@ class CRDBank(Method):
             loss += crd_nce(positive - log_z.value, negatives - log_z.value, data_size=size)
         if not self.is_initializing():
             classes.value = classes.value.at[index].set(batch["label"])
-        return {"crd": loss}
+        return {"crd_bank": loss}
 
     def _random_codes(self, size: int) -> Float[Array, "size width"]:
         limit = (3 / self.width) ** 0.5
