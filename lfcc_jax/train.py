@@ -95,7 +95,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     for name, block in run.losses.items():
         weight = block.get("weight", 1.0)
         settings = {key: value for key, value in block.items() if key != "weight"}
+        if "examples" in settings:
+            raise UserError(f"config.losses.{name}.examples: it is the data set's, and cannot be given")
         method = methods.create(name, **settings)
+        if hasattr(method, "examples"):
+            method = method.clone(examples=len(splits.train.examples))
         if weight == 0:
             continue
         if method.needs_teacher and teacher is None:
@@ -172,8 +176,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         image = jax.ShapeDtypeStruct(
             (run.batch_size, *student.image_shape()[1:]), jnp.uint8, sharding=batch_sharding(mesh)
         )
-        label = jax.ShapeDtypeStruct((run.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
-        train_step = train_step.lower(state, teacher_variables, {"image": image, "label": label}).compile()
+        number = jax.ShapeDtypeStruct((run.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
+        batch = {"image": image, "label": number, "index": number}
+        train_step = train_step.lower(state, teacher_variables, batch).compile()
         say(f"compiled the training step in {time.monotonic() - began:.1f} s")
 
     # -- Loop ----------------------------------------------------------------------------------------------------------

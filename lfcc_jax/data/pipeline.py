@@ -25,11 +25,12 @@ def train_batches(source: Source, batch_size: int, *, seed: int, max_shift: int 
       max_shift: images are shifted by up to this many pixels each way, independently, and padded with zeros.
 
     Returns:
-      An iterator of `image` uint8 `[batch, H, W, C]` and `label` int32 `[batch]`.
+      An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]`, and `index` int32 `[batch]`: each
+      example's number in the source.
     """
     steps = steps_per_epoch(source, batch_size)
-    dataset = grain.MapDataset.source(source.examples).seed(seed).shuffle()[: steps * batch_size].repeat()
-    dataset = dataset.map(_tidy)
+    dataset = grain.MapDataset.range(len(source.examples)).seed(seed).shuffle()[: steps * batch_size].repeat()
+    dataset = dataset.map(lambda index: {**_tidy(source.examples[index]), "index": np.int32(index)})
     if max_shift:
         # Before the process slice: grain seeds each element by its index, which must be the global one.
         dataset = dataset.random_map(lambda example, rng: _shift(example, rng, max_shift))

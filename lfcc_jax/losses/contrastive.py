@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.losses.numerics import unit
 
 NEGATIVES = ("teacher", "both", "symmetric")
 
 # A logit that no softmax sees. Finite, because the gradient of a logsumexp over -inf alone is nan.
 _NEVER = -1e30
-# The square of a norm under which a code counts as zero.
-_SQUARED_ZERO = 1e-24
 
 
 def info_nce(
@@ -163,9 +162,9 @@ def info_nce_many(
     if negatives == "symmetric":
         softmaxes += [(teachers[c], students[c], [count + c]) for c in range(count)]
     # The temperature divides the anchors, [batch, dim], instead of the logits, [batch, batch].
-    anchors = [_unit(anchor) / temperature for anchor, _, _ in softmaxes]
+    anchors = [unit(anchor) / temperature for anchor, _, _ in softmaxes]
     positives = jnp.stack(
-        [jnp.sum(anchor * _unit(positive), axis=1) for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)]
+        [jnp.sum(anchor * unit(positive), axis=1) for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)]
     )
     add_up = _negatives_log_sums([places for _, _, places in softmaxes], [key.shape[1] for key in keys])
     if chunk_size is not None:
@@ -196,14 +195,6 @@ def info_nce_many(
     return losses if where is None else jnp.where(where[None, :], losses, 0)
 
 
-def _unit(codes: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
-    """Scales codes to length one, in float32 or wider; zeros stay zeros, and get no gradient."""
-    codes = codes.astype(jnp.promote_types(codes.dtype, jnp.float32))
-    squared = jnp.sum(jnp.square(codes), axis=1, keepdims=True)
-    nonzero = squared > _SQUARED_ZERO
-    return codes * jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, squared, 1)), 0)
-
-
 # What is known of examples besides their codes: {"index": [keys]}, their number in the global batch, and, where the
 # caller gave them, "where" and "labels".
 _Marks = dict[str, Array]
@@ -221,7 +212,7 @@ def _negatives_log_sums(places: list[list[int]], widths: list[int]) -> _LogSums:
             negative &= marks["where"][None, :]
         if "labels" in marks:
             negative &= anchor_marks["labels"][:, None] != marks["labels"][None, :]
-        keys = [_unit(key) for key in jnp.split(codes, ends[:-1], axis=1)]
+        keys = [unit(key) for key in jnp.split(codes, ends[:-1], axis=1)]
 
         def log_sum(anchor: Array, key: Array) -> Array:
             logits = jnp.einsum("id,jd->ij", anchor, key, preferred_element_type=anchor.dtype)

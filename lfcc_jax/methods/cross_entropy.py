@@ -5,7 +5,7 @@ from typing import ClassVar
 from jaxtyping import Array
 
 from lfcc_jax.losses import cross_entropy
-from lfcc_jax.methods.method import Batch, Method
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput
 from lfcc_jax.models import Output
 
 
@@ -19,6 +19,6 @@ class CrossEntropy(Method):
     needs_teacher: ClassVar[bool] = False
     label_smoothing: float = 0.0
 
-    def __call__(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Array]:
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `cross_entropy` `[batch]`."""
         return {"cross_entropy": cross_entropy(student.logits, batch["label"], label_smoothing=self.label_smoothing)}

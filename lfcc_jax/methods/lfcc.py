@@ -6,7 +6,7 @@ from jaxtyping import Array
 from lfcc_jax.errors import unknown
 from lfcc_jax.filters import KINDS
 from lfcc_jax.losses import lfcc_init, lfcc_loss
-from lfcc_jax.methods.method import Batch, Method
+from lfcc_jax.methods.method import STAGES, Batch, Method, TeacherOutput
 from lfcc_jax.models import Output
 
 
@@ -23,7 +23,7 @@ class LFCC(Method):
       negatives: `teacher`, `both` or `symmetric`; see `info_nce`.
     """
 
-    stages: tuple[str, ...] = ("stage1", "stage2", "stage3", "stage4")
+    stages: tuple[str, ...] = STAGES
     kind: str = "box"
     grids: tuple[int, ...] = (1, 2, 4)
     width: int = 128
@@ -32,15 +32,12 @@ class LFCC(Method):
     negatives: str = "teacher"
 
     @nn.compact
-    def __call__(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Array]:
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `lfcc` `[batch]`."""
-        for stage in self.stages:
-            maps = [name for name, x in student.features.items() if x.ndim == 4]
-            if stage not in maps:
-                raise unknown("stage", stage, maps, "config.losses.lfcc.stages")
         if self.kind not in (*KINDS, "learned"):
             raise unknown("filter kind", self.kind, (*KINDS, "learned"), "config.losses.lfcc.kind")
-        ours, theirs = ({stage: output.features[stage] for stage in self.stages} for output in (student, teacher))
+        maps = self.maps(self.stages, student, teacher)
+        ours, theirs = ({stage: pair[i] for stage, pair in maps.items()} for i in (0, 1))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]
         sizes = {stage: (ours[stage].shape[1:3], theirs[stage].shape[1:3]) for stage in self.stages}
         params = self.param(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lfcc_jax.methods import Method
+from lfcc_jax.methods import Method, teach
 from lfcc_jax.models import Network
 
 
@@ -57,11 +57,12 @@ def init_state(
     images = jnp.zeros(student.image_shape(), jnp.float32)
     variables = student.init(student_key, images)
 
-    batch = {"image": images, "label": jnp.zeros((1,), jnp.int32)}
+    batch = {"image": images, "label": jnp.zeros((1,), jnp.int32), "index": jnp.zeros((1,), jnp.int32)}
     # Heads need only the sizes of what the networks return.
-    outputs = [None if network is None else _zeros(_output_shapes(network)) for network in (student, teacher)]
+    ours = _zeros(jax.eval_shape(lambda: student.apply(variables, images)))
+    theirs = None if teacher is None else _zeros(_taught_shapes(teacher))
     keys = jax.random.split(heads_key, max(len(methods), 1))
-    heads = {name: methods[name].init(keys[i], batch, *outputs) for i, name in enumerate(sorted(methods))}
+    heads = {name: methods[name].init(keys[i], batch, ours, theirs) for i, name in enumerate(sorted(methods))}
 
     state = TrainState(
         step=jnp.zeros((), jnp.int32), student=variables, heads=heads, opt_state=(), ema=None, rng=run_key
@@ -69,9 +70,9 @@ def init_state(
     return state.replace(opt_state=optimizer.init(trainable(state)), ema=variables if use_ema else None)
 
 
-def _output_shapes(network: Network) -> Any:
-    images = jax.ShapeDtypeStruct(network.image_shape(), jnp.float32)
-    return jax.eval_shape(lambda x: network.init_with_output(jax.random.key(0), x)[0], images)
+def _taught_shapes(teacher: Network) -> Any:
+    images = jax.ShapeDtypeStruct(teacher.image_shape(), jnp.float32)
+    return jax.eval_shape(lambda variables, x: teach(teacher, variables, x), teacher.variable_shapes(), images)
 
 
 def _zeros(shapes: Any) -> Any:

@@ -9,7 +9,7 @@ import optax
 
 from lfcc_jax.errors import UserError
 from lfcc_jax.losses import cross_entropy
-from lfcc_jax.methods import Method
+from lfcc_jax.methods import Method, teach
 from lfcc_jax.models import Network
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.state import TrainState, trainable
@@ -50,10 +50,8 @@ def make_train_step(
 
     def step(state: TrainState, teacher_variables: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         images = to_float(batch["image"])
-        seen = {"image": images, "label": batch["label"]}
-        taught = None
-        if teacher is not None:
-            taught = jax.lax.stop_gradient(teacher.apply(teacher_variables, images, train=False))
+        seen = {**batch, "image": images}
+        taught = None if teacher is None else teach(teacher, teacher_variables, images)
         student_key, heads_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:

@@ -53,6 +53,12 @@ def test_the_seed_fixes_the_order_and_another_changes_it(numbered):
     assert first == again != other
 
 
+def test_a_training_batch_says_which_examples_it_holds(numbered):
+    for batch in take(data.train_batches(numbered, 8, seed=0), 5):
+        np.testing.assert_array_equal(batch["index"], batch["label"])  # the source's examples are labelled so
+        assert batch["index"].dtype == np.int32
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_global_batches_do_not_depend_on_the_number_of_processes(numbered, monkeypatch, count):
     alone = take(data.train_batches(numbered, 8, seed=3, max_shift=1), 5)

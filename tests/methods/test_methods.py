@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,50 +8,166 @@ import pytest
 from lfcc_jax import methods, models
 from lfcc_jax.errors import UserError
 
-BATCH = {"image": jnp.zeros((6, 8, 8, 1)), "label": jnp.arange(6) % 3}
+BATCH = {
+    "image": jnp.zeros((6, 8, 8, 1)),
+    "label": jnp.arange(6) % 3,
+    "index": jnp.array([7, 0, 3, 9, 2, 5]),
+}
+# What a method is made with where its defaults would not do, or would be slow.
+SETTINGS = {"crd_bank": {"examples": 10, "draws": 8}}
+SCALARS = ("cc", "dist")
 
 
-def output(seed, size, channels):
-    key = jax.random.key(seed)
-    features = {f"stage{s}": jax.random.normal(key, (6, size, size, channels)) for s in (1, 2, 3, 4)}
-    return models.Output(jax.random.normal(key, (6, 3)), features | {"pooled": jnp.zeros((6, channels))})
+def output(seed, sizes, channels):
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
+    features = {
+        f"stage{s}": jax.random.normal(next(keys), (6, size, size, width))
+        for s, (size, width) in enumerate(zip(sizes, channels, strict=True), start=1)
+    }
+    features["pooled"] = jax.random.normal(next(keys), (6, channels[-1]))
+    return models.Output(jax.random.normal(next(keys), (6, 3)), features)
 
 
-STUDENT, TEACHER = output(0, 8, 4), output(1, 4, 6)
+def teacher(seed, sizes, channels):
+    kernel = jax.random.normal(jax.random.key(seed), (channels[-1], 3))
+    return methods.TeacherOutput(*output(seed, sizes, channels), {"kernel": kernel, "bias": jnp.ones(3)})
+
+
+# Shapes of a CNN or a Swin, and of a ViT or a Mixer.
+SHAPES = {"pyramid": ((8, 4, 2, 1), (4, 5, 6, 8)), "plain": ((4, 4, 4, 4), (12, 12, 12, 12))}
+PAIRS = [("pyramid", "plain"), ("plain", "pyramid")]
+
+
+@functools.cache
+def applied(name, ours, theirs, settings=()):
+    """A method's variables and its losses for random features, and the gradient of their sum for all that is given."""
+    method = methods.create(name, **(SETTINGS.get(name, {}) | dict(settings)))
+    student, taught = output(0, *SHAPES[ours]), teacher(1, *SHAPES[theirs])
+    variables = jax.jit(method.init)(jax.random.key(0), BATCH, student, taught)
+
+    def total(params, student, taught, batch):
+        losses, memory = method.apply(
+            variables | {"params": params},
+            batch,
+            student,
+            taught,
+            mutable=[name for name in variables if name != "params"],
+            rngs={"dropout": jax.random.key(2)},
+        )
+        return sum(loss.sum() for loss in losses.values()), (losses, memory)
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+    return variables.get("params", {}), student, taught, step
 
 
 @pytest.mark.parametrize("name", methods.list_methods())
-def test_every_method_gives_a_finite_loss_for_each_example_and_no_gradient_to_the_teacher(name):
-    method = methods.create(name)
-    variables = method.init(jax.random.key(0), BATCH, STUDENT, TEACHER)
-
-    def total(student, teacher):
-        return sum(loss.sum() for loss in method.apply(variables, BATCH, student, teacher).values())
-
-    losses = method.apply(variables, BATCH, STUDENT, TEACHER)
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_a_method_gives_finite_losses_and_gradients_to_student_and_heads_but_not_to_the_teacher(name, ours, theirs):
+    params, student, taught, step = applied(name, ours, theirs)
+    (_, (losses, _)), gradients = step(params, student, taught, BATCH)
     assert losses
     for loss in losses.values():
-        assert loss.shape == (6,)
-        assert np.isfinite(loss).all()
-    to_student, to_teacher = jax.grad(total, argnums=(0, 1))(STUDENT, TEACHER)
+        assert loss.shape == (() if name in SCALARS else (6,))
+        assert loss.dtype == jnp.float32
+    for leaf in jax.tree.leaves((losses, gradients)):
+        assert np.isfinite(leaf).all()
+    to_heads, to_student, to_teacher = gradients
     assert max(np.abs(g).max() for g in jax.tree.leaves(to_student)) > 0
     assert max(np.abs(g).max() for g in jax.tree.leaves(to_teacher)) == 0
+    idle = [
+        jax.tree_util.keystr(path)
+        for path, g in jax.tree_util.tree_leaves_with_path(to_heads)
+        if not np.abs(g).max() > 0
+    ]
+    assert idle == []
 
 
-@pytest.mark.parametrize("name", methods.list_methods())
+@pytest.mark.parametrize("name", [name for name in methods.list_methods() if name != "cc"])
 def test_the_order_of_a_batch_does_not_matter(name):
-    method = methods.create(name)
-    variables = method.init(jax.random.key(0), BATCH, STUDENT, TEACHER)
+    params, *outputs, step = applied(name, *PAIRS[0])
     order = np.array([3, 1, 5, 0, 4, 2])
-    shuffled = jax.tree.map(lambda x: x[order], (BATCH, STUDENT, TEACHER))
-    for key, loss in method.apply(variables, BATCH, STUDENT, TEACHER).items():
-        np.testing.assert_allclose(method.apply(variables, *shuffled)[key], loss[order], rtol=1e-5)
+    student, taught, batch = jax.tree.map(lambda x: x[order] if x.shape[0] == 6 else x, (*outputs, BATCH))
+    (_, (losses, _)), _ = step(params, *outputs, BATCH)
+    (_, (shuffled, _)), _ = step(params, student, taught, batch)
+    for key, loss in losses.items():
+        np.testing.assert_allclose(shuffled[key], loss if name in SCALARS else loss[order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ours", SHAPES)
+def test_an_exit_of_ofa_has_the_longer_a_way_the_earlier_its_stage(ours):
+    for branch in ("convolution", "attention"):
+        method = methods.create("ofa", branch=branch)
+        outputs = output(0, *SHAPES[ours]), teacher(1, *SHAPES["plain"])
+        params = jax.eval_shape(method.init, jax.random.key(0), BATCH, *outputs)["params"]
+        count = [len(jax.tree.leaves(params[stage])) for stage in ("stage1", "stage2", "stage3", "stage4")]
+        assert (count[0] > count[1] > count[3]) == ((ours, branch) != ("plain", "convolution"))
+
+
+def test_the_attention_exits_of_ofa_learn():
+    params, student, taught, step = applied("ofa", *PAIRS[1], (("branch", "attention"),))
+    (_, (losses, _)), (gradient, _, _) = step(params, student, taught, BATCH)
+    assert np.isfinite(losses["ofa_exits"]).all()
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
+
+
+def test_srrls_second_term_reads_the_student_with_the_teachers_classifier():
+    params, student, taught, step = applied("srrl", *PAIRS[0])
+    (_, (losses, _)), _ = step(params, student, taught, BATCH)
+    x = np.asarray(student.features["pooled"] @ params["projection"]["kernel"])
+    x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+    features = np.square(x - taught.features["pooled"]).mean(axis=1)
+    logits = np.square(x @ taught.head["kernel"] + 1 - taught.logits).mean(axis=1)
+    np.testing.assert_allclose(losses["srrl"], features + logits, rtol=1e-4)
+
+
+def test_crd_remembers_the_codes_of_its_batch_and_no_others():
+    student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
+    method = methods.create("crd_bank", **SETTINGS["crd_bank"])
+
+    @jax.jit
+    def step(variables):
+        return method.apply(variables, BATCH, student, taught, mutable=["memory"], rngs={"dropout": jax.random.key(1)})[
+            1
+        ]["memory"]
+
+    variables = method.init(jax.random.key(0), BATCH, student, taught)
+    before, params = variables["memory"], variables["params"]
+    memory = step(variables)
+    np.testing.assert_array_equal(memory["class"], [1, -1, 1, 2, -1, 2, -1, 0, -1, 0])
+    for network, out in (("student", student), ("teacher", taught)):
+        codes = out.features["pooled"] @ params[network]["kernel"] + params[network]["bias"][None]
+        codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+        old, new = before[f"{network}_codes"], memory[f"{network}_codes"]
+        mixed = 0.5 * old[BATCH["index"]] + 0.5 * codes
+        np.testing.assert_allclose(
+            new[BATCH["index"]], mixed / np.linalg.norm(mixed, axis=1, keepdims=True), rtol=1e-4, atol=1e-6
+        )
+        others = np.setdiff1d(np.arange(10), BATCH["index"])
+        np.testing.assert_array_equal(new[others], old[others])
+    # The first batch sets Z once and for all.
+    later = step({"params": params, "memory": memory})
+    for name in ("log_z_student", "log_z_teacher"):
+        assert not np.isfinite(before[name])
+        assert np.isfinite(memory[name])
+        assert memory[name] == later[name]
+    assert not np.array_equal(memory["student_codes"], later["student_codes"])
+
+
+def test_kd_of_standardised_logits_does_not_change_with_their_scale():
+    student, taught = output(0, *SHAPES["plain"]), teacher(1, *SHAPES["plain"])
+    large = student._replace(logits=3 * student.logits)
+    plain, standardised = (methods.create("kd", temperature=2.0, standardise=flag) for flag in (False, True))
+    loss, of_large = (standardised.apply({}, BATCH, out, taught)["kd"] for out in (student, large))
+    np.testing.assert_allclose(of_large, loss, rtol=1e-4)
+    loss, of_large = (plain.apply({}, BATCH, out, taught)["kd"] for out in (student, large))
+    assert not np.allclose(of_large, loss, rtol=1e-2)
 
 
 def test_lfcc_takes_all_the_options_of_its_loss():
+    student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
     for settings in ({"kind": "learned"}, {"projector": "mlp"}, {"negatives": "both"}, {"stages": ("stage4",)}):
         method = methods.create("lfcc", **settings)
-        losses, variables = method.init_with_output(jax.random.key(0), BATCH, STUDENT, TEACHER)
+        losses, variables = jax.jit(method.init_with_output)(jax.random.key(0), BATCH, student, taught)
         assert np.isfinite(losses["lfcc"]).all()
         assert ("filters" in variables["params"]["lfcc"]) == (settings.get("kind") == "learned")
 
@@ -57,12 +175,21 @@ def test_lfcc_takes_all_the_options_of_its_loss():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("lfc", {}, "unknown method 'lfc'; did you mean 'lfcc'? Known: cross_entropy, kd, lfcc"),
+        ("lfc", {}, "unknown method 'lfc'; did you mean 'lfcc'? Known: at, cc, crd, crd_bank, cross_entropy, dist, "),
         ("kd", {"temprature": 2.0}, "unknown key 'temprature'; did you mean 'temperature'"),
         ("lfcc", {"stages": ("stage5",)}, "unknown stage 'stage5'; did you mean 'stage4'"),
+        ("fitnet", {"stages": ("pooled",)}, "config.losses.fitnet.stages: unknown stage 'pooled'"),
         ("lfcc", {"kind": "boks"}, "unknown filter kind 'boks'; did you mean 'box'"),
+        ("ofa", {"branch": "convolutions"}, "unknown branch 'convolutions'; did you mean 'convolution'"),
     ],
 )
 def test_what_cannot_work_is_said(name, settings, message):
+    student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        methods.create(name, **settings).init(jax.random.key(0), BATCH, STUDENT, TEACHER)
+        methods.create(name, **settings).init(jax.random.key(0), BATCH, student, taught)
+
+
+def test_srrl_says_what_teacher_it_needs():
+    student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])._replace(head={})
+    with pytest.raises(UserError, match="classifier is one linear layer called 'head'"):
+        methods.create("srrl").init(jax.random.key(0), BATCH, student, taught)

@@ -1,0 +1,202 @@
+"""Losses between the feature maps of two networks, example by example.
+
+Maps of different heights and widths are first brought to the smaller one's, by `lfcc_jax.filters.compact`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lfcc_jax.filters import compact
+from lfcc_jax.losses.numerics import unit, widen
+
+# ReviewKD's pyramid, beside the maps themselves.
+_HCL_GRIDS = (4, 2, 1)
+
+
+def fitnet(
+    student: Float[Array, "batch _ _ channels"], teacher: Float[Array, "batch _ _ channels"]
+) -> Float[Array, " batch"]:
+    r"""Computes FitNet's hint loss, per example: the mean squared error of a feature map.
+
+    .. math::
+      \frac{1}{HWC} \sum_{hwc} (f^s_{hwc} - f^t_{hwc})^2
+
+    No gradient reaches the teacher.
+
+    Args:
+      student: maps of the student, projected to the teacher's channels, any floating dtype.
+      teacher: maps of the teacher.
+
+    Returns:
+      The loss of each example, float32 or wider; zero where both maps agree.
+
+    Examples:
+      >>> print(fitnet(jnp.ones((2, 8, 8, 3)), jnp.zeros((2, 4, 4, 3))))
+      [1. 1.]
+
+    References:
+      Romero et al., `FitNets: Hints for Thin Deep Nets <https://arxiv.org/abs/1412.6550>`_, 2015 (between CNNs weight
+      100 at the second stage; the heterogeneous benchmark uses weight 1 at all four).
+    """
+    student, teacher = _matched(student, teacher)
+    return jnp.mean(jnp.square(student - teacher), axis=(1, 2, 3))
+
+
+def at(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"]) -> Float[Array, " batch"]:
+    r"""Computes attention transfer, per example: where in the image the features are large.
+
+    .. math::
+      \frac{1}{HW} \Big| \frac{a(f^s)}{|a(f^s)|} - \frac{a(f^t)}{|a(f^t)|} \Big|^2, \qquad
+      a(f)_{hw} = \frac{1}{C} \sum_c f_{hwc}^2
+
+    No gradient reaches the teacher. (Paper and authors' code differ by constant factors; this is the code's.)
+
+    Args:
+      student: maps of the student, any floating dtype.
+      teacher: maps of the teacher; their channels need not be as many.
+
+    Returns:
+      The loss of each example, float32 or wider; zero where both attend to the same places.
+
+    Examples:
+      >>> x = jnp.sin(jnp.arange(96.0)).reshape(2, 4, 4, 3)
+      >>> print(at(x, 10 * x).round(4))
+      [0. 0.]
+
+    References:
+      Zagoruyko and Komodakis, `Paying More Attention to Attention <https://arxiv.org/abs/1612.03928>`_, 2017 (weight
+      1000, summed over the stages).
+    """
+
+    def attention(x: Array) -> Array:
+        return unit(jnp.mean(jnp.square(x), axis=3).reshape(x.shape[0], -1))
+
+    student, teacher = _matched(student, teacher)
+    return jnp.mean(jnp.square(attention(student) - attention(teacher)), axis=1)
+
+
+def nst(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"]) -> Float[Array, " batch"]:
+    r"""Computes neuron selectivity transfer, per example: how differently both maps' channels are distributed.
+
+    The squared maximum mean discrepancy with the kernel :math:`k(a, b) = (a \cdot b)^2`, over channels of length one:
+
+    .. math::
+      \mathrm{mean}_{cc'}\, k(\hat f^t_c, \hat f^t_{c'}) + \mathrm{mean}_{cc'}\, k(\hat f^s_c, \hat f^s_{c'})
+      - 2\, \mathrm{mean}_{cc'}\, k(\hat f^s_c, \hat f^t_{c'}), \qquad \hat f_c = f_c / |f_c|
+
+    No gradient reaches the teacher.
+
+    Args:
+      student: maps of the student, any floating dtype.
+      teacher: maps of the teacher; their channels need not be as many.
+
+    Returns:
+      The loss of each example, float32 or wider; zero where the distributions agree.
+
+    Examples:
+      >>> x = jnp.sin(jnp.arange(96.0)).reshape(2, 4, 4, 3)
+      >>> print(abs(nst(x[..., ::-1], x).round(4)))  # the order of channels does not matter
+      [0. 0.]
+
+    References:
+      Huang and Wang, `Like What You Like: Knowledge Distill via Neuron Selectivity Transfer
+      <https://arxiv.org/abs/1707.01219>`_, 2017 (weight 50, summed over the stages).
+    """
+
+    def channels(x: Array) -> Array:
+        return unit(x.reshape(x.shape[0], -1, x.shape[3]), axis=1)
+
+    def kernel(a: Array, b: Array) -> Array:
+        products = jnp.einsum("bpc,bpd->bcd", a, b, precision="highest")
+        return jnp.mean(jnp.square(products), axis=(1, 2))
+
+    ours, theirs = map(channels, _matched(student, teacher))
+    return kernel(theirs, theirs) + kernel(ours, ours) - 2 * kernel(ours, theirs)
+
+
+def vid(
+    predicted: Float[Array, "batch _ _ channels"],
+    teacher: Float[Array, "batch _ _ channels"],
+    log_scale: Float[Array, " channels"],
+) -> Float[Array, " batch"]:
+    r"""Computes variational information distillation, per example: how surprised a Gaussian model is by the teacher.
+
+    .. math::
+      \frac{1}{HWC} \sum_{hwc} \frac12 \Big[\frac{(\mu_{hwc} - f^t_{hwc})^2}{\sigma_c^2} + \log \sigma_c^2\Big], \qquad
+      \sigma_c^2 = \log(1 + e^{\rho_c}) + 10^{-5}
+
+    No gradient reaches the teacher.
+
+    Args:
+      predicted: :math:`\mu`, a regression of the teacher's maps from the student's, any floating dtype.
+      teacher: maps of the teacher.
+      log_scale: :math:`\rho`, to be trained with the regression; see `vid_scale_init`.
+
+    Returns:
+      The loss of each example in nats less a constant, float32 or wider. It can fall below zero.
+
+    Examples:
+      >>> x = jnp.ones((2, 4, 4, 3))
+      >>> print(f"{vid(x, x, vid_scale_init(3))[0]:.4f}")  # log(5) / 2
+      0.8047
+
+    References:
+      Ahn et al., `Variational Information Distillation for Knowledge Transfer <https://arxiv.org/abs/1904.05835>`_,
+      2019 (weight 1, summed over the stages).
+    """
+    predicted, teacher = _matched(predicted, teacher)
+    variance = (jax.nn.softplus(widen(log_scale)) + 1e-5)[None, None, None, :]
+    return 0.5 * jnp.mean(jnp.square(predicted - teacher) / variance + jnp.log(variance), axis=(1, 2, 3))
+
+
+def vid_scale_init(channels: int, variance: float = 5.0) -> Float[Array, " channels"]:
+    """Returns the `log_scale` of `vid` that gives every channel the same variance."""
+    return jnp.full((channels,), jnp.log(jnp.expm1(variance - 1e-5)), jnp.float32)
+
+
+def hcl(
+    student: Float[Array, "batch _ _ channels"], teacher: Float[Array, "batch _ _ channels"]
+) -> Float[Array, " batch"]:
+    r"""Computes ReviewKD's hierarchical context loss, per example: the error of a map at four scales.
+
+    .. math::
+      \frac{\sum_i 2^{-i}\, \mathrm{MSE}(A_{k_i} f^s A_{k_i}', A_{k_i} f^t A_{k_i}')}{\sum_i 2^{-i}}
+
+    over the map itself (i = 0) and those of the grids :math:`k = 4, 2, 1` that are smaller. No gradient reaches the
+    teacher.
+
+    Args:
+      student: maps of the student, projected to the teacher's channels, any floating dtype.
+      teacher: maps of the teacher.
+
+    Returns:
+      The loss of each example, float32 or wider; zero where both maps agree.
+
+    Examples:
+      >>> print(hcl(jnp.ones((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
+      [1. 1.]
+
+    References:
+      Chen et al., `Distilling Knowledge via Knowledge Review <https://arxiv.org/abs/2104.09044>`_, 2021 (weight 5 on
+      CIFAR-100 with a warm-up of 20 epochs, 1 on ImageNet).
+    """
+    student, teacher = _matched(student, teacher)
+    difference = student - teacher  # the means are linear
+    total = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+    weight = weights = 1.0
+    for grid in _HCL_GRIDS:
+        if grid < student.shape[1]:
+            weight /= 2
+            weights += weight
+            total += weight * jnp.mean(jnp.square(compact(difference, "box", grid)), axis=(1, 2, 3))
+    return total / weights
+
+
+def _matched(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"]) -> tuple[Array, Array]:
+    """Returns both maps on the smaller one's grid, float32 or wider, the teacher's without a gradient."""
+    maps = widen(student), widen(jax.lax.stop_gradient(teacher))
+    if student.shape[1:3] == teacher.shape[1:3]:
+        return maps
+    grid = min(*student.shape[1:3], *teacher.shape[1:3])
+    return tuple(x if x.shape[1:3] == (grid, grid) else compact(x, "box", grid) for x in maps)

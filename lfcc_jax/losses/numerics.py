@@ -1,0 +1,33 @@
+"""Arithmetic that the losses share: wide enough, and with a finite gradient everywhere."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# The square of a norm under which a vector counts as zero.
+_SQUARED_ZERO = 1e-24
+
+
+def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns `x` in float32, or as it is if it is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """Scales vectors along `axis` to length one, in float32 or wider; zeros stay zeros, and get no gradient.
+
+    Examples:
+      >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+      [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    x = widen(x)
+    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    nonzero = squared > _SQUARED_ZERO
+    return x * jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, squared, 1)), 0)
+
+
+def norm(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """Returns the lengths of vectors along `axis`, which is kept with size 1; that of zeros has no gradient."""
+    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    nonzero = squared > _SQUARED_ZERO
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, squared, 1)), 0)

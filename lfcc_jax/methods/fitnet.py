@@ -1,0 +1,28 @@
+"""FitNet: the teacher's feature maps, regressed (Romero et al., 2015), between any two networks."""
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from lfcc_jax.losses import fitnet
+from lfcc_jax.methods.method import STAGES, Batch, Method, TeacherOutput
+from lfcc_jax.models import Output
+
+
+class FitNet(Method):
+    """See `lfcc_jax.losses.fitnet`, here summed over stages, after a linear map of the student's channels.
+
+    With `kd` beside it a strong baseline between unlike architectures.
+
+    Attributes:
+      stages: the feature maps that are compared, by name.
+    """
+
+    stages: tuple[str, ...] = STAGES
+
+    @nn.compact
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
+        """Returns `fitnet` `[batch]`."""
+        loss = 0.0
+        for stage, (ours, theirs) in self.maps(self.stages, student, teacher).items():
+            loss += fitnet(nn.Dense(theirs.shape[-1], use_bias=False, name=stage)(ours), theirs)
+        return {"fitnet": loss}

@@ -1,0 +1,228 @@
+"""What must hold for every loss between a student and a teacher, one table for all."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from lfcc_jax import losses
+
+LABELS = np.array([0, 3, 1, 4, 0, 2])
+
+
+def standardised_kd(student, teacher):
+    return losses.kd(losses.standardise_logits(student), losses.standardise_logits(teacher), temperature=2.0)
+
+
+def labelled(loss, **settings):
+    """A loss with labels, which travel with the student's logits so that batches can be reordered."""
+    return lambda student, teacher, labels=LABELS: loss(student, teacher, labels, **settings)
+
+
+LOGITS = {
+    "kd": losses.kd,
+    "kd at T=4": functools.partial(losses.kd, temperature=4.0),
+    "kd, standardised": standardised_kd,
+    "dkd": labelled(losses.dkd),
+    "ofa": labelled(losses.ofa),
+    "ofa, gamma 1.5": labelled(losses.ofa, exponent=1.5),
+    "dist": losses.dist,
+    "ttm": losses.ttm,
+    "ttm, gamma 1": functools.partial(losses.ttm, exponent=1.0),
+    "wttm": losses.wttm,
+    "wttm, gamma 1": functools.partial(losses.wttm, exponent=1.0),
+}
+MAPS = {
+    "fitnet": losses.fitnet,
+    "at": losses.at,
+    "nst": losses.nst,
+    "hcl": losses.hcl,
+    "vid": lambda student, teacher: losses.vid(student, teacher, losses.vid_scale_init(3)),
+}
+VECTORS = {"sp": losses.sp, "rkd": losses.rkd, "pkt": losses.pkt, "cc": losses.cc}
+LOSSES = LOGITS | MAPS | VECTORS
+
+LABELLED = ("dkd", "ofa", "ofa, gamma 1.5")
+SCALARS = ("dist", "cc")
+# The minimum of these is not zero, or is elsewhere.
+NO_DIVERGENCES = ("ofa", "ofa, gamma 1.5", "ttm", "wttm", "vid")
+# Each example's loss depends on its own row alone.
+BY_EXAMPLE = [name for name in LOGITS | MAPS if name != "dist"]
+
+
+def pair(name, seed=0):
+    """A student's and a teacher's logits, maps or vectors for six examples."""
+    shape = (6, 5) if name in LOGITS else (6, 4, 4, 3) if name in MAPS else (6, 4)
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(2 * rng.normal(size=shape), jnp.float32) for _ in range(2))
+
+
+@functools.cache
+def compiled(name):
+    """The loss, and the gradient of its sum for student and teacher."""
+
+    def all_of_it(*arguments):
+        gradient = jax.grad(lambda s, t: LOSSES[name](s, t, *arguments[2:]).sum(), argnums=(0, 1))
+        return LOSSES[name](*arguments), *gradient(*arguments[:2])
+
+    return jax.jit(all_of_it)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_per_example_or_a_scalar_and_float32_for_bfloat16_too(name):
+    student, teacher = (x.astype(jnp.bfloat16) for x in pair(name))
+    loss, gradient, _ = compiled(name)(student, teacher)
+    assert loss.shape == (() if name in SCALARS else (6,))
+    assert loss.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    wide, wide_gradient, _ = compiled(name)(student.astype(jnp.float32), teacher.astype(jnp.float32))
+    np.testing.assert_allclose(loss, wide, rtol=1e-5, atol=1e-6)
+    # A bfloat16 has eight bits.
+    np.testing.assert_allclose(
+        gradient.astype(jnp.float32), wide_gradient, rtol=2**-8, atol=1e-5 * np.abs(wide_gradient).max()
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in NO_DIVERGENCES])
+def test_a_divergence_is_zero_with_zero_gradient_where_the_student_is_the_teacher(name):
+    student, teacher = pair(name)
+    loss, gradient, _ = compiled(name)(student, teacher)
+    zero, zero_gradient, _ = compiled(name)(teacher, teacher)
+    np.testing.assert_allclose(zero, 0, atol=1e-5 * np.abs(loss).max())
+    np.testing.assert_allclose(zero_gradient, 0, atol=1e-5 * np.abs(gradient).max())
+
+
+def test_ofa_with_exponent_1_has_zero_gradient_there_too_and_the_other_losses_have_not():
+    for name in NO_DIVERGENCES:
+        student, teacher = pair(name)
+        _, gradient, _ = compiled(name)(student, teacher)
+        _, there, _ = compiled(name)(teacher, teacher)
+        assert (np.abs(there).max() < 1e-5 * np.abs(gradient).max()) == (name in ("ofa", "vid"))
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_a_shift_of_logits_changes_nothing(name):
+    student, teacher = pair(name)
+    shift = jnp.arange(6.0)[:, None]
+    loss, gradient, _ = compiled(name)(student, teacher)
+    shifted, shifted_gradient, _ = compiled(name)(student + shift, teacher - 3 * shift)
+    np.testing.assert_allclose(shifted, loss, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shifted_gradient, gradient, rtol=1e-3, atol=1e-5)
+
+
+EXTREMES = {
+    "large": lambda x, sign: jnp.sign(x) * sign * 1e4,
+    "mixed": lambda x, sign: jnp.where(x > 0, sign * 1e4, x),
+    "small": lambda x, sign: x * 1e-20,
+    "identical rows": lambda x, sign: jnp.broadcast_to(x[:1], x.shape),
+    "constant": lambda x, sign: jnp.ones_like(x),
+    "zeros": lambda x, sign: jnp.zeros_like(x),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_and_gradient_are_finite_at_all_extremes(name):
+    student, teacher = pair(name)
+    wanted = [x for extreme in EXTREMES.values() for x in (extreme(student, 1), extreme(teacher, -1))]
+    for ours, theirs in itertools.chain(itertools.pairwise(wanted), zip(wanted, wanted, strict=True)):
+        for x in compiled(name)(ours, theirs):
+            assert np.isfinite(x).all()
+
+
+def test_a_logarithm_of_a_softmax_would_fail_the_test_above():
+    student, teacher = (EXTREMES["large"](x, 1) for x in pair("kd"))
+
+    def naive(s):  # as in several known libraries
+        return jnp.sum(jax.nn.softmax(teacher) * -jnp.log(jax.nn.softmax(s)))
+
+    assert not np.isfinite(naive(student))
+    assert not np.isfinite(jax.grad(naive)(student)).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_gradient_reaches_the_teacher(name):
+    _, _, gradient = compiled(name)(*pair(name))
+    # CC's embedding of the teacher is trained.
+    assert (np.abs(gradient).max() == 0) == (name != "cc")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_with_and_without_jit_and_under_vmap_it_is_the_same(name):
+    problems = [pair(name, seed) for seed in (0, 1)]
+    expected = [compiled(name)(*problem)[:2] for problem in problems]
+    np.testing.assert_allclose(LOSSES[name](*problems[0]), expected[0][0], rtol=1e-5, atol=1e-6)
+    stacked = [jnp.stack(x) for x in zip(*problems, strict=True)]
+    mapped = jax.vmap(compiled(name))(*stacked)[:2]
+    for got, *parts in zip(mapped, *expected, strict=True):
+        np.testing.assert_allclose(got, jnp.stack(parts), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_is_that_of_finite_differences(name):
+    with jax.enable_x64(True):
+        student, teacher = (jnp.asarray(x, jnp.float64) for x in pair(name, seed=3))
+        loss = jax.jit(lambda s: LOSSES[name](s, teacher).sum())
+        check_grads(loss, (student,), order=1, modes=["rev"], rtol=1e-6, eps=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cc"])
+def test_the_order_of_the_batch_does_not_matter(name):
+    student, teacher = pair(name)
+    order = np.array([3, 1, 5, 0, 4, 2])
+    loss, gradient, _ = compiled(name)(student, teacher)
+    labels = (LABELS[order],) if name in LABELLED else ()
+    shuffled, shuffled_gradient, _ = compiled(name)(student[order], teacher[order], *labels)
+    np.testing.assert_allclose(shuffled, loss if name in SCALARS else loss[order], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(shuffled_gradient, gradient[order], rtol=1e-3, atol=1e-5)
+
+
+def test_cc_depends_on_the_order_of_the_batch():
+    student, teacher = pair("cc")
+    order = np.array([3, 1, 5, 0, 4, 2])
+    loss, shuffled = losses.cc(student, teacher), losses.cc(student[order], teacher[order])
+    assert abs(shuffled / loss - 1) > 1e-2
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_example_changes_its_own_loss_and_only_relations_change_those_of_others(name):
+    student, teacher = pair(name)
+    before, after = (compiled(name)(x, teacher)[0] for x in (student, student.at[0].add(student[1])))
+    others = np.allclose(before, after) if name in SCALARS else np.array_equal(before[1:], after[1:])
+    assert not np.array_equal(before, after)
+    assert others == (name in BY_EXAMPLE)
+
+
+@pytest.mark.parametrize("name", [*MAPS, "sp"])
+def test_maps_of_different_sizes_meet_on_the_smaller_grid(name):
+    rng = np.random.default_rng(0)
+    large, small = (jnp.asarray(rng.normal(size=(2, n, n, 3)), jnp.float32) for n in (8, 4))
+    loss = LOSSES[name]
+    assert np.isfinite(loss(large, small)).all()
+    if name != "sp":
+        pooled = large.reshape(2, 4, 2, 4, 2, 3).mean(axis=(2, 4))
+        np.testing.assert_allclose(loss(large, small), loss(pooled, small), rtol=1e-5)
+        np.testing.assert_allclose(loss(small, large), loss(small, pooled), rtol=1e-5)
+
+
+def test_kd_is_dkd_with_the_weights_that_it_couples():
+    student, teacher = pair("kd")
+    beta = 1 - jax.nn.softmax(teacher / 4)[np.arange(6), LABELS]
+    coupled = losses.dkd(student, teacher, LABELS, alpha=1.0, beta=beta, temperature=4.0)
+    np.testing.assert_allclose(losses.kd(student, teacher, temperature=4.0), coupled, rtol=1e-5)
+
+
+def test_crd_scores_of_any_size_give_finite_values_and_gradients_and_minus_infinity_is_left_out():
+    positive = jnp.array([-1e4, 0.0, 1e4])
+    negatives = jnp.array([[1e4, 0.0, -jnp.inf], [-1e4, 0.0, -jnp.inf], [0.0, 0.0, -jnp.inf]])
+
+    def loss(p, n):
+        return losses.crd_nce(p, n, data_size=7)
+
+    assert np.isfinite(loss(positive, negatives)).all()
+    for gradient in jax.grad(lambda *x: loss(*x).sum(), argnums=(0, 1))(positive, negatives):
+        assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(loss(positive, negatives.at[:, 2].set(-1e4)), loss(positive, negatives), rtol=1e-6)
