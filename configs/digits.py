@@ -17,6 +17,8 @@ The first four, with three seeds each, in under five minutes on 2 CPU cores:
 
     python -m experiments.compare --config=configs/digits.py
 
+All of them in half an hour at most, with `--methods=all`.
+
 One run, with a value changed:
 
     python -m lfcc_jax.main --config=configs/digits.py:method=teacher --workdir=runs/teacher
@@ -55,6 +57,7 @@ RIVALS = {
     "crd_bank": {"crd_bank": {"weight": 0.8, "draws": 128}},
     "srrl_kd": {"srrl": {"weight": 1.0}, "kd": KD},
 }
+METHODS = ("scratch", "kd", *RIVALS, "lfcc")
 
 
 def get_config(argument: str = "") -> ConfigDict:

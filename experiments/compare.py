@@ -2,7 +2,8 @@
 
     python -m experiments.compare --config=configs/digits.py
 
-The config file's `get_config` must know `method=teacher` and each of `--methods`. Runs that have ended are not run
+The config file's `get_config` must know `method=teacher` and each of `--methods`; `--methods=all` are those that its
+`METHODS` lists. Runs that have ended are not run
 again, and one that was stopped goes on, so the same command may be repeated until all is done.
 """
 
@@ -29,7 +30,7 @@ from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training import pictures
 from lfcc_jax.training.report import read_metrics, table
 
-_METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods.")
+_METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; the teacher has the first.")
 
 
@@ -43,7 +44,9 @@ def main() -> None:
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     workdir = Path(flags.FLAGS.workdir or f"runs/{Path(filename).stem}_compare").resolve()
     seeds = [int(seed) for seed in _SEEDS.value]
-    make_config = _config_maker(Path(filename), argument, overrides)
+    module = _load(Path(filename))
+    methods = list(module.METHODS) if _METHODS.value == ["all"] else _METHODS.value
+    make_config = _config_maker(module, argument, overrides)
     if not jax.config.jax_compilation_cache_dir:
         # The seeds of a method share their programs; those are compiled once.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -56,7 +59,7 @@ def main() -> None:
     print(f"teacher: test accuracy {teacher['top1_last']:.4f}", flush=True)
 
     rows = []
-    runs = [(method, seed) for seed in seeds for method in _METHODS.value]
+    runs = [(method, seed) for seed in seeds for method in methods]
     began = time.monotonic()
     for done, (method, seed) in enumerate(runs):
         config = make_config(method, seed)
@@ -74,20 +77,27 @@ def main() -> None:
             flush=True,
         )
 
-    text = _report(rows, teacher, _METHODS.value)
+    text = _report(rows, teacher, methods)
     (workdir / "results.md").write_text(text + "\n")
     print(f"\n{text}\n")
-    _draw(workdir, rows, teacher, _METHODS.value, seeds)
+    _draw(workdir, rows, teacher, methods, seeds)
     print(f"results.md, results.json, comparison.png and spectra.png are in {workdir}")
 
 
-def _config_maker(filename: Path, argument: str, overrides: Mapping[str, Any]) -> Any:
-    """Returns a function of method and seed that makes a run's config, with the command line's changes in it."""
+def _load(filename: Path) -> ModuleType:
+    """Returns the config file as a module."""
     spec = importlib.util.spec_from_file_location("compared_config", filename)
-    module: ModuleType = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not inspect.signature(module.get_config).parameters:
         raise UserError(f"{filename}: get_config must take an argument like 'method=kd' for its methods to be compared")
+    if _METHODS.value == ["all"] and not hasattr(module, "METHODS"):
+        raise UserError(f"{filename} has no METHODS that --methods=all could mean; name them: --methods=scratch,kd")
+    return module
+
+
+def _config_maker(module: ModuleType, argument: str, overrides: Mapping[str, Any]) -> Any:
+    """Returns a function of method and seed that makes a run's config, with the command line's changes in it."""
 
     def make(method: str, seed: int) -> ConfigDict:
         config = module.get_config(",".join(filter(None, [argument, f"method={method}"])))
@@ -160,7 +170,7 @@ def _draw(
     curves = {m: [read_metrics(workdir / f"{m}_{seed}") for seed in seeds] for m in methods}
     pictures.comparison(workdir / "comparison.png", curves, teacher["top1_last"])
     networks = {}
-    for method in methods:
+    for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are not told apart
         spectra = json.loads((workdir / f"{method}_{seeds[0]}" / "spectra.json").read_text())
         networks |= {f"{name}, {method}" if name.startswith("student") else name: s for name, s in spectra.items()}
     pictures.spectra(workdir / "spectra.png", networks)

@@ -9,6 +9,7 @@ from lfcc_jax.errors import unknown
 from lfcc_jax.losses import ofa
 from lfcc_jax.methods.method import STAGES, Batch, BatchNorm, Method, TeacherOutput
 from lfcc_jax.models import Output
+from lfcc_jax.models.layers import trunc_normal
 from lfcc_jax.models.vit import Block
 
 BRANCHES = ("convolution", "attention")
@@ -88,5 +89,6 @@ class AttentionExit(nn.Module):
             x = nn.Conv(2 * x.shape[-1], (2, 2), 2, "SAME", use_bias=False)(nn.LayerNorm()(x))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         for b in range(self.blocks):
-            tokens = Block(heads=math.gcd(4, tokens.shape[-1]), name=f"block{b}")(tokens, train=True)
+            width = tokens.shape[-1]
+            tokens = Block(math.gcd(4, width), 4 * width, trunc_normal, name=f"block{b}")(tokens, train=True)
         return nn.Dense(self.classes, name="head")(nn.LayerNorm(name="norm")(tokens).mean(axis=1))

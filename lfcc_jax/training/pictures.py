@@ -79,7 +79,7 @@ def comparison(path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[st
       runs: for each method, the lines of `metrics.jsonl` of each seed.
       teacher: accuracy of the teacher, in [0, 1].
     """
-    figure, (left, right) = _axes(1, 2, (10, 4))
+    figure, (left, right) = _axes(1, 2, (10, max(4, 0.3 * len(runs))))
     for i, (method, seeds) in enumerate(runs.items()):
         series = [_series(rows, "test/accuracy") for rows in seeds]
         accuracy = 100 * np.stack([values for _, values in series])
@@ -95,7 +95,8 @@ def comparison(path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[st
         axis.set_title("Test accuracy over the epochs" if axis is left else "At the last epoch: seeds and their mean")
     lowest = min(100 * _series(rows, "test/accuracy")[1][1:].min() for seeds in runs.values() for rows in seeds)
     left.set(xlabel="epoch", ylabel="top-1, %", ylim=(lowest - 2, None))
-    left.legend(frameon=False, loc="lower right")
+    if len(runs) <= len(COLORS):
+        left.legend(frameon=False, loc="lower right")
     right.set(xlabel="top-1, %", yticks=range(len(runs)), yticklabels=list(runs), ylim=(len(runs) - 0.5, -0.5))
     _save(figure, path)
 
