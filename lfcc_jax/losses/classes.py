@@ -16,7 +16,7 @@ def dkd(
     labels: Int[Array, "*batch"],
     *,
     alpha: float = 1.0,
-    beta: float = 8.0,
+    beta: float | Float[Array, "*batch"] = 8.0,
     temperature: float = 4.0,
 ) -> Float[Array, "*batch"]:
     r"""Computes decoupled knowledge distillation, per example: the true class against the others, and these alone.

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from lfcc_jax import losses
 
-LABELS = np.array([0, 3, 1, 4, 0, 2])
+LABELS = jnp.array([0, 3, 1, 4, 0, 2])
 
 
 def standardised_kd(student, teacher):

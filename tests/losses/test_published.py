@@ -50,7 +50,7 @@ def crd(scores):
 
 
 def labelled(loss, **settings):
-    return lambda student, teacher: loss(student, teacher, inputs()["labels"], **settings)
+    return lambda student, teacher: loss(student, teacher, jnp.asarray(inputs()["labels"]), **settings)
 
 
 LOSSES = {
