@@ -82,6 +82,16 @@ def test_a_method_gives_finite_losses_and_gradients_to_student_and_heads_but_not
     assert idle == []
 
 
+@pytest.mark.parametrize("name", methods.list_methods())
+def test_bfloat16_features_give_float32_losses(name):
+    params, student, taught, step = applied(name, *PAIRS[0])
+    student, taught = (
+        out._replace(features=jax.tree.map(lambda x: x.astype(jnp.bfloat16), out.features)) for out in (student, taught)
+    )
+    (_, (losses, _)), (to_heads, _, _) = jax.eval_shape(step, params, student, taught, BATCH)
+    assert {x.dtype for x in jax.tree.leaves((losses, to_heads))} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize("name", [name for name in methods.list_methods() if name != "cc"])
 def test_the_order_of_a_batch_does_not_matter(name):
     params, *outputs, step = applied(name, *PAIRS[0])
