@@ -4,7 +4,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lfcc_jax.errors import UserError
 from lfcc_jax.filters import apply_operators
@@ -135,7 +135,9 @@ def linear_cka(x: Float[Array, "batch *_"], y: Float[Array, "batch *_"]) -> Floa
     return cka_from_terms(hsic_terms(x, y))
 
 
-def hsic_terms(x: Float[Array, "batch *_"], y: Float[Array, "batch *_"]) -> Float[Array, "3"]:
+def hsic_terms(
+    x: Float[Array, "batch *_"], y: Float[Array, "batch *_"], where: Bool[Array, " batch"] | None = None
+) -> Float[Array, "3"]:
     r"""Computes the three HSIC terms of CKA for one minibatch, unbiased, to be summed over minibatches.
 
     With K and L the Gram matrices of the two representations, their diagonals set to zero, and n examples:
@@ -147,6 +149,7 @@ def hsic_terms(x: Float[Array, "batch *_"], y: Float[Array, "batch *_"]) -> Floa
     Args:
       x: one representation of at least 4 examples.
       y: another one of the same examples.
+      where: which examples count. With fewer than 4 of them the terms are zero.
 
     Returns:
       HSIC(x, y), HSIC(x, x) and HSIC(y, y), float32.
@@ -166,8 +169,12 @@ def hsic_terms(x: Float[Array, "batch *_"], y: Float[Array, "batch *_"]) -> Floa
         raise UserError(
             f"CKA needs the same examples in both representations, at least 4; got {x.shape[0]} and {y.shape[0]}."
         )
-    k, m = _gram(x), _gram(y)
-    return jnp.stack([_hsic(k, m), _hsic(k, k), _hsic(m, m)])
+    where = jnp.ones(x.shape[0], bool) if where is None else where
+    k, m = _gram(x, where), _gram(y, where)
+    n = jnp.sum(where, dtype=k.dtype)
+    # Where 4 are too few, any count will do for a finite number, which is then not used.
+    terms = jnp.stack([_hsic(*pair, jnp.maximum(n, 4)) for pair in ((k, m), (k, k), (m, m))])
+    return jnp.where(n < 4, 0, terms)
 
 
 def cka_from_terms(terms: Float[Array, "3"]) -> Float[Array, ""]:
@@ -187,15 +194,15 @@ def cka_from_terms(terms: Float[Array, "3"]) -> Float[Array, ""]:
     return xy / jnp.sqrt(xx * yy)
 
 
-def _gram(x: Float[Array, "batch *_"]) -> Float[Array, "batch batch"]:
-    """Returns the inner products between examples, without those of an example with itself."""
+def _gram(x: Float[Array, "batch *_"], where: Bool[Array, " batch"]) -> Float[Array, "batch batch"]:
+    """Returns the inner products between examples that count, without those of an example with itself."""
     x = x.reshape(x.shape[0], -1).astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x - jnp.mean(x, axis=0, keepdims=True)  # changes nothing but the rounding: HSIC is blind to a shift
-    return jnp.where(jnp.eye(x.shape[0], dtype=bool), 0, jnp.matmul(x, x.T, precision="highest"))
+    counts = where[:, None] & where[None, :] & ~jnp.eye(x.shape[0], dtype=bool)
+    return jnp.where(counts, jnp.matmul(x, x.T, precision="highest"), 0)
 
 
-def _hsic(k: Float[Array, "batch batch"], m: Float[Array, "batch batch"]) -> Float[Array, ""]:
-    n = k.shape[0]
+def _hsic(k: Float[Array, "batch batch"], m: Float[Array, "batch batch"], n: Float[Array, ""]) -> Float[Array, ""]:
     trace = jnp.sum(k * m)
     sums = jnp.sum(k) * jnp.sum(m) / ((n - 1) * (n - 2))
     rows = 2 / (n - 2) * jnp.sum(jnp.sum(k, axis=0) * jnp.sum(m, axis=1))

@@ -208,7 +208,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             if evaluating:
                 results = evaluate_now()
                 row |= {f"test/{name}": value for name, value in results.items()}
-                say(f"epoch {step / steps_per_epoch:g}: test " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()))
+                say(
+                    f"epoch {step / steps_per_epoch:g}: test "
+                    + "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
+                )
             writer.write(step, row)
             if saving or stopping:
                 checkpoints.save(step, state, batches.state, results)
@@ -235,8 +238,12 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         "top1_last": last["test/accuracy"],
         "top1_best": best["test/accuracy"],
         "best_step": best["step"],
+        "top5_last": last["test/top5"],
+        "calibration_error": last["test/calibration_error"],
         "teacher_top1": last.get("test/teacher_accuracy"),
         "agreement": last.get("test/agreement"),
+        "kl_to_teacher": last.get("test/kl"),
+        **{key.removeprefix("test/").replace("/", "_"): last[key] for key in last if key.startswith("test/cka/")},
         "seconds_per_step": run.batch_size / last["train/images_per_second"],
         "images_per_second": last["train/images_per_second"],
         "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",

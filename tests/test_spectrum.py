@@ -74,6 +74,13 @@ def test_hsic_is_its_definition_over_quadruples_of_examples():
     np.testing.assert_allclose(hsic_terms(x, y), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_hsic_of_some_examples_is_that_of_a_batch_without_the_others():
+    x, y = maps(9, 3) + 2, maps(9, 2, 2, 1, seed=1)
+    where = jnp.arange(9) % 4 != 1
+    np.testing.assert_allclose(hsic_terms(x, y, where), hsic_terms(x[where], y[where]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(hsic_terms(x, y, jnp.arange(9) < 3), 0)
+
+
 def test_cka_is_one_for_rotations_scales_and_shifts():
     x = jnp.asarray(maps(32, 6))
     rotation = np.linalg.qr(maps(6, 6, seed=1))[0]

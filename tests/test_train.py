@@ -42,6 +42,9 @@ def test_a_teacher_of_another_architecture_teaches_a_student(distilled, teacher_
     assert summary["steps"] == 8
     assert summary["head_parameters"] > 0
     assert 0 <= summary["agreement"] <= 1
+    assert summary["top1_last"] <= summary["top5_last"] <= 1
+    for name in ("calibration_error", "kl_to_teacher", "cka_stage1", "cka_stage4"):
+        assert np.isfinite(summary[name])
     # The teacher's accuracy here is what it had when its own run ended.
     assert summary["teacher_top1"] == json.loads((teacher_dir / "summary.json").read_text())["top1_last"]
 

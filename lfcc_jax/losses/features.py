@@ -186,7 +186,7 @@ def hcl(
     total = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
     weight = weights = 1.0
     for grid in _HCL_GRIDS:
-        if grid < student.shape[1]:
+        if grid < min(student.shape[1:3]):
             weight /= 2
             weights += weight
             total += weight * jnp.mean(jnp.square(compact(difference, "box", grid)), axis=(1, 2, 3))

@@ -208,6 +208,19 @@ def test_maps_of_different_sizes_meet_on_the_smaller_grid(name):
         np.testing.assert_allclose(loss(small, large), loss(small, pooled), rtol=1e-5)
 
 
+def test_fitnet_is_the_mean_squared_error():
+    student, teacher = map(np.asarray, pair("fitnet"))
+    np.testing.assert_allclose(losses.fitnet(student, teacher), ((student - teacher) ** 2).mean((1, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_need_not_be_square(name):
+    rng = np.random.default_rng(0)
+    wide, tall, square = (jnp.asarray(rng.normal(size=(2, *n, 3)), jnp.float32) for n in ((3, 7), (8, 5), (4, 4)))
+    for student, teacher in ((wide, wide), (wide, tall), (square, tall), (tall, square)):
+        assert np.isfinite(LOSSES[name](student, teacher)).all()
+
+
 def test_kd_is_dkd_with_the_weights_that_it_couples():
     student, teacher = pair("kd")
     beta = 1 - jax.nn.softmax(teacher / 4)[np.arange(6), LABELS]

@@ -82,6 +82,16 @@ def test_a_method_gives_finite_losses_and_gradients_to_student_and_heads_but_not
     assert idle == []
 
 
+@pytest.mark.parametrize("name", methods.list_methods())
+def test_bfloat16_features_give_float32_losses(name):
+    params, student, taught, step = applied(name, *PAIRS[0])
+    student, taught = (
+        out._replace(features=jax.tree.map(lambda x: x.astype(jnp.bfloat16), out.features)) for out in (student, taught)
+    )
+    (_, (losses, _)), (to_heads, _, _) = jax.eval_shape(step, params, student, taught, BATCH)
+    assert {x.dtype for x in jax.tree.leaves((losses, to_heads))} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize("name", [name for name in methods.list_methods() if name != "cc"])
 def test_the_order_of_a_batch_does_not_matter(name):
     params, *outputs, step = applied(name, *PAIRS[0])
@@ -151,6 +161,30 @@ def test_crd_remembers_the_codes_of_its_batch_and_no_others():
         assert np.isfinite(memory[name])
         assert memory[name] == later[name]
     assert not np.array_equal(memory["student_codes"], later["student_codes"])
+
+
+@pytest.mark.parametrize("seen_class", [-1, 1])
+def test_crds_loss_over_the_memory_is_its_equation(seen_class):
+    student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
+    method = methods.create("crd_bank", examples=10, draws=7, width=4)
+    variables = method.init(jax.random.key(0), BATCH, student, taught)
+    # With one code in all places it does not matter which are drawn.
+    memory = {"class": jnp.full(10, seen_class)} | {
+        f"log_z_{network}": jnp.float32(1) for network in ("student", "teacher")
+    }
+    remembered = {"student": np.array([0.6, 0.0, 0.0, 0.8]), "teacher": np.array([0.0, 1.0, 0.0, 0.0])}
+    memory |= {f"{network}_codes": jnp.tile(jnp.float32(code), (10, 1)) for network, code in remembered.items()}
+    losses, _ = method.apply(
+        variables | {"memory": memory}, BATCH, student, taught, mutable=["memory"], rngs={"dropout": jax.random.key(1)}
+    )
+    expected = 0
+    for network, out, other in (("student", student, "teacher"), ("teacher", taught, "student")):
+        params = variables["params"][network]
+        codes = np.asarray(out.features["pooled"] @ params["kernel"] + params["bias"][None], np.float64)
+        score = np.exp(codes @ remembered[other] / np.linalg.norm(codes, axis=1) / 0.07 - 1)
+        negatives = np.where(BATCH["label"] == seen_class, 0, 7)  # those of an image's own class are left out
+        expected += -np.log(score / (score + 0.7)) - negatives * np.log(0.7 / (score + 0.7))
+    np.testing.assert_allclose(losses["crd_bank"], expected, rtol=1e-4)
 
 
 def test_kd_of_standardised_logits_does_not_change_with_their_scale():
