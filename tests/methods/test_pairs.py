@@ -1,0 +1,94 @@
+"""Every method between every two kinds of network, on one device and on eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from lfcc_jax import methods, models
+from lfcc_jax.methods.method import TeacherOutput
+from lfcc_jax.training.sharding import create_mesh
+
+NETWORKS = {
+    "CNN": ("resnet_pico", {"widths": (4, 4, 8, 8)}),
+    "hierarchical Transformer": ("swin_femto_32", {"patch": 1, "width": 4, "heads": (1, 1, 2, 2)}),
+    "plain Transformer": ("vit_pico", {"width": 12}),
+    "MLP": ("mixer_pico", {"width": 12}),
+}
+SETTINGS = {
+    "cc": {"width": 8},
+    "crd": {"width": 8},
+    "crd_bank": {"width": 8, "examples": 24, "draws": 16},
+    "lfcc": {"width": 8, "grids": (1, 2)},
+}
+BATCH = {"label": jnp.arange(16) % 10, "index": jnp.arange(16) + 5}
+
+
+def method_of(name, student):
+    settings = SETTINGS.get(name, {})
+    if name == "ofa":
+        settings = {"branch": "convolution" if student == "CNN" else "attention"}
+    return methods.create(name, **settings)
+
+
+@functools.cache
+def output_of(kind, seed):
+    """What a network with random weights gives for 16 random images."""
+    name, overrides = NETWORKS[kind]
+    network = models.create(name, 10, 8, image_channels=1, **overrides)
+    images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1))
+    variables = jax.jit(network.init)(jax.random.key(seed), images[:1])
+    _, features = jax.jit(network.apply)(variables, images)
+    # An MLP's classifier starts at zero; a teacher's has learned.
+    kernel = jax.random.normal(jax.random.key(seed), (features["pooled"].shape[-1], 10))
+    head = {"kernel": kernel, "bias": jnp.zeros(10)}
+    return TeacherOutput(features["pooled"] @ kernel, features, head)
+
+
+def step(teacher, student, devices):
+    """Returns each method's losses, and the gradients of their sum by all heads and by the student's output."""
+    mesh = create_mesh(devices, 1)
+    everywhere, split = NamedSharding(mesh, jax.P()), NamedSharding(mesh, jax.P("data"))
+    inputs = BATCH, models.Output(*output_of(student, 2)[:2]), output_of(teacher, 1)
+    each = {name: method_of(name, student) for name in methods.list_methods()}
+
+    def shapes():
+        return {name: method.init(jax.random.key(0), *inputs) for name, method in each.items()}
+
+    def total(heads, ours, batch, theirs):
+        losses = {}
+        for name, method in each.items():
+            rngs = {"dropout": jax.random.key(3)}
+            losses |= method.apply(heads[name], batch, ours, theirs, rngs=rngs, mutable=["memory"])[0]
+        return sum(loss.mean() for loss in losses.values()), losses
+
+    # Numbers of our own for the heads: their initialisation would take as long to compile as the rest.
+    random = np.random.default_rng(0)
+    heads = jax.tree.map(
+        lambda s: (0.3 * random.standard_normal(s.shape, np.float32)).astype(s.dtype), jax.eval_shape(shapes)
+    )
+    heads = jax.device_put(heads, everywhere)
+    batch, ours, theirs = jax.device_put(inputs, (split, split, TeacherOutput(split, split, everywhere)))
+    gradients, losses = jax.jit(jax.grad(total, (0, 1), has_aux=True, allow_int=True))(heads, ours, batch, theirs)
+    gradients = ({name: tree.get("params", {}) for name, tree in gradients[0].items()}, gradients[1])
+    return jax.device_get((losses, gradients))
+
+
+@pytest.mark.parametrize("student", NETWORKS)
+@pytest.mark.parametrize("teacher", NETWORKS)
+def test_every_method_takes_the_same_step_on_one_device_and_on_eight(teacher, student):
+    one, eight = (step(teacher, student, devices) for devices in (1, 8))
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(x).all(), where
+        np.testing.assert_allclose(x, y, atol=2e-4 * max(np.abs(x).max(), 1e-2), err_msg=where)
+    heads, ours = one[1]
+    still = [
+        jax.tree_util.keystr(path)
+        for path, gradient in jax.tree_util.tree_leaves_with_path((heads, ours))
+        if not np.any(gradient)
+    ]
+    assert not still
