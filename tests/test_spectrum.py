@@ -75,7 +75,7 @@ def test_hsic_is_its_definition_over_quadruples_of_examples():
 
 
 def test_hsic_of_some_examples_is_that_of_a_batch_without_the_others():
-    x, y = maps(9, 3) + 2, maps(9, 2, 2, 1, seed=1)
+    x, y = jnp.asarray(maps(9, 3) + 2), jnp.asarray(maps(9, 2, 2, 1, seed=1))
     where = jnp.arange(9) % 4 != 1
     np.testing.assert_allclose(hsic_terms(x, y, where), hsic_terms(x[where], y[where]), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(hsic_terms(x, y, jnp.arange(9) < 3), 0)

@@ -209,8 +209,9 @@ def test_maps_of_different_sizes_meet_on_the_smaller_grid(name):
 
 
 def test_fitnet_is_the_mean_squared_error():
-    student, teacher = map(np.asarray, pair("fitnet"))
-    np.testing.assert_allclose(losses.fitnet(student, teacher), ((student - teacher) ** 2).mean((1, 2, 3)), rtol=1e-6)
+    student, teacher = pair("fitnet")
+    expected = ((np.asarray(student) - np.asarray(teacher)) ** 2).mean((1, 2, 3))
+    np.testing.assert_allclose(losses.fitnet(student, teacher), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", MAPS)
