@@ -3,8 +3,14 @@
     python -m experiments.compare --config=configs/digits.py
 
 The config file's `get_config` must know `method=teacher` and each of `--methods`; `--methods=all` are those that its
-`METHODS` lists. Runs that have ended are not run
-again, and one that was stopped goes on, so the same command may be repeated until all is done.
+`METHODS` lists. Runs that have ended are not run again, and one that was stopped goes on, so the same command may be
+repeated until all is done.
+
+A changed setting of a loss is meant for those methods that have that loss. It must be in the config that the command
+line names, so to change one that only some methods have, name one of them:
+
+    python -m experiments.compare --config=configs/digits.py:method=fitnet --methods=scratch,fitnet,fitnet_kd \
+        --config.losses.fitnet.weight=0.5
 """
 
 import contextlib
@@ -28,6 +34,7 @@ from lfcc_jax import main as cli
 from lfcc_jax.errors import UserError
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training import pictures
+from lfcc_jax.training.config import read_config
 from lfcc_jax.training.report import read_metrics, table
 
 _METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
@@ -47,6 +54,8 @@ def main() -> None:
     module = _load(Path(filename))
     methods = list(module.METHODS) if _METHODS.value == ["all"] else _METHODS.value
     make_config = _config_maker(module, argument, overrides)
+    for method in ("teacher", *methods):  # what will not do is said before anything is trained
+        read_config(make_config(method, seeds[0]))
     if not jax.config.jax_compilation_cache_dir:
         # The seeds of a method share their programs; those are compiled once.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -103,8 +112,12 @@ def _config_maker(module: ModuleType, argument: str, overrides: Mapping[str, Any
         config = module.get_config(",".join(filter(None, [argument, f"method={method}"])))
         config.seed = seed
         for key, value in overrides.items():
-            if method != "teacher" or not key.startswith(_NOT_THE_TEACHERS):
-                config.update_from_flattened_dict({key: value})
+            path = key.split(".")
+            if method == "teacher" and key.startswith(_NOT_THE_TEACHERS):
+                continue
+            if path[0] == "losses" and path[1] not in config.losses:
+                continue
+            config.update_from_flattened_dict({key: value})
         return config
 
     return make

@@ -38,7 +38,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    what = "unknown config key: " if isinstance(error, AttributeError) else ""
+    what = "unknown config key: " if isinstance(error, AttributeError | KeyError) else ""
     while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps its KeyErrors
         error = error.args[0]
     # It also puts the traceback of a config file into its message; what the file said comes last.

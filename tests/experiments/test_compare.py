@@ -3,12 +3,12 @@ import subprocess
 import sys
 
 
-def compare(workdir, data_dir, *arguments):
+def compare(workdir, data_dir, *arguments, method="lfcc"):
     command = [
         sys.executable,
         "-m",
         "experiments.compare",
-        "--config=configs/digits.py:runlocal",
+        f"--config=configs/digits.py:runlocal,method={method}",
         f"--workdir={workdir}",
     ]
     command += [f"--config.data.data_dir={data_dir}", "--methods=scratch,lfcc", "--seeds=0,1", *arguments]
@@ -47,3 +47,27 @@ def test_another_config_in_the_same_place_is_refused(tmp_path, data_dir):
     assert second.returncode == 1
     assert "error: " in second.stderr
     assert "config.batch_size is 32 there and 16 here" in second.stderr
+
+
+def test_what_will_not_do_is_said_before_anything_is_trained(tmp_path, data_dir):
+    misspelt = compare(tmp_path, data_dir, "--methods=scratch,fitnett")
+    assert misspelt.returncode == 1
+    assert "did you mean 'fitnet'?" in misspelt.stderr
+    nobodys = compare(tmp_path, data_dir, "--config.losses.fitnet.weight=0.5")
+    assert nobodys.returncode == 1
+    assert "unknown config key: 'fitnet'" in nobodys.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_setting_of_a_loss_is_for_the_methods_that_have_it(tmp_path, data_dir):
+    done = compare(
+        tmp_path,
+        data_dir,
+        "--methods=scratch,fitnet",
+        "--seeds=0",
+        "--config.losses.fitnet.weight=0.5",
+        method="fitnet",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "fitnet_0" / "config.json").read_text())["losses"]["fitnet"]["weight"] == 0.5
+    assert "fitnet" not in json.loads((tmp_path / "scratch_0" / "config.json").read_text())["losses"]
