@@ -17,7 +17,7 @@ The first four, with three seeds each, in under five minutes on 2 CPU cores:
 
     python -m experiments.compare --config=configs/digits.py
 
-All of them in half an hour at most, with `--methods=all`.
+All of them in a quarter of an hour, with `--methods=all`.
 
 One run, with a value changed:
 

@@ -74,29 +74,35 @@ def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, S
 def comparison(path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], teacher: float) -> None:
     """Draws the students' accuracies over the epochs, and where each seed ended.
 
+    Of more methods than there are colors, the first one and those that ended best are colored, the others grey.
+
     Args:
       path: of the PNG.
       runs: for each method, the lines of `metrics.jsonl` of each seed.
       teacher: accuracy of the teacher, in [0, 1].
     """
     figure, (left, right) = _axes(1, 2, (10, max(4, 0.3 * len(runs))))
-    for i, (method, seeds) in enumerate(runs.items()):
-        series = [_series(rows, "test/accuracy") for rows in seeds]
-        accuracy = 100 * np.stack([values for _, values in series])
-        color = COLORS[i % len(COLORS)]
-        left.plot(series[0][0], accuracy.mean(axis=0), color=color, marker=".", label=method)
-        left.fill_between(
-            series[0][0], accuracy.min(axis=0), accuracy.max(axis=0), color=color, alpha=0.15, linewidth=0
-        )
-        right.plot(accuracy[:, -1], np.full(len(seeds), i), "o", color=color, alpha=0.6)
-        right.plot(accuracy[:, -1].mean(), i, "|", color=color, markersize=24, markeredgewidth=2)
+    epochs = _series(next(iter(runs.values()))[0], "test/accuracy")[0]
+    accuracies = {m: 100 * np.stack([_series(rows, "test/accuracy")[1] for rows in runs[m]]) for m in runs}
+    by_end = sorted(accuracies, key=lambda m: -accuracies[m][:, -1].mean())
+    first = next(iter(runs))
+    chosen = list(runs) if len(runs) <= len(COLORS) else [first, *(m for m in by_end if m != first)][: len(COLORS) - 2]
+    colors = dict(zip(chosen, COLORS, strict=False))
+    for i, (method, accuracy) in enumerate(accuracies.items()):
+        color = colors.get(method, "0.7")
+        label = method if method in colors else None
+        left.plot(epochs, accuracy.mean(axis=0), color=color, marker=".", label=label, zorder=2 if label else 1)
+        if label:
+            low, high = accuracy.min(axis=0), accuracy.max(axis=0)
+            left.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+        right.plot(accuracy[:, -1], np.full(len(accuracy), i), "o", color=color, alpha=0.6)
+        right.plot(accuracy[:, -1].mean(), i, "|", color=color, markersize=24 if len(runs) < 8 else 12, mew=2)
     for axis, line in ((left, left.axhline), (right, right.axvline)):
         line(100 * teacher, color="black", linestyle="--", linewidth=1, label="teacher")
         axis.set_title("Test accuracy over the epochs" if axis is left else "At the last epoch: seeds and their mean")
     lowest = min(100 * _series(rows, "test/accuracy")[1][1:].min() for seeds in runs.values() for rows in seeds)
     left.set(xlabel="epoch", ylabel="top-1, %", ylim=(lowest - 2, None))
-    if len(runs) <= len(COLORS):
-        left.legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="lower right")
     right.set(xlabel="top-1, %", yticks=range(len(runs)), yticklabels=list(runs), ylim=(len(runs) - 0.5, -0.5))
     _save(figure, path)
 
