@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lfcc_jax.data.augmentation.warp import warp
+
 Image = Float[Array, "height width channels"]
 Tables = Float[Array, "channels levels"]
 
@@ -95,37 +97,39 @@ def apply(image: Image, what: Change, fill: Float[Array, " channels"]) -> Image:
     return _blend(_blurred(image), image, what.sharpness)
 
 
-def warp(image: Image, affine: Float[Array, "2 3"], fill: Float[Array, " channels"]) -> Image:
-    """Returns the image read at other places, bilinearly, as Pillow's `Image.transform` does.
-
-    timm interpolates by cubics half of the time; here it is bilinear always.
-    """
-    height, width, _ = image.shape
-    x, y = jnp.arange(width)[None, :] + 0.5, jnp.arange(height)[:, None] + 0.5
-    at_x, at_y = (row[0] * x + row[1] * y + row[2] for row in affine)
-    inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
-    left, top = jnp.floor(at_x - 0.5), jnp.floor(at_y - 0.5)
-    right_share, low_share = (at_x - 0.5 - left)[..., None], (at_y - 0.5 - top)[..., None]
-    columns = [jnp.clip(left + i, 0, width - 1).astype(jnp.int32) for i in (0, 1)]
-    rows = [jnp.clip(top + i, 0, height - 1).astype(jnp.int32) for i in (0, 1)]
-    upper, lower = (image[row, columns[0]] * (1 - right_share) + image[row, columns[1]] * right_share for row in rows)
-    read = upper * (1 - low_share) + lower * low_share
-    return jnp.where(inside[..., None], jnp.floor(read + 1e-3), fill[None, None, :])
-
-
 def histogram(image: Image) -> Float[Array, "channels levels"]:
-    """Returns how many pixels of each channel have each of the 256 levels.
+    """Returns how many pixels of each channel have each of the 256 levels."""
+    return jax.lax.platform_dependent(image, tpu=_count_by_products, default=_count)
 
-    A level is sixteen times its high digit, and its low digit; the histogram is the product of the two digits'
-    indicators. That is a matrix product, where counting directly would be a scatter.
-    """
+
+def look_up(image: Image, tables: Tables) -> Image:
+    """Returns for each pixel what its channel's table has for its level."""
+    return jax.lax.platform_dependent(image, tables, tpu=_look_up_by_products, default=_look_up)
+
+
+def _count(image: Image) -> Float[Array, "channels levels"]:
+    channels = image.shape[-1]
+    places = image.reshape(-1, channels).astype(jnp.int32) + 256 * jnp.arange(channels)[None, :]
+    return jnp.zeros(256 * channels).at[places.ravel()].add(1.0).reshape(channels, 256)
+
+
+def _look_up(image: Image, tables: Tables) -> Image:
+    levels = image.astype(jnp.int32)
+    return jnp.stack([table[levels[..., c]] for c, table in enumerate(tables)], axis=-1)
+
+
+# A TPU scatters and gathers one number after the other, but multiplies matrices fast. A level is sixteen times its high
+# digit and its low digit; what is wanted of all pairs of digits is a product of their indicators.
+
+
+def _count_by_products(image: Image) -> Float[Array, "channels levels"]:
     high, low = _digits(image)
     return jnp.einsum("nch,ncl->chl", high, low).reshape(image.shape[-1], 256)
 
 
-def look_up(image: Image, tables: Tables) -> Image:
-    """Returns for each pixel what its channel's table has for its level, as matrix products with its two digits."""
+def _look_up_by_products(image: Image, tables: Tables) -> Image:
     high, low = _digits(image)
+    # Levels have eight bits, as many as bfloat16 holds exactly, in which a TPU multiplies.
     rows = jnp.einsum("nch,chl->ncl", high, tables.reshape(-1, 16, 16))
     return jnp.einsum("ncl,ncl->nc", rows, low).reshape(image.shape)
 
@@ -170,8 +174,9 @@ def _mean_level(image: Image) -> Float[Array, ""]:
 def _blurred(image: Image) -> Image:
     """Returns `ImageFilter.SMOOTH` of the image: 3 x 3 pixels, the middle one five times; the border stays."""
     height, width, _ = image.shape
-    shifted = [image[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)]
-    inner = jnp.floor((sum(shifted) + 4 * shifted[4]) / 13 + 0.5)
+    columns = sum(image[i : height - 2 + i] for i in range(3))
+    square = sum(columns[:, j : width - 2 + j] for j in range(3))
+    inner = jnp.floor((square + 4 * image[1:-1, 1:-1]) / 13 + 0.5)
     return image.at[1:-1, 1:-1].set(inner)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lfcc_jax.data.augmentation import operations, policy
+from lfcc_jax.data.augmentation import operations, policy, warp
 from lfcc_jax.data.resize import central_crop
 from lfcc_jax.errors import UserError
 
@@ -108,3 +108,31 @@ def test_test_images_are_resized_and_cropped_as_pillow_does():
         assert off.max() < 1.01
         other = "bilinear" if interpolation == "bicubic" else "bicubic"
         assert np.abs(255 * central_crop(images, int(size), float(crop), other)[0] - GOLDEN[key]).max() > 2
+
+
+def test_counting_and_looking_up_by_products_as_on_a_tpu_gives_the_same():
+    tables = jax.random.randint(jax.random.key(0), (3, 256), 0, 256).astype(jnp.float32)
+    np.testing.assert_array_equal(operations._count_by_products(PICTURE), operations.histogram(PICTURE))
+    counts = [np.bincount(GOLDEN["picture"][..., c].ravel(), minlength=256) for c in range(3)]
+    np.testing.assert_array_equal(operations.histogram(PICTURE), counts)
+    expected = np.stack([np.asarray(tables)[c][GOLDEN["picture"][..., c]] for c in range(3)], axis=-1)
+    for look_up in (operations.look_up, operations._look_up_by_products):
+        np.testing.assert_array_equal(look_up(PICTURE, tables), expected)
+
+
+@pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
+@pytest.mark.parametrize("share", [1.0, -1.0, 0.3, 0.0])
+def test_three_shears_as_on_a_tpu_read_what_the_affine_map_reads(name, share):
+    # A smooth picture, as interpolating three times along lines blurs what a rotation shows.
+    y, x = jnp.mgrid[:40, :48]
+    smooth = 127 + 100 * jnp.stack([jnp.sin(x / 9 + c) * jnp.cos(y / (8 + c)) for c in range(3)], axis=-1)
+    greatest = dict(zip(operations.NAMES, policy.arguments(jnp.float32(10), jnp.array(False)), strict=True))[name]
+    affine = operations.change(smooth, jnp.int32(operations.NAMES.index(name)), share * greatest).affine
+    inside = np.asarray(warp._inside(affine, 40, 48))
+    off = np.abs(warp._read_by_shears(smooth, affine) - warp._read(smooth, affine))[inside]
+    assert inside.mean() > 0.4
+    assert off.max() < (6 if name == "rotate" else 1e-2)
+    assert off.mean() < (0.6 if name == "rotate" else 1e-3)
+    if share == 1.0:
+        still = operations.change(smooth, jnp.int32(-1), jnp.float32(0)).affine
+        assert np.abs(warp._read(smooth, still) - warp._read(smooth, affine))[inside].mean() > 5
