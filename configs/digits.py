@@ -71,7 +71,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train_split = "train[:10%]"
     config.data.test_split = "test"
     config.data.data_dir = ""
-    config.data.max_shift = 1
+    config.data.augmentation = ConfigDict({"padding": 1})
 
     config.student = ConfigDict({"name": "resnet_pico"})
     config.teacher = ConfigDict({"name": "vit_pico", "checkpoint": ""})

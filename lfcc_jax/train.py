@@ -2,38 +2,38 @@
 
 import contextlib
 import datetime
+import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from lfcc_jax import data, methods, models
+from lfcc_jax import data, models
+from lfcc_jax.data.resize import central_crop
 from lfcc_jax.errors import UserError, checked_arguments
 from lfcc_jax.spectrum import radial_spectrum
-from lfcc_jax.training import optimizer as optimizers
-from lfcc_jax.training import pictures, schedules
+from lfcc_jax.training import pictures
+from lfcc_jax.training.assembly import Images, assemble, teacher_network
 from lfcc_jax.training.checkpoint import Checkpoints, describe_network, load_network, save_network
-from lfcc_jax.training.config import Block, claim_workdir, read_config
+from lfcc_jax.training.config import claim_workdir, read_config
 from lfcc_jax.training.evaluation import evaluate
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say, table
 from lfcc_jax.training.sharding import (
     DevicePrefetch,
-    batch_sharding,
     check_batch_size,
     create_mesh,
     replicated,
     to_global,
     weight_shardings,
 )
-from lfcc_jax.training.state import init_state
-from lfcc_jax.training.step import make_eval_step, make_train_step, to_float
+from lfcc_jax.training.state import start_from
+from lfcc_jax.training.step import make_eval_step, to_float
 
 
 class DivergedError(UserError):
@@ -71,53 +71,32 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     if not steps_per_epoch:
         raise UserError(f"config.batch_size: {run.batch_size} is more than the {len(splits.train.examples)} images")
     total_steps = max(1, round(run.epochs * steps_per_epoch))
-    batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, max_shift=splits.max_shift)
+    batches = data.train_batches(
+        splits.train,
+        run.batch_size,
+        seed=run.seed,
+        image_size=splits.image_size,
+        scale=splits.scale,
+        workers=splits.workers,
+    )
+    images = Images(
+        splits.train.num_classes, splits.image_size, splits.train.image_channels, len(splits.train.examples)
+    )
 
-    # -- Networks ------------------------------------------------------------------------------------------------------
-    student = _network(run.student, splits.train, run.dtype, "config.student")
+    # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
+    assembly = assemble(run, images)  # every name and key is looked at before a file is read
     teacher = teacher_variables = None
     if run.teacher.get("name"):
-        block = dict(run.teacher)
-        path = block.pop("checkpoint", "")
-        _network(block, splits.train, run.dtype, "config.teacher")  # its name and keys make sense
+        path = run.teacher.get("checkpoint")
         if not path:
             raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
-        made = describe_network(path)
-        if made["name"] == block["name"]:  # what the config does not say is as it was trained
-            block = made["overrides"] | block
-        teacher = _network(block, splits.train, run.dtype, "config.teacher")
-        placement = weight_shardings(teacher.variable_shapes(), mesh)
-        teacher_variables = load_network(path, teacher, placement)
-
-    # -- Losses, with their heads and weights, and the optimizer -------------------------------------------------------
-    timing = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
-    losses, weights = {}, {}
-    for name, block in run.losses.items():
-        weight = block.get("weight", 1.0)
-        settings = {key: value for key, value in block.items() if key != "weight"}
-        if "examples" in settings:
-            raise UserError(f"config.losses.{name}.examples: it is the data set's, and cannot be given")
-        method = methods.create(name, **settings)
-        if hasattr(method, "examples"):
-            method = method.clone(examples=len(splits.train.examples))
-        if weight == 0:
-            continue
-        if method.needs_teacher and teacher is None:
-            raise UserError(f"config.losses.{name} needs a teacher; config.teacher.name is empty")
-        losses[name] = method
-        weights[name] = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
-    if not losses:
-        raise UserError(f"config.losses: nothing to train on. Known: {', '.join(methods.list_methods())}")
-    optimizer_block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
-    rate = optimizer_block.pop("learning_rate")
-    learning_rate = schedules.create(rate, **timing, where="config.optimizer.learning_rate")
-    optimizer = optimizers.create(**optimizer_block, learning_rate=learning_rate)
+        teacher = teacher_network(run, images, made=describe_network(path))
+        teacher_variables = load_network(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
+        assembly = assemble(run, images, teacher)
+    student = assembly.student
 
     # -- State: fresh or restored --------------------------------------------------------------------------------------
-    def init(key: jax.Array) -> Any:
-        return init_state(key, student, teacher, losses, optimizer, use_ema=run.ema_decay > 0)
-
-    shapes = jax.eval_shape(init, jax.random.key(run.seed))
+    shapes = assembly.state_shapes()
     placement = weight_shardings(shapes, mesh)
     workdir = claim_workdir(workdir, config)
     if (workdir / "summary.json").exists():
@@ -133,7 +112,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     else:
         # Random numbers are slow to compile and drawn once: on a CPU, without optimisation in a third of the time.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        state = jax.jit(init, out_shardings=placement, compiler_options=options)(jax.random.key(run.seed))
+        state = jax.jit(assembly.init, out_shardings=placement, compiler_options=options)(jax.random.key(run.seed))
+        if path := run.student.get("checkpoint"):
+            state = start_from(state, load_network(path, student, placement.student))
     first_step = int(state.step)
     batches = DevicePrefetch(batches, mesh)
 
@@ -147,23 +128,25 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     say(
         f"{run.student['name']} ({sizes['student']:,} parameters, {sizes['heads']:,} in heads) "
         + (f"learns from {run.teacher['name']} " if teacher else "")
-        + f"by {' + '.join(losses)}; {len(splits.train.examples):,} images, batch {run.batch_size}, "
+        + f"by {' + '.join(assembly.losses)}; {len(splits.train.examples):,} images, batch {run.batch_size}, "
         f"{total_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
     if first_step:
         say(f"goes on from step {first_step} of {workdir}")
 
     # -- Programs ------------------------------------------------------------------------------------------------------
-    train_step = jax.jit(
-        make_train_step(student, teacher, losses, weights, optimizer, run.ema_decay),
-        donate_argnums=0,
-        out_shardings=(placement, replicated(mesh)),
-    )
-    eval_step = jax.jit(make_eval_step(student, teacher), out_shardings=replicated(mesh))
+    prepare = _test_images(splits, student)
+    train_step = assembly.train_step(mesh, splits.augmentation)
+    eval_step = jax.jit(make_eval_step(student, teacher, prepare), out_shardings=replicated(mesh))
+
+    def test_batches() -> Iterator[dict[str, Any]]:
+        crop = {"crop": student.crop, "interpolation": student.interpolation}
+        return data.eval_batches(
+            splits.test, run.batch_size, image_size=splits.image_size, workers=splits.workers, **crop
+        )
 
     def evaluate_now() -> dict[str, float]:
-        shares = data.eval_batches(splits.test, run.batch_size)
-        return evaluate(eval_step, state.evaluated, teacher_variables, shares, mesh)
+        return evaluate(eval_step, state.evaluated, teacher_variables, test_batches(), mesh)
 
     writer = MetricsWriter(workdir, first_step)
     if first_step == 0:
@@ -173,12 +156,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
     if first_step < total_steps:
         began = time.monotonic()
-        image = jax.ShapeDtypeStruct(
-            (run.batch_size, *student.image_shape()[1:]), jnp.uint8, sharding=batch_sharding(mesh)
-        )
-        number = jax.ShapeDtypeStruct((run.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
-        batch = {"image": image, "label": number, "index": number}
-        train_step = train_step.lower(state, teacher_variables, batch).compile()
+        size = splits.train.image_size or splits.image_size
+        arguments = assembly.step_arguments(mesh, run.batch_size, (size, size, splits.train.image_channels))
+        train_step = train_step.lower(*arguments).compile()
         say(f"compiled the training step in {time.monotonic() - began:.1f} s")
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
@@ -200,7 +180,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             means = _finite_means(pending, step, checkpoints)
             pending = []
             progress.pause(step)
-            means |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": progress.images_per_second}
+            means |= {
+                "learning_rate": float(assembly.learning_rate(step - 1)),
+                "images_per_second": progress.images_per_second,
+            }
             row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
             if log:
                 say(progress.line(step, means))
@@ -229,7 +212,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         "dataset": run.data["name"],
         "teacher": run.teacher["name"] if teacher else None,
         "student": run.student["name"],
-        "losses": " + ".join(losses),
+        "losses": " + ".join(assembly.losses),
         "seed": run.seed,
         "epochs": run.epochs,
         "steps": total_steps,
@@ -253,17 +236,17 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     description = {
         "name": run.student["name"],
         "num_classes": splits.train.num_classes,
-        "image_size": splits.train.image_size,
+        "image_size": splits.image_size,
         "overrides": {"image_channels": splits.train.image_channels}
-        | {key: value for key, value in run.student.items() if key != "name"},
+        | {key: value for key, value in run.student.items() if key not in ("name", "checkpoint")},
         "made_by": summary,
     }
     save_network(workdir / "student", state.evaluated, description)
-    some_images = to_global(next(data.eval_batches(splits.test, run.batch_size)), mesh)["image"]
+    some_images = to_global(next(test_batches()), mesh)["image"]
     networks = {f"student {run.student['name']}": (student, state.evaluated)}
     if teacher:
         networks[f"teacher {run.teacher['name']}"] = (teacher, teacher_variables)
-    spectra = {name: _spectra(*network, some_images, mesh) for name, network in networks.items()}
+    spectra = {name: _spectra(*network, prepare, some_images, mesh) for name, network in networks.items()}
     if jax.process_index() == 0:
         pictures.learning_curves(workdir / "learning_curves.png", rows)
         pictures.spectra(workdir / "spectra.png", spectra)
@@ -274,14 +257,13 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     return summary
 
 
-def _network(block: Block, source: data.Source, dtype: str, where: str) -> models.Network:
-    if "name" not in block:
-        raise UserError(f"{where}: missing name. Known: {', '.join(models.list_models())}")
-    for key in ("num_classes", "image_size"):
-        if key in block:
-            raise UserError(f"{where}.{key}: it is the data set's, and cannot be given")
-    settings = {"image_channels": source.image_channels, "dtype": jnp.dtype(dtype)} | block
-    return models.create(num_classes=source.num_classes, image_size=source.image_size, **settings)
+def _test_images(splits: data.Splits, student: models.Network) -> Callable[[jax.Array], jax.Array]:
+    """Returns what happens to test images on the device: resizing as the student's weights want it, if at all."""
+    if not splits.resized:
+        return to_float
+    return functools.partial(
+        central_crop, size=splits.image_size, crop=student.crop, interpolation=student.interpolation
+    )
 
 
 def _size(params: Any) -> int:
@@ -310,12 +292,12 @@ def _finite_means(pending: list[dict[str, jax.Array]], step: int, checkpoints: C
 
 
 def _spectra(
-    network: models.Network, variables: Any, images: jax.Array, mesh: Any
+    network: models.Network, variables: Any, prepare: Callable[[jax.Array], jax.Array], images: jax.Array, mesh: Any
 ) -> dict[str, dict[str, list[float]]]:
     """Returns the radial spectrum of each stage's map."""
 
     def spectra(variables: Any, images: jax.Array) -> dict[str, Any]:
-        features = network.apply(variables, to_float(images), train=False).features
+        features = network.apply(variables, prepare(images), train=False).features
         return {stage: radial_spectrum(x) for stage, x in features.items() if x.ndim == 4}
 
     found = jax.device_get(jax.jit(spectra, out_shardings=replicated(mesh))(variables, images))

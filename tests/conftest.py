@@ -62,7 +62,7 @@ def tiny(data_dir):
             "batch_size": 8,
             "log_every_steps": 2,
         }
-        config["data"]["max_shift"] = 1
+        config["data"]["augmentation"] = {"padding": 1}
         return config | changes
 
     return make

@@ -74,8 +74,8 @@ def _norm(timm: str, path: str, block: int | None = None) -> Iterator[Row]:
 
 
 def _affine(timm: str, path: str, block: int | None = None) -> Iterator[Row]:
-    yield _param(f"{timm}.alpha", f"{path}/scale", block, VECTOR)
-    yield _param(f"{timm}.beta", f"{path}/bias", block, VECTOR)
+    yield _param(f"{timm}.alpha", f"{path}/alpha", block, VECTOR)
+    yield _param(f"{timm}.beta", f"{path}/beta", block, VECTOR)
 
 
 def _batch_norm(timm: str, path: str) -> Iterator[Row]:

@@ -1,5 +1,6 @@
 """Grain pipelines: a seeded endless one for training, an exact one for evaluation. Both give this process's share."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,22 +8,37 @@ import grain
 import jax
 import numpy as np
 
+from lfcc_jax.data import decode
 from lfcc_jax.data.source import Source
 
 Example = dict[str, Any]
 
+# Decoded images that wait for each process; of 224 pixels, 64 are 10 MB.
+_READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
 
-def train_batches(source: Source, batch_size: int, *, seed: int, max_shift: int = 0) -> grain.DatasetIterator:
+
+def train_batches(
+    source: Source,
+    batch_size: int,
+    *,
+    seed: int,
+    image_size: int = 0,
+    scale: tuple[float, float] = (0.08, 1.0),
+    workers: int = 0,
+) -> grain.DatasetIterator:
     """Returns an endless, checkpointable iterator of this process's share of each global batch.
 
-    Every epoch is a new shuffle without the examples that do not fill a batch. Shuffle and augmentation depend on the
-    seed and on the example's place in the global order alone, so they are the same for any number of processes.
+    Every epoch is a new shuffle without the examples that do not fill a batch. Shuffle and crops depend on the seed
+    and on the example's place in the global order alone; of each batch, processes get consecutive shares. So the global
+    batches are the same for any number of processes.
 
     Args:
-      source: what to read.
+      source: what to read. Images of one size are left as they are.
       batch_size: global; the process count must divide it.
-      seed: of shuffle and augmentation.
-      max_shift: images are shifted by up to this many pixels each way, independently, and padded with zeros.
+      seed: of shuffle and crops.
+      image_size: for images that vary in size: side of the random crop that is taken of each.
+      scale: least and largest share of the image in such a crop.
+      workers: processes that do the work; 0 is threads of this one.
 
     Returns:
       An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]`, and `index` int32 `[batch]`: each
@@ -30,13 +46,13 @@ def train_batches(source: Source, batch_size: int, *, seed: int, max_shift: int 
     """
     steps = steps_per_epoch(source, batch_size)
     dataset = grain.MapDataset.range(len(source.examples)).seed(seed).shuffle()[: steps * batch_size].repeat()
-    dataset = dataset.map(lambda index: {**_tidy(source.examples[index]), "index": np.int32(index)})
-    if max_shift:
-        # Before the process slice: grain seeds each element by its index, which must be the global one.
-        dataset = dataset.random_map(lambda example, rng: _shift(example, rng, max_shift))
-    dataset = dataset[jax.process_index() :: jax.process_count()]
+    dataset = dataset.map(functools.partial(_read, source))
+    if not source.image_size:
+        # Before the process's share is taken: grain seeds each element by its index, which must be the global one.
+        dataset = dataset.random_map(functools.partial(_random_crop, image_size, scale))
     dataset = dataset.batch(batch_size // jax.process_count(), drop_remainder=True)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)))
+    dataset = dataset[jax.process_index() :: jax.process_count()].to_iter_dataset(_READ)
+    return iter(_in_processes(dataset, workers))
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -44,12 +60,24 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return len(source.examples) // batch_size
 
 
-def eval_batches(source: Source, batch_size: int) -> Iterator[Example]:
+def eval_batches(
+    source: Source,
+    batch_size: int,
+    *,
+    image_size: int = 0,
+    crop: float = 1.0,
+    interpolation: str = "bicubic",
+    workers: int = 0,
+) -> Iterator[Example]:
     """Yields every example exactly once, padded to full global batches, as this process's share of each.
 
     Args:
-      source: what to read.
+      source: what to read. Images of one size are left as they are.
       batch_size: global; the process count must divide it.
+      image_size: for images that vary in size: side of the central crop.
+      crop: as in `decode.central_crop`.
+      interpolation: as in `decode.central_crop`.
+      workers: as in `train_batches`.
 
     Yields:
       `image`, `label`, and `mask` bool `[batch]`: False where an example only pads the last batch.
@@ -58,20 +86,25 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[Example]:
     padded = -(-total // batch_size) * batch_size
 
     def example(index: int) -> Example:
-        return {**_tidy(source.examples[min(index, total - 1)]), "mask": np.bool_(index < total)}
+        found = _read(source, min(index, total - 1))
+        if not source.image_size:
+            found["image"] = decode.central_crop(decode.decode(found["image"]), image_size, crop, interpolation)
+        return {"image": found["image"], "label": found["label"], "mask": np.bool_(index < total)}
 
-    dataset = grain.MapDataset.range(padded).map(example)[jax.process_index() :: jax.process_count()]
-    dataset = dataset.batch(batch_size // jax.process_count())
-    yield from dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64))
+    dataset = grain.MapDataset.range(padded).map(example).batch(batch_size // jax.process_count())
+    dataset = dataset[jax.process_index() :: jax.process_count()].to_iter_dataset(_READ)
+    yield from _in_processes(dataset, workers)
 
 
-def _tidy(example: Example) -> Example:
-    return {"image": np.asarray(example["image"], np.uint8), "label": np.int32(example["label"])}
+def _read(source: Source, index: int) -> Example:
+    example = source.examples[index]
+    image = np.asarray(example["image"], np.uint8) if source.image_size else example["image"]
+    return {"image": image, "label": np.int32(example["label"]), "index": np.int32(index)}
 
 
-def _shift(example: Example, rng: np.random.Generator, most: int) -> Example:
-    image = example["image"]
-    height, width, _ = image.shape
-    padded = np.pad(image, ((most, most), (most, most), (0, 0)))
-    top, left = rng.integers(0, 2 * most + 1, size=2)
-    return {**example, "image": padded[top : top + height, left : left + width]}
+def _random_crop(size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator) -> Example:
+    return {**example, "image": decode.random_crop(decode.decode(example["image"]), size, rng, scale)}
+
+
+def _in_processes(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else dataset

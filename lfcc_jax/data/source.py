@@ -4,23 +4,27 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
+from etils import epath
 
+from lfcc_jax.data import noise
 from lfcc_jax.errors import UserError, unknown
 
 _OURS = ("digits",)
+# How many images of noise there are in each split.
+_NOISE = {"train": 1024, "test": 256}
 
 
 class Source(NamedTuple):
     """One split of a data set.
 
     Attributes:
-      examples: random access to dicts with `image` (uint8, `[height, width, channels]`) and `label`.
+      examples: random access to dicts with `image` (uint8 `[height, width, channels]`; or the encoded bytes, if images
+        vary in size) and `label`.
       num_classes: labels are in `[0, num_classes)`.
-      image_size: height and width of the images, in pixels.
+      image_size: height and width of the images, in pixels; 0 if they vary.
       image_channels: 3 for colour, 1 for grey.
     """
 
@@ -34,8 +38,8 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     """Returns one split of a data set, preparing it first if this package can.
 
     Args:
-      name: `digits`; the name of a data set prepared under `data_dir`; or the path of a prepared directory, the one
-        that holds `dataset_info.json`.
+      name: `digits`; the name of a data set prepared under `data_dir`; the path of a prepared directory, the one that
+        holds `dataset_info.json`, also `gs://...`; or `noise_100x32` for random images, of 100 classes and 32 pixels.
       split: in TFDS's notation, for example `test` or `train[:20%]`.
       data_dir: where prepared data sets lie; TFDS's own default if empty.
 
@@ -43,50 +47,29 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
       The source.
 
     Raises:
-      UserError: if there is no such data set or split, or its images have no fixed size.
+      UserError: if there is no such data set or split, or its images are not what a network takes.
     """
+    if sizes := noise.parse_name(name):
+        if split not in _NOISE:
+            raise unknown("split", split, _NOISE, f"data set '{name}'")
+        return Source(noise.Noise(_NOISE[split], *sizes), *sizes, 3)
     builder = _builder(name, data_dir)
     base = re.match(r"\w*", split).group()
     if base not in (*builder.info.splits, "all"):
         raise unknown("split", base, builder.info.splits, f"data set '{name}'")
+    shape = builder.info.features["image"].shape
+    varies = None in shape[:2] or shape[0] != shape[1]
+    decoders = {"image": tfds.decode.SkipDecoding()} if varies else None
     try:
-        examples = builder.as_data_source(split=split)
+        examples = builder.as_data_source(split=split, decoders=decoders)
         count = len(examples)
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(f"data set '{name}': split '{split}' cannot be read: {' '.join(str(error).split())}") from error
     if not count:
         raise UserError(f"data set '{name}': split '{split}' is empty")
-    shape = builder.info.features["image"].shape
-    if len(shape) != 3 or None in shape or shape[0] != shape[1]:
-        raise UserError(f"data set '{name}' has images of shape {shape}; a fixed square size is needed")
-    return Source(examples, builder.info.features["label"].num_classes, shape[0], shape[2])
-
-
-class Splits(NamedTuple):
-    """What a run reads.
-
-    Attributes:
-      train: the images to train on.
-      test: the images to evaluate on.
-      max_shift: augmentation: how far training images are shifted, in pixels.
-    """
-
-    train: Source
-    test: Source
-    max_shift: int
-
-
-def open_splits(
-    name: str, train_split: str = "train", test_split: str = "test", data_dir: str = "", max_shift: int = 0
-) -> Splits:
-    """Returns training and test data: the `data` block of a config. See `open_source` and `train_batches`.
-
-    Raises:
-      UserError: as `open_source`.
-    """
-    if not isinstance(max_shift, int) or max_shift < 0:
-        raise UserError(f"config.data.max_shift: {max_shift} will not do; a whole number of pixels will")
-    return Splits(open_source(name, train_split, data_dir), open_source(name, test_split, data_dir), max_shift)
+    if len(shape) != 3 or shape[2] not in (1, 3):
+        raise UserError(f"data set '{name}' has images of shape {shape}; [height, width, 1 or 3] is needed")
+    return Source(examples, builder.info.features["label"].num_classes, 0 if varies else shape[0], shape[2])
 
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -102,9 +85,9 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             if not builder.is_prepared():
                 raise
         return builder
-    if name and (Path(name).expanduser() / "dataset_info.json").exists():
-        return tfds.builder_from_directory(Path(name).expanduser())
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if name and (epath.Path(name).expanduser() / "dataset_info.json").exists():
+        return tfds.builder_from_directory(epath.Path(name).expanduser())
+    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     # NAME/VERSION or NAME/CONFIG/VERSION; a deeper look would walk through all that was ever downloaded there.
     prepared = [path for depth in ("*/*", "*/*/*") for path in sorted(root.glob(f"{depth}/dataset_info.json"))]
     mine = [path.parent for path in prepared if path.relative_to(root).parts[0] == name]

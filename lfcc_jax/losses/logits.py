@@ -8,16 +8,19 @@ from lfcc_jax.losses.numerics import norm, widen
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], *, label_smoothing: float = 0.0
+    logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"] | Float[Array, "*batch classes"],
+    *,
+    label_smoothing: float = 0.0,
 ) -> Float[Array, "*batch"]:
-    r"""Computes the softmax cross-entropy with integer labels, per example.
+    r"""Computes the softmax cross-entropy with labels, or with probabilities of classes, per example.
 
     .. math::
-      -\sum_c q_c \log \mathrm{softmax}(z)_c, \qquad q_c = (1 - \epsilon)\,[c = y] + \epsilon / C
+      -\sum_c q_c \log \mathrm{softmax}(z)_c, \qquad q_c = (1 - \epsilon)\,y_c + \epsilon / C
 
     Args:
       logits: unnormalised log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
-      labels: the true class :math:`y` of each example, in `[0, classes)`.
+      labels: the true class of each example, in `[0, classes)`; or probabilities :math:`y`, as of mixed images.
       label_smoothing: :math:`\epsilon`, the probability spread evenly over all classes, in [0, 1).
 
     Returns:
@@ -32,7 +35,10 @@ def cross_entropy(
       Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2016 (smoothing).
     """
     log_p = jax.nn.log_softmax(widen(logits))
-    of_label = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        of_label = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    else:
+        of_label = jnp.sum(labels * log_p, axis=-1)
     return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(axis=-1)
 
 

@@ -10,7 +10,7 @@ from lfcc_jax.models import Output
 
 
 class CrossEntropy(Method):
-    """Softmax cross-entropy of the student's logits with `batch["label"]`.
+    """Softmax cross-entropy of the student's logits with `batch["label"]`, or `batch["target"]` of mixed images.
 
     Attributes:
       label_smoothing: the probability spread evenly over all classes.
@@ -21,4 +21,5 @@ class CrossEntropy(Method):
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `cross_entropy` `[batch]`."""
-        return {"cross_entropy": cross_entropy(student.logits, batch["label"], label_smoothing=self.label_smoothing)}
+        labels = batch.get("target", batch["label"])
+        return {"cross_entropy": cross_entropy(student.logits, labels, label_smoothing=self.label_smoothing)}

@@ -1,6 +1,10 @@
 """LFCC as rebuilt here: low-frequency codes of four stages, and a contrast between the images of a batch."""
 
+import functools
+
 import flax.linen as nn
+import jax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lfcc_jax.errors import unknown
@@ -21,6 +25,8 @@ class LFCC(Method):
       projector: `both`, `student` or `mlp`; see `lfcc_init`.
       temperature: divides the cosine similarities.
       negatives: `teacher`, `both` or `symmetric`; see `info_nce`.
+      mesh: of the devices over which the batch is split; a run sets it. With one, the codes of all stages and grids are
+        gathered at once; left to itself, XLA gathers each of them.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -30,6 +36,7 @@ class LFCC(Method):
     projector: str = "both"
     temperature: float = 0.1
     negatives: str = "teacher"
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
@@ -49,13 +56,16 @@ class LFCC(Method):
             learned_sizes=sizes if self.kind == "learned" else None,
             grids=self.grids,
         )
-        loss = lfcc_loss(
-            params,
-            ours,
-            theirs,
-            kind=self.kind,
-            grids=self.grids,
-            temperature=self.temperature,
-            negatives=self.negatives,
+        loss = functools.partial(
+            lfcc_loss, kind=self.kind, grids=self.grids, temperature=self.temperature, negatives=self.negatives
         )
-        return {"lfcc": loss}
+        if self.mesh is not None and self.mesh.size > 1:
+            axes = self.mesh.axis_names
+            split = jax.P(axes)
+            loss = jax.shard_map(
+                functools.partial(loss, axis_name=axes),
+                mesh=self.mesh,
+                in_specs=(jax.P(), split, split),
+                out_specs=split,
+            )
+        return {"lfcc": loss(params, ours, theirs)}

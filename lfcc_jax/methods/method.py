@@ -11,7 +11,7 @@ from lfcc_jax.errors import unknown
 from lfcc_jax.models import Network, Output
 
 # `image` `[B, H, W, C]` in [0, 1] and `label` `[B]`, as the networks saw them; `index` `[B]`, each image's number among
-# the training images.
+# the training images; of images mixed out of two, `target` `[B, classes]` too, and `label` is that of the larger share.
 Batch = dict[str, Array]
 
 

@@ -20,10 +20,10 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-        """Returns `scale * x + bias`."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return x * as_last(scale, x).astype(self.dtype) + as_last(bias, x).astype(self.dtype)
+        """Returns `alpha * x + beta`."""
+        alpha = self.param("alpha", nn.initializers.ones, (x.shape[-1],))
+        beta = self.param("beta", nn.initializers.zeros, (x.shape[-1],))
+        return x * as_last(alpha, x).astype(self.dtype) + as_last(beta, x).astype(self.dtype)
 
 
 class Block(nn.Module):

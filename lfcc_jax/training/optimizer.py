@@ -10,6 +10,8 @@ from lfcc_jax.training.schedules import Schedule
 
 # Those of equal blocks are stacked, and so have one axis more than a vector.
 _NEVER_DECAYED = ("bias", "scale", "pos_embed", "position_bias", "class_token")
+# Of ResMLP's affine maps. timm keeps them as [1, 1, channels], so that they decay in all recipes that use it.
+_DECAYED_VECTORS = ("alpha", "beta")
 
 
 def create(name: str, learning_rate: Schedule, clip_norm: float = 0.0, **settings: Any) -> optax.GradientTransformation:
@@ -49,10 +51,14 @@ def adamw(
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for each weight that decays: not biases, norms and other vectors, nor position and class tokens."""
+    """Returns True for each weight that decays, the same as with timm.
+
+    Not biases, norms and other vectors, nor position and class tokens; but ResMLP's affine maps do.
+    """
 
     def decays(path: tuple, leaf: jax.Array) -> bool:
-        return leaf.ndim > 1 and getattr(path[-1], "key", None) not in _NEVER_DECAYED
+        name = getattr(path[-1], "key", None)
+        return name in _DECAYED_VECTORS or (leaf.ndim > 1 and name not in _NEVER_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -72,9 +72,12 @@ class MetricsWriter:
         if jax.process_index() != 0:
             return
         kept = [row for row in read_metrics(workdir) if 0 < step >= row["step"]]
+        self._text = "".join(json.dumps(row) + "\n" for row in kept)
         partial = workdir / "metrics.jsonl.partial"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.write_text(self._text)
         partial.replace(self._path)
+        # Objects in a bucket cannot be appended to; they are written anew, a few megabytes at most.
+        self._appends = "://" not in str(workdir)
         try:
             from clu.metric_writers import SummaryWriter
         except ImportError:  # no TensorFlow, or no tensorboard beside it
@@ -84,8 +87,13 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of `step`, at once."""
         if jax.process_index() == 0:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            line = json.dumps({"step": step, **metrics}) + "\n"
+            if self._appends:
+                with self._path.open("a") as file:
+                    file.write(line)
+            else:
+                self._text += line
+                self._path.write_text(self._text)
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, dict(metrics))
             self._tensorboard.flush()

@@ -50,6 +50,7 @@ def cosine(
     final: float = 0.0,
     warmup_epochs: float = 0.0,
     warmup_start: float = 0.0,
+    by_epoch: bool = False,
     *,
     steps_per_epoch: int,
     total_steps: int,
@@ -57,13 +58,15 @@ def cosine(
     """Falls from `peak` to `final` along half a cosine over the whole run (Loshchilov and Hutter, SGDR, 2017).
 
     During the warm-up it is a straight line from `warmup_start` to `peak` instead. The cosine does not wait for the
-    warm-up to end: it runs from step 0, as in timm.
+    warm-up to end: it runs from step 0, as in timm. With `by_epoch` it only changes where an epoch begins, also as in
+    timm.
     """
 
     def schedule(step: Any) -> Any:
         return final + 0.5 * (peak - final) * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total_steps, 1.0)))
 
-    return _warm_up(schedule, peak, warmup_epochs * steps_per_epoch, warmup_start)
+    schedule = _warm_up(schedule, peak, warmup_epochs * steps_per_epoch, warmup_start)
+    return _by_epoch(schedule, steps_per_epoch) if by_epoch else schedule
 
 
 def step(
@@ -72,17 +75,23 @@ def step(
     factor: float = 0.1,
     warmup_epochs: float = 0.0,
     warmup_start: float = 0.0,
+    by_epoch: bool = False,
     *,
     steps_per_epoch: int,
     total_steps: int,
 ) -> Schedule:
-    """Starts at `peak` and is multiplied by `factor` after every `every_epochs` epochs; warm-up as in `cosine`."""
+    """Starts at `peak`, times `factor` after every `every_epochs` epochs; warm-up and `by_epoch` as in `cosine`."""
     del total_steps
 
     def schedule(step: Any) -> Any:
         return peak * factor ** jnp.floor(step / (every_epochs * steps_per_epoch))
 
-    return _warm_up(schedule, peak, warmup_epochs * steps_per_epoch, warmup_start)
+    schedule = _warm_up(schedule, peak, warmup_epochs * steps_per_epoch, warmup_start)
+    return _by_epoch(schedule, steps_per_epoch) if by_epoch else schedule
+
+
+def _by_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
+    return lambda step: schedule(step // steps_per_epoch * steps_per_epoch)
 
 
 def _warm_up(schedule: Schedule, peak: float, steps: float, start: float) -> Schedule:

@@ -70,6 +70,13 @@ def init_state(
     return state.replace(opt_state=optimizer.init(trainable(state)), ema=variables if use_ema else None)
 
 
+def start_from(state: TrainState, variables: Any) -> TrainState:
+    """Returns a fresh state with a student that was trained before."""
+    # A copy, because the step may overwrite either.
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
+    return state.replace(student=variables, ema=ema)
+
+
 def _taught_shapes(teacher: Network) -> Any:
     images = jax.ShapeDtypeStruct(teacher.image_shape(), jnp.float32)
     return jax.eval_shape(lambda variables, x: teach(teacher, variables, x), teacher.variable_shapes(), images)

@@ -17,6 +17,8 @@ from lfcc_jax.training.state import TrainState, trainable
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# Makes of a batch as it comes from the host, and a key, what the networks and losses see.
+Prepare = Callable[[jax.Array, Batch], dict[str, jax.Array]]
 
 CALIBRATION_BINS = 15
 
@@ -33,6 +35,7 @@ def make_train_step(
     weights: Mapping[str, Schedule],
     optimizer: optax.GradientTransformation,
     ema_decay: float = 0.0,
+    augment: Prepare | None = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """Returns `step(state, teacher_variables, batch) -> (state, metrics)`.
 
@@ -46,16 +49,18 @@ def make_train_step(
       weights: of each method, as a function of the step.
       optimizer: updates `trainable(state)`.
       ema_decay: of the moving average in `state.ema`, if that is not None.
+      augment: makes float images in [0, 1] of uint8 ones, and labels of labels; by `to_float` alone if None. Both
+        networks see what it returns.
 
     Returns:
       The step. Its metrics are float32 scalars: `loss`, each method's losses unweighted, `accuracy`, `grad_norm`.
     """
 
     def step(state: TrainState, teacher_variables: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        images = to_float(batch["image"])
-        seen = {**batch, "image": images}
+        student_key, heads_key, augment_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
+        seen = {**batch, "image": to_float(batch["image"])} if augment is None else augment(augment_key, batch)
+        images = seen["image"]
         taught = None if teacher is None else teach(teacher, teacher_variables, images)
-        student_key, heads_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             variables = state.student | {"params": params["student"]}
@@ -97,7 +102,7 @@ def make_train_step(
         )
         metrics = terms | {
             "loss": loss,
-            "accuracy": jnp.mean(logits.argmax(-1) == batch["label"], dtype=jnp.float32),
+            "accuracy": jnp.mean(logits.argmax(-1) == seen["label"], dtype=jnp.float32),
             "grad_norm": optax.tree.norm(grads),
         }
         return new_state, metrics
@@ -105,15 +110,22 @@ def make_train_step(
     return step
 
 
-def make_eval_step(student: Network, teacher: Network | None) -> Callable[[Any, Any, Batch], Metrics]:
+def make_eval_step(
+    student: Network, teacher: Network | None, prepare: Callable[[jax.Array], jax.Array] = to_float
+) -> Callable[[Any, Any, Batch], Metrics]:
     """Returns `step(student_variables, teacher_variables, batch) -> sums` over the examples whose `mask` is True.
 
     Sums, with `count` among them, are what adds up over batches of different fill; `evaluation.evaluate` makes metrics
     of them. Those of `calibration_error` are `[CALIBRATION_BINS]`, those of each `cka/...` are `[3]`.
+
+    Args:
+      student: the network that is evaluated.
+      teacher: the network that it is compared with, or None.
+      prepare: makes float images in [0, 1] of uint8 ones.
     """
 
     def step(variables: Any, teacher_variables: Any, batch: Batch) -> Metrics:
-        images, labels, mask = to_float(batch["image"]), batch["label"], batch["mask"]
+        images, labels, mask = prepare(batch["image"]), batch["label"], batch["mask"]
         logits, features = student.apply(variables, images, train=False)
         guess = logits.argmax(-1)
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]

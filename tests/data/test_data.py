@@ -61,34 +61,25 @@ def test_a_training_batch_says_which_examples_it_holds(numbered):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_global_batches_do_not_depend_on_the_number_of_processes(numbered, monkeypatch, count):
-    alone = take(data.train_batches(numbered, 8, seed=3, max_shift=1), 5)
+    alone = take(data.train_batches(numbered, 8, seed=3), 5)
     shares = []
     for index in range(count):
         pretend_to_be(monkeypatch, index, count)
-        shares.append(take(data.train_batches(numbered, 8, seed=3, max_shift=1), 5))
+        shares.append(take(data.train_batches(numbered, 8, seed=3), 5))
     for step, batch in enumerate(alone):
         for key in batch:
-            together = np.stack([share[step][key] for share in shares], axis=1).reshape(batch[key].shape)
+            together = np.concatenate([share[step][key] for share in shares])
             np.testing.assert_array_equal(together, batch[key])
 
 
 def test_the_iterator_goes_on_from_its_state_bit_for_bit(numbered):
-    iterator = data.train_batches(numbered, 8, seed=0, max_shift=1)
+    iterator = data.train_batches(numbered, 8, seed=0)
     take(iterator, 3)
     state = iterator.get_state()
-    resumed = data.train_batches(numbered, 8, seed=0, max_shift=1)
+    resumed = data.train_batches(numbered, 8, seed=0)
     resumed.set_state(state)
     for ours, theirs in zip(take(iterator, 4), take(resumed, 4), strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def test_a_shifted_image_is_the_image_moved_by_whole_pixels():
-    image = np.arange(1, 17, dtype=np.uint8).reshape(4, 4, 1)
-    source = data.Source([{"image": image, "label": 0}] * 64, 1, 4, 1)
-    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    places = {padded[i : i + 4, j : j + 4].tobytes(): (i, j) for i in range(3) for j in range(3)}
-    shifted = next(data.train_batches(source, 64, seed=0, max_shift=1))["image"]
-    assert {places[x.tobytes()] for x in shifted} == set(itertools.product(range(3), range(3)))
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -1,0 +1,89 @@
+"""ImageNet-1K between unlike architectures: the 15 pairs of the benchmark's table, by any method.
+
+    --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc
+
+`teacher` and `student` are any two networks of the zoo; the table's pairs are `IMAGENET_PAIRS` in
+lfcc_jax/training/recipes.py. `method` is `scratch`, `kd`, `lfcc`, ... (`METHODS` there). The recipe is the one that
+One-for-All released. CNN students: 100 epochs of global batches of 512 (2,502 steps), SGD with Nesterov momentum, a
+tenth of the learning rate every 30 epochs. Transformers and MLPs: 300 epochs of 1024 (1,251 steps), AdamW, strong
+augmentation, a moving average of the weights. It gives OFA the exponent 1.5 for DeiT-T -> ResNet18. LFCC's own settings
+are not known to us.
+
+Time: not measured by us; what a step costs a TPU v5e chip is in experiments/results/tpu_compile.md.
+
+1.  The data: TFDS builds it from the two archives of ILSVRC2012, or an existing copy in TFRecords is converted.
+
+    python -m lfcc_jax.data.prepare imagenet2012 --manual-dir=ARCHIVES
+    python -m lfcc_jax.data.prepare ~/tensorflow_datasets/imagenet2012/5.1.0 --out=DIRECTORY
+
+2.  The teacher: a checkpoint of timm as it stands.
+
+    python -m lfcc_jax.convert --model swin_tiny_patch4_window7_224 --checkpoint swin.safetensors --out runs/swin
+
+3.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu_vm.sh). One GPU: as it
+    stands; --config.dtype=bfloat16, and --config.student.remat if memory is short.
+
+    python -m lfcc_jax.main --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc \
+        --config.teacher.checkpoint=runs/swin --workdir=runs/swin_resnet18_lfcc
+
+To see all of it work on a CPU in a minute or two, on random images and with small networks:
+
+    python -m lfcc_jax.main --config=configs/imagenet.py:teacher=swin_tiny,method=teacher,runlocal --workdir=runs/t
+    python -m lfcc_jax.main --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc,runlocal \
+        --config.teacher.checkpoint=runs/t --workdir=runs/s
+"""
+
+from ml_collections import ConfigDict
+
+from lfcc_jax.training import recipes
+from lfcc_jax.training.config import parse_argument
+
+METHODS = recipes.METHODS
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Returns the config of one run; `argument` is `teacher=...,student=...,method=...,runlocal`."""
+    chosen = parse_argument(
+        argument, teacher="swin_tiny", student="resnet18", method=("lfcc", "teacher", *METHODS), runlocal=False
+    )
+    is_teacher = chosen.method == "teacher"
+    if is_teacher:
+        chosen.student, chosen.method = chosen.teacher, "scratch"
+    recipe = recipes.imagenet(chosen.student)
+
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(
+        {"name": "imagenet2012", "data_dir": "", "train_split": "train", "test_split": "validation"}
+    )
+    config.data.image_size = 224
+    config.data.workers = 16
+    config.data.augmentation = ConfigDict(recipe["augmentation"])
+    config.student = ConfigDict({"name": chosen.student, "checkpoint": "", "remat": False, "drop_path": 0.0})
+    if chosen.student.startswith(("resnet", "mobilenet")):  # they have no stochastic depth
+        del config.student.drop_path
+    config.teacher = ConfigDict({"name": "" if is_teacher else chosen.teacher, "checkpoint": ""})
+    config.losses = ConfigDict(recipes.losses(chosen.method, chosen.student))
+    config.optimizer = ConfigDict(recipe["optimizer"])
+    config.epochs = recipe["epochs"]
+    config.batch_size = recipe["batch_size"]
+    config.ema_decay = recipe["ema_decay"]
+    config.dtype = "bfloat16"
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.log_every_steps = 100
+    config.eval_every_epochs = 1.0
+    config.checkpoint_every_steps = 1000
+
+    if chosen.runlocal:
+        config.data.name = "noise_1000x32"
+        config.data.test_split = "test"
+        config.data.image_size = 64
+        config.data.workers = 0
+        config.student.update(recipes.smaller(chosen.student))
+        if config.teacher.name:
+            config.teacher.update(recipes.smaller(chosen.teacher))
+        config.batch_size = 16
+        config.epochs = 0.25
+        config.dtype = "float32"
+        config.log_every_steps = 4
+    return config

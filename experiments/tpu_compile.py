@@ -1,0 +1,141 @@
+"""Compiles a config's real training step for a TPU slice, without a TPU: what each chip holds, computes and sends.
+
+    pip install "jax[tpu]"
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu_compile --topology=v5e:4x4 \
+        --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc --config.batch_size=1024
+
+Needs neither the data set nor the teacher's checkpoint. A step of a ResNet-50 takes XLA five minutes on two cores; what
+was compiled once is read from `--reports` after. FLOPs and bytes are XLA's own count of the program of one chip.
+"""
+
+import collections
+import hashlib
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from lfcc_jax import main as cli
+from lfcc_jax.data import augmentation, noise
+from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.training.assembly import Images, assemble
+from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.report import table
+from lfcc_jax.training.sharding import check_batch_size
+
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice: generation and chips.")
+_REPORTS = flags.DEFINE_string("reports", "experiments/results/tpu_compile", "Where reports are kept.")
+
+# Classes, training images and their size (0 if it varies) of data sets that need not be here.
+_DATA = {"cifar10": (10, 50_000, 32), "cifar100": (100, 50_000, 32), "imagenet2012": (1000, 1_281_167, 0)}
+
+
+def main() -> None:
+    """Compiles what the flags say, or finds that it was, and prints the report."""
+    config = as_dict(flags.FLAGS.config)
+    key = {"config": config, "topology": _TOPOLOGY.value}
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    path = Path(_REPORTS.value) / f"{name}.json"
+    if path.exists():
+        report = json.loads(path.read_text())
+    else:
+        report = compile_step(config, _TOPOLOGY.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    rows = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in report.items()]
+    print(table(["of one chip", _TOPOLOGY.value], rows))
+
+
+def topology_mesh(topology: str, data: int = -1, fsdp: int = 1) -> Mesh:
+    """Returns the trainer's mesh over the chips of a slice that need not be there."""
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # XLA raises its own kinds
+        raise UserError(f"--topology={topology}: {' '.join(str(error).split())[:200]}") from error
+    data = len(devices) // fsdp if data == -1 else data
+    chips = np.asarray(devices[: data * fsdp]).reshape(data, fsdp)
+    return Mesh(chips, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
+    """Returns what XLA says of the training step of a config, compiled for a slice.
+
+    Args:
+      config: of a run, as plain dicts.
+      topology: for example `v5e:4x4`.
+
+    Returns:
+      `parameters`; bytes of `arguments` and `temporaries` in HBM, `flops`, `bytes_accessed`, of one chip; for each kind
+      of collective its count and the bytes that come out of it; and `compile_seconds`.
+
+    Raises:
+      UserError: for a config or topology that will not do.
+    """
+    run = read_config(config)
+    mesh = topology_mesh(topology, **run.mesh)
+    check_batch_size(run.batch_size, mesh, "config.batch_size")
+    name = run.data["name"]
+    if sizes := noise.parse_name(name):
+        classes, count, size = sizes[0], 1024, sizes[1]
+    elif name in _DATA:
+        classes, count, size = _DATA[name]
+    else:
+        raise unknown("data set", name, _DATA, "config.data.name")
+    image_size = run.data.get("image_size") or size
+    assembly = assemble(run, Images(classes, image_size, 3, count))
+    augment = augmentation.create(
+        classes, size=image_size if size and image_size != size else 0, **run.data.get("augmentation", {})
+    )
+    from_host = size or image_size
+    arguments = assembly.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
+    began = time.monotonic()
+    program = assembly.train_step(mesh, augment).lower(*arguments).compile()
+    seconds = time.monotonic() - began
+    memory, cost = program.memory_analysis(), program.cost_analysis()
+    report = {
+        "teacher": run.teacher.get("name") or "none",
+        "student": run.student["name"],
+        "losses": " + ".join(assembly.losses),
+        "batch": run.batch_size,
+        "dtype": run.dtype,
+        "topology": topology,
+        "parameters": sum(x.size for x in jax.tree.leaves(assembly.state_shapes().student["params"])),
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "flops": int(cost["flops"]),
+        "bytes_accessed": int(cost["bytes accessed"]),
+    }
+    for kind, (count, sent) in sorted(collectives(program.as_text()).items()):
+        report |= {kind: count, f"{kind} bytes": sent}
+    return report | {"compile_seconds": round(seconds), "jax": jax.__version__}
+
+
+_KINDS = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
+# Of an asynchronous collective the end is counted, whose shape is that of the result alone.
+_COLLECTIVE = re.compile(rf"= (.*?) ({_KINDS})(-start|-done)?\((?:.*?chain_id=\"(\d+)\")?")
+_ARRAY = re.compile(r"\b([a-z]+)(\d+)(?:e\w+)?\[([\d,]*)\]")
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Returns for each kind of collective in a compiled program how many there are, and the bytes of their results."""
+    found: dict[str, dict[str, int]] = collections.defaultdict(dict)
+    for i, (shape, kind, end, chain) in enumerate(_COLLECTIVE.findall(text)):
+        if end != "-start":
+            # XLA may cut one into a chain of pieces, to overlap them with arithmetic; each names the whole result.
+            found[kind][chain or f"alone {i}"] = sum(
+                math.prod(int(n) for n in dimensions.split(",") if n) * int(bits) // 8
+                for _, bits, dimensions in _ARRAY.findall(shape)
+            )
+    return {kind: (len(each), sum(each.values())) for kind, each in found.items()}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Runs a config on a Cloud TPU VM slice, on all its workers; after a preemption it makes a new slice and goes on.
+#
+#   experiments/tpu_vm.sh NAME ZONE TYPE BUCKET -- --config=configs/imagenet.py:method=lfcc --config.epochs=1
+#
+# NAME    of the TPU; created (as spot, which may be taken back) if it is not there, and left running at the end
+# ZONE    for example us-west4-a
+# TYPE    for example v5litepod-16, which is the v5e 4x4 slice of experiments/results/tpu_compile.md
+# BUCKET  gs://... where the run lives, so that every worker, and the next slice, can go on with it
+#
+# Needs gcloud, logged in, with a project set. Data sets and teachers are read from gs:// too:
+#   --config.data.data_dir=gs://... --config.teacher.checkpoint=gs://...
+set -euo pipefail
+
+if [[ $# -lt 6 || "$5" != "--" ]]; then
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+name=$1 zone=$2 type=$3 bucket=$4
+shift 5
+case $type in
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    *) version=tpu-ubuntu2204-base ;;
+esac
+wait=${TPU_VM_WAIT:-30} # seconds between looks at a slice that is being made
+
+tpu() {
+    gcloud compute tpus tpu-vm "$1" "$name" --zone="$zone" "${@:2}"
+}
+on_all() {
+    tpu ssh --worker=all --command="$1"
+}
+state() {
+    tpu describe --format='value(state)' 2>/dev/null || true
+}
+
+while true; do
+    case $(state) in
+        READY) ;;
+        PREEMPTED | TERMINATED) tpu delete --quiet && continue ;;
+        "") tpu create --accelerator-type="$type" --version="$version" --spot && continue ;;
+        *) sleep "$wait" && continue ;;
+    esac
+    archive=$(mktemp --suffix=.tar.gz)
+    git archive --format=tar.gz --output="$archive" HEAD
+    gcloud compute tpus tpu-vm scp "$archive" "$name":lfcc_jax.tar.gz --zone="$zone" --worker=all
+    rm "$archive"
+    # The images' own Python is too old; uv brings one.
+    on_all 'mkdir -p lfcc_jax && tar -xzf lfcc_jax.tar.gz -C lfcc_jax && cd lfcc_jax &&
+        curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing &&
+        ~/.local/bin/uv pip install --quiet ".[train]" "jax[tpu]" "etils[epath-gcs]"'
+    if on_all "cd lfcc_jax && .venv/bin/python -m lfcc_jax.main --distributed --workdir=$bucket $(printf '%q ' "$@")"; then
+        exit 0
+    fi
+    sleep "$wait"
+    if [[ $(state) == READY ]]; then
+        echo "the run failed, and not because $name was taken back; what it said is above" >&2
+        exit 1
+    fi
+    echo "$name was taken back; the run goes on from its last checkpoint on a new one" >&2
+done

@@ -1,0 +1,149 @@
+"""What happens to training images on the device, inside the training step.
+
+Every random number of an image comes from the run's seed, the step, and the image's number in the data set alone, so
+its pixels are the same wherever in the batch it stands, and on however many processes. On another number of devices
+the order of sums may make a pixel in ten thousand differ by one level of 255.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from lfcc_jax.data.augmentation.color_jitter import color_jitter as jitter_color
+from lfcc_jax.data.augmentation.crops import flip as flip_image
+from lfcc_jax.data.augmentation.crops import padded_crop, random_resized_crop
+from lfcc_jax.data.augmentation.erasing import random_erasing
+from lfcc_jax.data.augmentation.mixing import Mix, mix
+from lfcc_jax.data.augmentation.policy import Policy, parse_policy, randaugment
+from lfcc_jax.errors import UserError
+
+__all__ = ["Augmentation", "create"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done, in this order; see `create`."""
+
+    num_classes: int
+    padding: int
+    size: int
+    scale: tuple[float, float]
+    flip: bool
+    policy: Policy | None
+    color_jitter: float
+    erasing: float
+    mix: Mix
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, key: PRNGKeyArray, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns a batch as networks and losses see it.
+
+        Args:
+          key: of the run's seed and the step.
+          batch: `image` uint8 `[B, H, W, C]`; `label` `[B]`; `index` `[B]`, each image's number in the data set.
+
+        Returns:
+          The batch with `image` float32 in [0, 1]. If images are mixed, `target` `[B, classes]` are the shares of the
+          classes, and `label` is the class with the largest.
+        """
+        images_key, mix_key = jax.random.split(key)
+        images = self.each(images_key, batch["index"], batch["image"])
+        if not (self.mix.mixup or self.mix.cutmix):
+            return {**batch, "image": images}
+        targets = jax.nn.one_hot(batch["label"], self.num_classes)
+        images, targets = mix(mix_key, images, targets, self.mix)
+        return {**batch, "image": images, "target": targets, "label": targets.argmax(-1)}
+
+    def each(
+        self, key: PRNGKeyArray, index: Int[Array, " batch"], images: UInt8[Array, "batch height width channels"]
+    ) -> Float[Array, "batch size size channels"]:
+        """Returns the images, each changed by itself, in [0, 1]."""
+        channels = images.shape[-1]
+        mean, std = (jnp.broadcast_to(jnp.asarray(v), (channels,)) for v in (self.mean[:channels], self.std[:channels]))
+        fill = jnp.round(255 * mean)
+
+        def one(index: Array, image: Array) -> Array:
+            keys = iter(jax.random.split(jax.random.fold_in(key, index), 6))
+            keys = {name: next(keys) for name in ("padding", "crop", "flip", "policy", "jitter", "erasing")}
+            x = image.astype(jnp.float32)
+            if self.padding:
+                x = padded_crop(keys["padding"], x, self.padding)
+            if self.size:
+                x = random_resized_crop(keys["crop"], x, self.size, self.scale)
+                x = jnp.clip(jnp.round(x), 0, 255)
+            if self.flip:
+                x = flip_image(keys["flip"], x)
+            if self.policy:
+                x = randaugment(keys["policy"], x, self.policy, fill)
+            elif self.color_jitter:
+                x = jitter_color(keys["jitter"], x, self.color_jitter, fill)
+            x = x / 255
+            if self.erasing:
+                x = random_erasing(keys["erasing"], x, self.erasing, mean, std)
+            return x
+
+        return jax.vmap(one)(index, images)
+
+
+def create(
+    num_classes: int,
+    size: int = 0,
+    padding: int = 0,
+    scale: tuple[float, float] = (0.08, 1.0),
+    flip: bool = False,
+    randaugment: str = "",
+    color_jitter: float = 0.0,
+    erasing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    switch: float = 0.5,
+    mix_probability: float = 1.0,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+) -> Augmentation:
+    """Returns the augmentation that a config block describes. By default nothing is done but scaling to [0, 1].
+
+    Args:
+      num_classes: of the data set.
+      size: side of the random crops that are resized to it, in pixels; 0 crops nothing.
+      padding: by how many pixels images are moved each way at most.
+      scale: least and largest share of the image that a random crop keeps.
+      flip: whether half of the images are mirrored.
+      randaugment: a policy as in timm, `rand-m9-mstd0.5-inc1`; empty for none. See `policy.parse_policy`.
+      color_jitter: strength of random brightness, contrast and saturation; not used where RandAugment is, as in timm.
+      erasing: probability of erasing a box.
+      mixup: alpha of mixup's shares; 0 is none.
+      cutmix: alpha of CutMix's shares; 0 is none.
+      switch: probability of CutMix, where both are on.
+      mix_probability: of mixing a batch at all.
+      mean: of the data by channel, or one number: what RandAugment fills with, and the mean of erasing's noise.
+      std: of the data by channel, or one number: that of erasing's noise.
+
+    Raises:
+      UserError: for a value that makes no sense.
+
+    References:
+      The operations and their order are those of timm's `create_transform`, `RandomErasing` and `Mixup`, but for two:
+      RandAugment interpolates bilinearly always, and color jitter leaves the hue.
+    """
+    where = "config.data.augmentation"
+    shares = {"erasing": erasing, "switch": switch, "mix_probability": mix_probability}
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{where}.{name}: {value} is no probability; a number in [0, 1] is")
+    for name, value in {"color_jitter": color_jitter, "mixup": mixup, "cutmix": cutmix}.items():
+        if not value >= 0:
+            raise UserError(f"{where}.{name}: {value} will not do; a number that is not negative will")
+    if not isinstance(padding, int) or padding < 0:
+        raise UserError(f"{where}.padding: {padding} will not do; a whole number of pixels will")
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"{where}.scale: {scale} will not do; two rising shares in (0, 1] will, as (0.08, 1.0)")
+    policy = parse_policy(randaugment) if randaugment else None
+    mixture = Mix(mixup, cutmix, switch, mix_probability)
+    return Augmentation(
+        num_classes, padding, size, tuple(scale), flip, policy, color_jitter, erasing, mixture, tuple(mean), tuple(std)
+    )

@@ -1,0 +1,71 @@
+"""What a run reads, and what is done to it: the `data` block of a config."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lfcc_jax.data import augmentation as augmentations
+from lfcc_jax.data.source import Source, open_source
+from lfcc_jax.errors import UserError, checked_arguments
+
+
+class Splits(NamedTuple):
+    """Training and test images, as networks will see them.
+
+    Attributes:
+      train: the images to train on.
+      test: the images to evaluate on.
+      image_size: height and width of what the networks get, in pixels.
+      resized: whether images are resized on the device, because all have one size and it is not `image_size`.
+      augmentation: what is done to training images on the device.
+      scale: least and largest share of a photograph that a random crop on the host keeps.
+      workers: processes that read and decode.
+    """
+
+    train: Source
+    test: Source
+    image_size: int
+    resized: bool
+    augmentation: augmentations.Augmentation
+    scale: tuple[float, float]
+    workers: int
+
+
+def open_splits(
+    name: str,
+    train_split: str = "train",
+    test_split: str = "test",
+    data_dir: str = "",
+    image_size: int = 0,
+    augmentation: Mapping[str, Any] | None = None,
+    workers: int = 0,
+) -> Splits:
+    """Returns training and test data.
+
+    Args:
+      name: as in `open_source`.
+      train_split: what to train on, in TFDS's notation.
+      test_split: what to evaluate on.
+      data_dir: as in `open_source`.
+      image_size: side of what the networks get, in pixels; training images are random crops resized to it, test images
+        are resized and cropped as the student's weights want it. 0 leaves images as they are.
+      augmentation: keyword arguments of `lfcc_jax.data.augmentation.create`, but
+        `num_classes` and `size`.
+      workers: processes that read and decode images; 0 does so in threads of this one. Worth it for photographs.
+
+    Raises:
+      UserError: as `open_source`; for a key that is unknown, or a value that makes no sense.
+    """
+    for key, value in (("image_size", image_size), ("workers", workers)):
+        if not isinstance(value, int) or value < 0:
+            raise UserError(f"config.data.{key}: {value} will not do; a whole number that is not negative will")
+    train, test = open_source(name, train_split, data_dir), open_source(name, test_split, data_dir)
+    if not image_size and not train.image_size:
+        raise UserError(f"config.data.image_size: missing; the images of '{name}' vary in size, 224 is usual")
+    given = dict(augmentation or {})
+    if given.keys() & {"size", "num_classes"}:
+        raise UserError("config.data.augmentation: size is config.data.image_size, and num_classes the data set's")
+    resized = bool(image_size and train.image_size not in (0, image_size))
+    given |= {"num_classes": train.num_classes, "size": image_size if resized else 0}
+    augment = augmentations.create(**checked_arguments(augmentations.create, given, "config.data.augmentation"))
+    scale = tuple(given.get("scale", (0.08, 1.0)))
+    return Splits(train, test, image_size or train.image_size, resized, augment, scale, workers)

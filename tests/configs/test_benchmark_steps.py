@@ -1,0 +1,61 @@
+"""Every pair of the benchmark takes a step, made smaller, with its config's losses, optimizer and augmentation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import cifar100, imagenet
+from lfcc_jax import data
+from lfcc_jax.training.assembly import Images, assemble
+from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.recipes import CIFAR100_PAIRS, IMAGENET_PAIRS
+from lfcc_jax.training.sharding import create_mesh, replicated, to_global
+
+
+def name_of(config, *rest):
+    return "-".join([config.__name__.rpartition(".")[2], *rest])
+
+
+PAIRS = [(cifar100, *pair) for pair in CIFAR100_PAIRS] + [(imagenet, *pair) for pair in IMAGENET_PAIRS]
+# LFCC's config contains those of scratch and KD.
+RUNS = [
+    pytest.param(*pair, method, marks=() if method == "lfcc" else pytest.mark.every_pair, id=name_of(*pair, method))
+    for pair in PAIRS
+    for method in ("scratch", "kd", "ofa", "lfcc")
+]
+
+
+def made_up(shapes):
+    """Returns arrays of some shapes: small random numbers, none of them zero; and zeros for what counts or adds up."""
+    rng = np.random.default_rng(0)
+
+    def array(shape):
+        if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        return jnp.asarray(np.abs(rng.normal(0, 0.1, shape.shape)), shape.dtype)
+
+    return jax.tree.map(array, shapes)
+
+
+@pytest.mark.parametrize(("config", "teacher", "student", "method"), RUNS)
+def test_a_pair_takes_a_step_by_a_method(config, teacher, student, method):
+    run = read_config(config.get_config(f"teacher={teacher},student={student},method={method},runlocal"))
+    mesh = create_mesh(data=2)
+    splits = data.open_splits(**as_dict(run.data))
+    classes, size = splits.train.num_classes, splits.image_size
+    assembly = assemble(run, Images(classes, size, 3, len(splits.train.examples)))
+    step = assembly.train_step(mesh, splits.augmentation)
+
+    # Drawing initial weights takes longer to compile than all the rest.
+    state, taught = made_up(assembly.state_shapes()), made_up(assembly.teacher.variable_shapes())
+    state = jax.device_put(state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), replicated(mesh))
+    before = jax.device_get(state.student["params"])
+    batch = to_global(next(data.train_batches(splits.train, run.batch_size, seed=0)), mesh)
+    state, metrics = step(state, taught, batch)
+    assert all(np.isfinite(value) for value in metrics.values()), metrics
+    expected = {"scratch": set(), "kd": {"kd"}, "ofa": {"ofa", "ofa_exits"}, "lfcc": {"kd", "lfcc"}}[method]
+    assert set(metrics) == {"loss", "accuracy", "grad_norm", "cross_entropy", *expected}
+    after = jax.device_get(state.student["params"])
+    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
+    assert np.mean(moved) > 0.9

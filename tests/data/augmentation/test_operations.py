@@ -1,0 +1,138 @@
+"""Each operation against what Pillow and timm did, recorded in tests/goldens/augmentation.npz."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lfcc_jax.data.augmentation import operations, policy, warp
+from lfcc_jax.data.resize import central_crop
+from lfcc_jax.errors import UserError
+
+GOLDEN = dict(np.load(Path(__file__).parents[2] / "goldens" / "augmentation.npz"))
+PICTURE = jnp.asarray(GOLDEN["picture"], jnp.float32)
+FILL = jnp.asarray(GOLDEN["fill"], jnp.float32)
+# timm's names, in our order.
+TIMMS = {
+    "rotate": "Rotate",
+    "posterize": "PosterizeIncreasing",
+    "solarize": "SolarizeIncreasing",
+    "solarize_add": "SolarizeAdd",
+    "color": "ColorIncreasing",
+    "contrast": "ContrastIncreasing",
+    "brightness": "BrightnessIncreasing",
+    "sharpness": "SharpnessIncreasing",
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateXRel",
+    "translate_y": "TranslateYRel",
+}
+
+
+@jax.jit
+def done(image, operation, argument):
+    return operations.apply(image, operations.change(image, operation, argument), FILL[: image.shape[-1]])
+
+
+def result_of(name, argument, image=PICTURE):
+    place = operations.NAMES.index(name) if name else -1
+    return np.asarray(done(image, jnp.int32(place), jnp.float32(argument)))
+
+
+@pytest.mark.parametrize("name", operations.NAMES)
+def test_an_operation_does_what_pillow_does(name):
+    off = np.abs(result_of(name, GOLDEN[f"{name}/argument"]) - GOLDEN[f"{name}/result"])
+    # Pillow interpolates in double precision; the last level may fall to the other side.
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.1
+    others = [other for other in operations.NAMES if other != name]
+    nearest = min(np.abs(result_of(o, GOLDEN[f"{o}/argument"]) - GOLDEN[f"{name}/result"]).max() for o in others)
+    assert nearest > 5  # any other operation is found out
+
+
+def test_no_operation_changes_nothing():
+    np.testing.assert_array_equal(result_of(None, 0.0), PICTURE)
+
+
+@pytest.mark.parametrize("name", operations.NAMES)
+def test_an_image_of_one_level_and_a_grey_one_stay_in_range(name):
+    argument = GOLDEN[f"{name}/argument"]
+    for image in (jnp.full((6, 5, 3), 77.0), PICTURE[..., :1]):
+        result = result_of(name, argument, image)
+        assert result.shape == image.shape
+        assert np.array_equal(result, np.clip(np.round(result), 0, 255))
+    if name in ("autocontrast", "equalize", "color", "sharpness", "contrast"):
+        np.testing.assert_array_equal(result_of(name, argument, jnp.full((6, 5, 3), 77.0)), 77)
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 4.5, 9.0, 10.0])
+def test_a_magnitude_means_what_it_means_to_timm(magnitude):
+    for negative, sign in ((False, 1), (True, -1)):
+        ours = dict(zip(operations.NAMES, policy.arguments(jnp.float32(magnitude), jnp.array(negative)), strict=True))
+        for name, theirs in TIMMS.items():
+            golden = GOLDEN[f"level/{magnitude:g}/{theirs}"]
+            if name in operations.SIGNED and sign < 0:
+                golden = max(0.1, 2 - golden) if name in ("color", "contrast", "brightness", "sharpness") else -golden
+            np.testing.assert_allclose(ours[name], golden, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_the_policy_is_timms():
+    found = policy.parse_policy("rand-m9-mstd0.5-inc1")
+    assert found == (9.0, 0.5, GOLDEN["policy/layers"], GOLDEN["policy/p"])
+    assert len(operations.NAMES) == GOLDEN["policy/operations"]
+    assert policy.parse_policy("rand-m7-n3-p1-inc1") == (7.0, 0.0, 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rand-m9", "'rand-m9' will not do; for example rand-m9-mstd0.5-inc1"),
+        ("augmix-m9-inc1", "will not do"),
+        ("rand-x9-inc1", "'x9' is not known"),
+        ("rand-m11-inc1", r"a magnitude in \[0, 10\]"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_said(text, message):
+    with pytest.raises(UserError, match=message):
+        policy.parse_policy(text)
+
+
+def test_test_images_are_resized_and_cropped_as_pillow_does():
+    images = jnp.asarray(GOLDEN["picture"][None, :40, :40])
+    for key in (key for key in GOLDEN if key.startswith("central/")):
+        _, size, crop, interpolation = key.split("/")
+        ours = 255 * central_crop(images, int(size), float(crop), interpolation)
+        off = np.abs(ours[0] - GOLDEN[key])
+        assert off.max() < 1.01
+        other = "bilinear" if interpolation == "bicubic" else "bicubic"
+        assert np.abs(255 * central_crop(images, int(size), float(crop), other)[0] - GOLDEN[key]).max() > 2
+
+
+def test_counting_and_looking_up_by_products_as_on_a_tpu_gives_the_same():
+    tables = jax.random.randint(jax.random.key(0), (3, 256), 0, 256).astype(jnp.float32)
+    np.testing.assert_array_equal(operations._count_by_products(PICTURE), operations.histogram(PICTURE))
+    counts = [np.bincount(GOLDEN["picture"][..., c].ravel(), minlength=256) for c in range(3)]
+    np.testing.assert_array_equal(operations.histogram(PICTURE), counts)
+    expected = np.stack([np.asarray(tables)[c][GOLDEN["picture"][..., c]] for c in range(3)], axis=-1)
+    for look_up in (operations.look_up, operations._look_up_by_products):
+        np.testing.assert_array_equal(look_up(PICTURE, tables), expected)
+
+
+@pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
+@pytest.mark.parametrize("share", [1.0, -1.0, 0.3, 0.0])
+def test_three_shears_as_on_a_tpu_read_what_the_affine_map_reads(name, share):
+    # A smooth picture, as interpolating three times along lines blurs what a rotation shows.
+    y, x = jnp.mgrid[:40, :48]
+    smooth = 127 + 100 * jnp.stack([jnp.sin(x / 9 + c) * jnp.cos(y / (8 + c)) for c in range(3)], axis=-1)
+    greatest = dict(zip(operations.NAMES, policy.arguments(jnp.float32(10), jnp.array(False)), strict=True))[name]
+    affine = operations.change(smooth, jnp.int32(operations.NAMES.index(name)), share * greatest).affine
+    inside = np.asarray(warp._inside(affine, 40, 48))
+    off = np.abs(warp._read_by_shears(smooth, affine) - warp._read(smooth, affine))[inside]
+    assert inside.mean() > 0.4
+    assert off.max() < (6 if name == "rotate" else 1e-2)
+    assert off.mean() < (0.6 if name == "rotate" else 1e-3)
+    if share == 1.0:
+        still = operations.change(smooth, jnp.int32(-1), jnp.float32(0)).affine
+        assert np.abs(warp._read(smooth, still) - warp._read(smooth, affine))[inside].mean() > 5
