@@ -18,7 +18,7 @@ def warp(image: Image, affine: Affine, fill: Float[Array, " channels"]) -> Image
 
     Args:
       image: whole levels, 0 to 255.
-      affine: takes the place of a pixel of the result, in pixels from the corner, to where it is read; of determinant 1.
+      affine: takes the place of a pixel of the result, in pixels from the corner, to where it is read. Determinant 1.
       fill: levels of what is read outside of the image.
     """
     read = jax.lax.platform_dependent(image, affine, tpu=_read_by_shears, default=_read)
