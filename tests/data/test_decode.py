@@ -1,0 +1,98 @@
+"""What the host does to photographs, against Pillow's own pixels and torchvision's distribution of crops."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lfcc_jax import data
+from lfcc_jax.data import decode
+
+GOLDEN = dict(np.load(Path(__file__).parents[1] / "goldens" / "augmentation.npz"))
+QUANTILES = np.linspace(0.05, 0.95, 19)
+
+
+class Seen:
+    """A picture of 32 x 32 pixels that only writes down which box is taken of it."""
+
+    size = (32, 32)
+
+    def __init__(self):
+        self.boxes = []
+
+    def resize(self, size, resample, box):
+        left, top, right, bottom = box
+        self.boxes.append((top, left, bottom - top, right - left))
+        return Image.new("RGB", size)
+
+
+def test_random_crops_are_distributed_as_torchvisions():
+    seen, rng = Seen(), np.random.default_rng(0)
+    for _ in range(20_000):
+        assert decode.random_crop(seen, 8, rng).shape == (8, 8, 3)
+    off = np.abs(np.quantile(seen.boxes, QUANTILES, axis=0) - GOLDEN["crops"])
+    assert off.max() <= 1
+    assert off.mean() < 0.25
+
+
+@pytest.mark.parametrize("shape", [(30, 90), (90, 30), (50, 50)])
+def test_a_crop_that_finds_no_place_is_the_middle_and_the_result_has_the_size(shape):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
+    # An area of the whole of a long picture fits no aspect ratio between 3/4 and 4/3.
+    crop = decode.random_crop(picture, 16, np.random.default_rng(1), scale=(1.0, 1.0))
+    assert crop.shape == (16, 16, 3)
+    if shape[0] != shape[1]:
+        side, long = 30, 40
+        box = (25, 0, 25 + long, side) if shape[1] > shape[0] else (0, 25, side, 25 + long)
+        either = [np.asarray(picture.resize((16, 16), f, box=box)) for f in decode._FILTERS.values()]
+        assert any(np.array_equal(crop, expected) for expected in either)
+
+
+@pytest.mark.parametrize("key", [key for key in GOLDEN if key.startswith("central/")])
+def test_central_crops_are_pillows(key):
+    _, size, crop, interpolation = key.split("/")
+    picture = Image.fromarray(GOLDEN["picture"][:40, :40])
+    ours = decode.central_crop(picture, int(size), float(crop), interpolation)
+    np.testing.assert_array_equal(ours, GOLDEN[key])
+
+
+@pytest.fixture
+def photographs():
+    """A source of JPEG bytes of several sizes, each of one color."""
+
+    def encoded(i):
+        file = io.BytesIO()
+        Image.new("RGB", (40 + i, 60 - i), (10 * i, 200 - 10 * i, 50)).save(file, "JPEG")
+        return file.getvalue()
+
+    return data.Source([{"image": encoded(i), "label": i} for i in range(12)], 12, 0, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photographs_of_any_size_become_batches_of_one(photographs, workers):
+    batches = data.train_batches(photographs, 4, seed=0, image_size=24, workers=workers)
+    for _ in range(4):
+        batch = next(batches)
+        assert batch["image"].shape == (4, 24, 24, 3)
+        expected = [(10 * i, 200 - 10 * i, 50) for i in batch["label"]]
+        np.testing.assert_allclose(batch["image"].mean(axis=(1, 2)), expected, atol=3)  # JPEG rounds colors
+    tests = list(data.eval_batches(photographs, 8, image_size=24, crop=0.9))
+    assert [batch["image"].shape for batch in tests] == [(8, 24, 24, 3)] * 2
+    assert np.concatenate([b["label"][b["mask"]] for b in tests]).tolist() == list(range(12))
+
+
+def test_workers_change_nothing(photographs):
+    several = [data.train_batches(photographs, 4, seed=0, image_size=24, workers=workers) for workers in (0, 2)]
+    for _ in range(3):
+        ours, theirs = (next(batches) for batches in several)
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_bytes_in_any_color_mode_become_rgb():
+    for mode in ("L", "CMYK", "RGBA", "P"):
+        file = io.BytesIO()
+        Image.new(mode, (8, 8)).save(file, "JPEG" if mode == "CMYK" else "PNG")
+        assert decode.decode(file.getvalue()).mode == "RGB"

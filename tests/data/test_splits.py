@@ -1,0 +1,30 @@
+"""The `data` block of a config."""
+
+import pytest
+
+from lfcc_jax import data
+from lfcc_jax.errors import UserError
+
+
+def test_images_of_one_size_are_resized_on_the_device_only_if_another_is_asked_for():
+    plain = data.open_splits("noise_10x16")
+    assert (plain.image_size, plain.resized, plain.augmentation.size) == (16, False, 0)
+    same = data.open_splits("noise_10x16", image_size=16)
+    assert (same.image_size, same.resized, same.augmentation.size) == (16, False, 0)
+    larger = data.open_splits("noise_10x16", image_size=24, augmentation={"scale": (0.5, 1.0)})
+    assert (larger.image_size, larger.resized, larger.augmentation.size) == (24, True, 24)
+    assert larger.scale == larger.augmentation.scale == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": -1}, "config.data.image_size: -1 will not do"),
+        ({"workers": 1.5}, "config.data.workers: 1.5 will not do"),
+        ({"augmentation": {"flipp": True}}, "config.data.augmentation: unknown key 'flipp'; did you mean 'flip'"),
+        ({"augmentation": {"size": 8}}, "size is config.data.image_size"),
+    ],
+)
+def test_what_makes_no_sense_is_said(settings, message):
+    with pytest.raises(UserError, match=message):
+        data.open_splits("noise_10x16", **settings)
