@@ -55,4 +55,8 @@ def test_a_bucket_that_cannot_be_appended_to_gets_the_whole_file_each_time(tmp_p
     resumed = report.MetricsWriter(epath.Path(tmp_path), 2)
     resumed._appends = False
     resumed.write(3, {"loss": 9.0})
-    assert [(row["step"], row["loss"]) for row in report.read_metrics(epath.Path(tmp_path))] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+    assert [(row["step"], row["loss"]) for row in report.read_metrics(epath.Path(tmp_path))] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 9.0),
+    ]
