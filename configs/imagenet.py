@@ -46,44 +46,11 @@ def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(
         argument, teacher="swin_tiny", student="resnet18", method=("lfcc", "teacher", *METHODS), runlocal=False
     )
-    is_teacher = chosen.method == "teacher"
-    if is_teacher:
-        chosen.student, chosen.method = chosen.teacher, "scratch"
-    recipe = recipes.imagenet(chosen.student)
-
-    config = ConfigDict()
-    config.seed = 0
-    config.data = ConfigDict(
-        {"name": "imagenet2012", "data_dir": "", "train_split": "train", "test_split": "validation"}
-    )
-    config.data.image_size = 224
-    config.data.workers = 16
-    config.data.augmentation = ConfigDict(recipe["augmentation"])
-    config.student = ConfigDict({"name": chosen.student, "checkpoint": "", "remat": False, "drop_path": 0.0})
-    if chosen.student.startswith(("resnet", "mobilenet")):  # they have no stochastic depth
-        del config.student.drop_path
-    config.teacher = ConfigDict({"name": "" if is_teacher else chosen.teacher, "checkpoint": ""})
-    config.losses = ConfigDict(recipes.losses(chosen.method, chosen.student))
-    config.optimizer = ConfigDict(recipe["optimizer"])
-    config.epochs = recipe["epochs"]
-    config.batch_size = recipe["batch_size"]
-    config.ema_decay = recipe["ema_decay"]
-    config.dtype = "bfloat16"
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    config.log_every_steps = 100
-    config.eval_every_epochs = 1.0
-    config.checkpoint_every_steps = 1000
-
-    if chosen.runlocal:
-        config.data.name = "noise_1000x32"
-        config.data.test_split = "test"
-        config.data.image_size = 64
-        config.data.workers = 0
-        config.student.update(recipes.smaller(chosen.student))
-        if config.teacher.name:
-            config.teacher.update(recipes.smaller(chosen.teacher))
-        config.batch_size = 16
-        config.epochs = 0.25
-        config.dtype = "float32"
-        config.log_every_steps = 4
-    return config
+    if chosen.method == "teacher":
+        networks = {"teacher": "", "student": chosen.teacher, "method": "scratch"}
+    else:
+        networks = {"teacher": chosen.teacher, "student": chosen.student, "method": chosen.method}
+    data = {"name": "imagenet2012", "train_split": "train", "test_split": "validation", "workers": 16}
+    config = recipes.run(recipes.imagenet(networks["student"]), data=data, **networks)
+    config |= {"dtype": "bfloat16", "checkpoint_every_steps": 1000}
+    return ConfigDict(recipes.runlocal(config, 1000) if chosen.runlocal else config)

@@ -36,12 +36,14 @@ _REPORTS = flags.DEFINE_string("reports", "experiments/results/tpu_compile", "Wh
 
 # Classes, training images and their size (0 if it varies) of data sets that need not be here.
 _DATA = {"cifar10": (10, 50_000, 32), "cifar100": (100, 50_000, 32), "imagenet2012": (1000, 1_281_167, 0)}
+# Keys of a config that the step does not depend on.
+_NOT_COMPILED = ("seed", "log_every_steps", "eval_every_epochs", "checkpoint_every_steps")
 
 
 def main() -> None:
     """Compiles what the flags say, or finds that it was, and prints the report."""
     config = as_dict(flags.FLAGS.config)
-    key = {"config": config, "topology": _TOPOLOGY.value}
+    key = {"config": {k: v for k, v in config.items() if k not in _NOT_COMPILED}, "topology": _TOPOLOGY.value}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(_REPORTS.value) / f"{name}.json"
     if path.exists():

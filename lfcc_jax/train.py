@@ -85,6 +85,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
     assembly = assemble(run, images)  # every name and key is looked at before a file is read
+    if run.student.get("checkpoint"):
+        describe_network(run.student["checkpoint"])  # it is there; read once there is a state
     teacher = teacher_variables = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")

@@ -34,6 +34,25 @@ def hash_of(directory):
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
+def test_a_student_starts_as_a_checkpoint_and_trains_on(tiny, teacher_dir, tmp_path):
+    student = {"name": "vit_pico", "width": 12, "depth": 4, "checkpoint": str(teacher_dir)}
+    config = tiny(student=student, ema_decay=0.5, epochs=1)
+    config["data"]["augmentation"] = {"flip": True, "mixup": 0.8, "cutmix": 1.0}
+    before = hash_of(teacher_dir)
+    train_and_evaluate(config, tmp_path)
+    assert hash_of(teacher_dir) == before
+    rows = read_metrics(tmp_path)
+    assert rows[0]["test/loss"] == read_metrics(teacher_dir)[-1]["test/loss"]
+    assert rows[-1]["test/loss"] != rows[0]["test/loss"]
+    fresh = tiny(student=student | {"checkpoint": ""}, ema_decay=0.5, epochs=1)
+    train_and_evaluate(fresh, tmp_path / "fresh")
+    assert read_metrics(tmp_path / "fresh")[0]["test/loss"] != rows[0]["test/loss"]
+    with pytest.raises(UserError, match="no finished network in"):
+        train_and_evaluate(tiny(student=student | {"checkpoint": str(tmp_path / "none")}), tmp_path / "c")
+    with pytest.raises(UserError, match="not this ResNet"):
+        train_and_evaluate(tiny(student={"name": "resnet_pico", "checkpoint": str(teacher_dir)}), tmp_path / "d")
+
+
 def test_a_teacher_of_another_architecture_teaches_a_student(distilled, teacher_dir, tmp_path, capsys):
     before = hash_of(teacher_dir)
     summary = train_and_evaluate(distilled(), tmp_path)

@@ -20,13 +20,14 @@ class RunConfig:
 
     Attributes:
       data: of `lfcc_jax.data.open_splits`.
-      student: `name`, and what differs from that network's defaults, of `lfcc_jax.models.create`.
+      student: `name`, and what differs from that network's defaults, of `lfcc_jax.models.create`; and `checkpoint`, a
+        work directory whose student this one starts as, with that one's number of classes. None if empty.
       losses: a block for each method: `weight` (a number, or a block for `training.schedules.create`), and the
         settings of `lfcc_jax.methods.create`. Weight 0 leaves the method out.
       optimizer: of `training.optimizer.create`, with `learning_rate` a number or a schedule.
       epochs: how long to train.
       batch_size: global, over all devices.
-      teacher: like `student`, and `checkpoint`: the work directory of the run that trained it. No name, no teacher.
+      teacher: like `student`; its `checkpoint` is the work directory of the run that trained it. No name, no teacher.
       seed: of weights, shuffle, augmentation and dropout.
       dtype: of the networks' computation, `float32` or `bfloat16`; weights and losses stay float32.
       ema_decay: of the moving average of the student's variables, which is then what is evaluated; 0 is none. It has no

@@ -52,6 +52,7 @@ def random_resized_crop(
     """Returns a random part of the image, resized: torchvision's `RandomResizedCrop`, as timm uses it.
 
     The interpolation is linear or cubic, each half of the time. A part that is shrunk is smoothed, as by Pillow.
+    Pixels at the part's border are mixed with those outside of it, which torchvision cuts off first.
 
     Args:
       key: of the random numbers.
