@@ -15,6 +15,7 @@ import numpy as np
 
 from lfcc_jax import models
 from lfcc_jax.convert.files import read_state_dict, sha256, write_safetensors
+from lfcc_jax.convert.names import timm_name
 from lfcc_jax.convert.timm import from_timm, to_timm
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.checkpoint import describe_network, load_network, save_network
@@ -36,9 +37,19 @@ def main(arguments: list[str] | None = None) -> None:
         "--mean", type=float, nargs="+", help="subtracted from images in [0, 1] (default: the network's)"
     )
     parser.add_argument("--std", type=float, nargs="+", help="what images are then divided by (default: the network's)")
+    parser.add_argument(
+        "--crop", type=float, help="share of the resized image kept in evaluation (default: as timm's first)"
+    )
+    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="with which it is resized")
     given = parser.parse_args(arguments)
     try:
+        if given.head == "keep" and given.num_classes is not None and given.num_classes < 1:
+            raise UserError(f"--num-classes: {given.num_classes} will not do")
         if given.to_timm:
+            of_no_use = ("model", "num_classes", "image_size", "mean", "std", "crop", "interpolation")
+            if refused := [name for name in of_no_use if getattr(given, name) is not None]:
+                names = ", ".join("--" + name.replace("_", "-") for name in refused)
+                raise UserError(f"{names}: the run says that itself, and --to-timm changes nothing of it")
             _student_to_timm(given)
         elif given.model is None:
             raise UserError("--model: missing; which network is it? For example resnet18")
@@ -53,6 +64,7 @@ def _teacher_from_timm(given: argparse.Namespace) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; name another directory, or remove it")
     overrides = {key: tuple(value) for key in ("mean", "std") if (value := getattr(given, key))}
+    overrides |= {key: value for key in ("crop", "interpolation") if (value := getattr(given, key)) is not None}
     settings = {"num_classes": given.num_classes, "image_size": given.image_size}
     models.create(given.model, 1, given.image_size, **overrides)  # a wrong name is said before a file is read
     state = read_state_dict(given.checkpoint)
@@ -90,6 +102,12 @@ def _student_to_timm(given: argparse.Namespace) -> None:
     }
     write_safetensors(given.out, state, {"model": about["name"]} | constants)
     print(f"{about['name']}, {len(state)} tensors, {network.num_classes} classes: {given.out}")
+    name = timm_name(about["name"])
+    if name is None:
+        print(f"timm has no network called {about['name']}; the tensors are named as in its networks of that family")
+    else:
+        size = "" if name.startswith(("resnet", "mobilenet", "convnext")) else f"img_size={network.image_size}, "
+        print(f'timm.create_model("{name}", num_classes={network.num_classes}, {size}checkpoint_path="{given.out}")')
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
         state = _READERS[path.suffix](path)
     except UserError:
         raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is no {path.suffix} checkpoint of tensors alone; of a trainer's, save the state_dict by itself"
+        ) from error
     except _UNREADABLE as error:
         raise UserError(f"{path} is no {path.suffix} checkpoint: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, Mapping):

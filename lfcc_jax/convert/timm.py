@@ -1,5 +1,6 @@
 """timm's state dicts to variables and back, strict both ways."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from lfcc_jax.convert.tables import Row, table
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import Network
 
-_HEADS = ("keep", "new", "drop")
+_HEADS = ("keep", "new")
 _HEAD = ("params", "head")
 
 Shapes = Mapping[Any, tuple[int, ...]]
@@ -25,7 +26,7 @@ def from_timm(
     name: str,
     state_dict: Mapping[str, Any],
     *,
-    head: Literal["keep", "new", "drop"] = "keep",
+    head: Literal["keep", "new"] = "keep",
     num_classes: int | None = None,
     image_size: int | None = None,
     seed: int = 0,
@@ -39,7 +40,7 @@ def from_timm(
       name: of the network; see `lfcc_jax.models.create`.
       state_dict: numpy arrays or torch tensors by timm's names. Trainers' wrappers (`state_dict`, `model`, `module.`)
         and the names of older timm releases and of the authors of Swin and ConvNeXt are understood.
-      head: `keep` the classifier, make a `new` one, or `drop` it, so that the variables have none.
+      head: `keep` the classifier, or make a `new` one.
       num_classes: of the network; as the checkpoint's classifier has if None. Another number needs `new`.
       image_size: height and width of the images, in pixels; that of the name if None.
       seed: of the new classifier.
@@ -56,7 +57,7 @@ def from_timm(
         raise unknown("treatment of the head", head, _HEADS)
     if head == "new" and num_classes is None:
         raise UserError("a new head needs num_classes")
-    network = models.create(name, num_classes or 1, image_size, **overrides)
+    network = models.create(name, 1 if num_classes is None else num_classes, image_size, **overrides)
     not_kept = {row.timm for row in table(network) if row.path is None}
     rows = [row for row in table(network) if row.path is not None]
     state = {key: _array(value) for key, value in timm_names(network, state_dict).items() if key not in not_kept}
@@ -121,8 +122,7 @@ def _classes(bias: np.ndarray | None, num_classes: int | None = None) -> int:
         return num_classes or 1
     if num_classes not in (None, len(bias)):
         raise UserError(
-            f"the checkpoint's classifier has {len(bias)} classes, not {num_classes}; a 'new' head or none "
-            "('drop') would do"
+            f"the checkpoint's classifier has {len(bias)} classes, not {num_classes}; head='new' (--head new) makes one"
         )
     return len(bias)
 
@@ -143,20 +143,32 @@ def _resized(network: Network, row: Row, value: np.ndarray, wanted: tuple[int, .
     """Returns what depends on the image's size in the wanted one, and everything else as it is."""
     if value.shape == wanted or value.ndim != len(wanted) or value.shape[-1] != wanted[-1]:
         return value
-    if row.path[-1] == "pos_embed":
+    if row.path[-1] == "pos_embed" and _is_square(value.shape[1] - network.prefix):
         return resize_positions(value, wanted[1], network.prefix)
-    if row.path[-1] == "position_bias":
+    if row.path[-1] == "position_bias" and _is_square(value.shape[0]):
         return resize_position_bias(value, wanted[0])
     return value
 
 
+def _is_square(n: int) -> bool:
+    return n > 0 and math.isqrt(n) ** 2 == n
+
+
 def _check(what: str, wanted: Shapes, given: Shapes) -> None:
-    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
-    wrong += [f"{name} is unexpected" for name in sorted(given.keys() - wanted.keys())]
-    wrong += [
+    if given and not wanted.keys() & given.keys():
+        raise UserError(
+            f"{what}: no tensor has a name that is expected; the first is {min(given)}, and {min(wanted)} is wanted. "
+            "Is it of another network?"
+        )
+    missing = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
+    unexpected = [f"{name} is unexpected" for name in sorted(given.keys() - wanted.keys())]
+    misshapen = [
         f"{name} is {list(given[name])}, not {list(wanted[name])}"
         for name in sorted(wanted.keys() & given.keys())
         if tuple(given[name]) != tuple(wanted[name])
     ]
-    if wrong:
-        raise UserError(f"{what}, {len(wrong)} of its {len(wanted)} tensors are wrong: {'; '.join(wrong)}")
+    if wrong := [*missing, *unexpected, *misshapen]:
+        raise UserError(
+            f"{what}: of {len(wanted)} tensors {len(missing)} are missing and {len(misshapen)} have another shape, "
+            f"{len(unexpected)} are unexpected: {'; '.join(wrong)}"
+        )

@@ -318,9 +318,11 @@ def _to_next(block: tuple[Any, _Marks], axis_name: str | tuple[str, ...]) -> tup
 
 def _replicated(x: Array) -> Array:
     """Gathers an array whose sharding is part of its type; where XLA decides (`AxisType.Auto`), it is left to XLA."""
-    if all(axes is None for axes in jax.typeof(x).sharding.spec):
+    sharding = jax.typeof(x).sharding
+    if all(axes is None for axes in sharding.spec):
         return x
-    return jax.reshard(x, jax.P(*[None] * x.ndim))
+    # The array's own mesh, which need not be the one of `jax.set_mesh`.
+    return jax.reshard(x, jax.NamedSharding(sharding.mesh, jax.P(*[None] * x.ndim)))
 
 
 def _check(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.filters import compact_grids
+from lfcc_jax.filters import KINDS, compact_grids
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.losses.contrastive import info_nce_many
 
@@ -209,6 +209,10 @@ def lfcc_codes(
       >>> jax.tree.map(jnp.shape, student_codes)
       {'stage4/1': (8, 16), 'stage4/2': (8, 64), 'stage4/4': (8, 256)}
     """
+    if kind not in (*KINDS, "learned"):
+        raise unknown("kind of filter", kind, (*KINDS, "learned"), "kind")
+    if "filters" in params and kind != "learned":
+        raise UserError(f"params hold learned filters, which kind='{kind}' does not use; kind='learned' does.")
     codes: dict[str, dict[str, Array]] = {"student": {}, "teacher": {}}
     for stage in sorted(params["student"]):
         features = {"student": student_features, "teacher": teacher_features}
@@ -216,6 +220,7 @@ def lfcc_codes(
             if stage not in features[network]:
                 raise unknown(f"stage of the {network}", stage, features[network])
         maps = {network: features[network][stage] for network in features}
+        _check_maps(stage, maps, params)
         maps["teacher"] = jax.lax.stop_gradient(maps["teacher"])
         fitting = _fitting(grids, maps["student"].shape[1:3], maps["teacher"].shape[1:3], stage)
         for network, x in maps.items():
@@ -232,6 +237,27 @@ def lfcc_codes(
             for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
                 codes[network][f"{stage}/{grid}"] = y.reshape(y.shape[0], -1)
     return codes["student"], codes["teacher"]
+
+
+def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:
+    for network, x in maps.items():
+        if x.ndim != 4:
+            raise UserError(
+                f"{stage} of the {network}: a map [batch, height, width, channels] is needed; got {list(x.shape)}. "
+                "Tokens are put back on their grid first, without the class token."
+            )
+        layers = params[network].get(stage, {})
+        kernel = layers.get("hidden", layers.get("out", {})).get("kernel")
+        if kernel is not None and kernel.shape[0] != x.shape[-1]:
+            raise UserError(
+                f"{stage} of the {network}: params are for {kernel.shape[0]} channels, which come last; "
+                f"got shape {list(x.shape)}."
+            )
+    if maps["student"].shape[0] != maps["teacher"].shape[0]:
+        raise UserError(
+            f"{stage}: both networks see the same images; got {maps['student'].shape[0]} maps of the student's and "
+            f"{maps['teacher'].shape[0]} of the teacher's."
+        )
 
 
 def _project(

@@ -4,7 +4,7 @@ from lfcc_jax.errors import UserError, checked_arguments, unknown
 from lfcc_jax.models import convnext, mixer, mobilenet, resmlp, resnet, swin, vit
 from lfcc_jax.models.network import FeatureInfo, Network, Output
 
-__all__ = ["FeatureInfo", "Network", "Output", "create", "list_models"]
+__all__ = ["FeatureInfo", "Network", "Output", "create", "full_name", "list_models"]
 
 _VARIANTS = {
     name: variant
@@ -59,7 +59,7 @@ def create(name: str, num_classes: int, image_size: int | None = None, **overrid
       >>> create("swin_tiny", num_classes=1000).feature_info()["stage1"]
       FeatureInfo(height=56, width=56, channels=96)
     """
-    full = _SHORT.get(name, name)
+    full = full_name(name)
     if full not in _VARIANTS:
         raise unknown("network", name, [*_VARIANTS, *_SHORT])
     family, fields = _VARIANTS[full]
@@ -68,4 +68,34 @@ def create(name: str, num_classes: int, image_size: int | None = None, **overrid
         given["image_size"] = image_size
     if "image_size" not in given:
         raise UserError(f"network '{name}' is made for images of any size: give image_size, in pixels")
-    return family(**checked_arguments(family, given, f"network '{name}'"))
+    network = family(**checked_arguments(family, given, f"network '{name}'"))
+    _check(network, f"network '{name}'")
+    return network
+
+
+def full_name(name: str) -> str:
+    """Returns the name with patch, window and image size that a short one stands for; every other as it is."""
+    return _SHORT.get(name, name)
+
+
+def _check(network: Network, where: str) -> None:
+    for field in ("num_classes", "image_size", "image_channels"):
+        value = getattr(network, field)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{where}: {field}={value!r} will not do; a whole number above zero will")
+    for field in ("dropout", "drop_path"):
+        if not 0 <= getattr(network, field, 0.0) < 1:
+            raise UserError(f"{where}: {field}={getattr(network, field)} is not in [0, 1)")
+    for field in ("widths", "depths", "blocks", "heads", "strides"):
+        value = getattr(network, field, None)
+        if isinstance(value, tuple | list) and len(value) != 4:
+            raise UserError(f"{where}: {field} has a number for each of four stages; got {value}")
+    for field in ("mean", "std"):
+        if not isinstance(getattr(network, field), tuple | list):
+            raise UserError(f"{where}: {field} is one number a channel, in a tuple; got {getattr(network, field)!r}")
+    if not all(value > 0 for value in network.std):
+        raise UserError(f"{where}: std={network.std} will not do; numbers above zero will")
+    if not 0 < network.crop <= 1:
+        raise UserError(f"{where}: crop={network.crop} is not in (0, 1]")
+    if network.interpolation not in ("bilinear", "bicubic"):
+        raise unknown("interpolation", network.interpolation, ("bilinear", "bicubic"), where)

@@ -65,9 +65,15 @@ class Network(nn.Module):
         """Returns `(images - mean) / std` in the compute dtype. The arithmetic is float32.
 
         Raises:
-          UserError: if there are neither one constant nor as many as channels.
+          UserError: if images are no such floats, or there are neither one constant nor as many as channels.
         """
         channels = images.shape[-1]
+        if images.ndim != 4 or channels != self.image_channels:
+            raise UserError(
+                f"images are [batch, height, width, {self.image_channels}] here; got shape {list(images.shape)}"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"images are floats in [0, 1]; got {images.dtype}, to be divided by 255 perhaps")
         if {len(self.mean), len(self.std)} - {1, channels}:
             raise UserError(
                 f"images of {channels} channels need a mean and a std of {channels} numbers or one; "

@@ -70,7 +70,7 @@ class TokenNetwork(Network):
         taps = self.taps or even_taps(self.depth)
         if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] != self.depth:
             raise UserError(
-                f"taps are four rising numbers of blocks, the last of them the depth, {self.depth}; got {self.taps}"
+                f"taps are four rising numbers of blocks, the last of them the depth, {self.depth}; got {taps}"
             )
         x = self.normalise(images)
         patch = (self.patch, self.patch)

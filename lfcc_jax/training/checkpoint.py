@@ -144,8 +144,14 @@ def describe_network(path: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: if nothing is there.
     """
-    description = json.loads((_network_directory(path) / "network.json").read_text())
-    overrides = description.get("overrides", {})
+    about = _network_directory(path) / "network.json"
+    try:
+        description = json.loads(about.read_text())
+        overrides = description.get("overrides", {})
+        if missing := [key for key in ("name", "num_classes", "image_size") if key not in description]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{about} is damaged: {error}") from error
     return description | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}}
 
 

@@ -37,6 +37,7 @@ def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, caps
 
     out = tmp_path / "student.safetensors"
     main(["--to-timm", "--checkpoint", str(tmp_path / "teacher"), "--out", str(out)])
+    assert f'timm.create_model("resnet18", num_classes=7, checkpoint_path="{out}")' in capsys.readouterr().out
     back = read_state_dict(out)
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value)
@@ -48,10 +49,12 @@ def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, caps
 def test_a_teacher_gets_a_new_head_and_its_own_constants(checkpoint, tmp_path):
     out = tmp_path / "teacher"
     arguments = ["--head", "new", "--num-classes", "100", "--image-size", "64", "--mean", "0.5", "--std", "0.25"]
+    arguments += ["--crop", "0.95", "--interpolation", "bicubic"]
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(out), *arguments])
     about = describe_network(out)
     network = models.create(about["name"], about["num_classes"], about["image_size"], **about["overrides"])
     assert (network.num_classes, network.image_size, network.mean, network.std) == (100, 64, (0.5,), (0.25,))
+    assert (network.crop, network.interpolation) == (0.95, "bicubic")
     variables = load_network(out, network)
     assert network.apply(variables, jax.numpy.ones((1, 64, 64, 3))).logits.shape == (1, 100)
 
@@ -76,6 +79,8 @@ def test_numpy_and_torch_files_are_read(checkpoint, tmp_path):
         (["--model", "resnet18", "--checkpoint", "text.safetensors"], "is no .safetensors checkpoint"),
         (["--model", "resnet18", "--checkpoint", "text.npz"], "is no .npz checkpoint"),
         (["--model", "resnet34"], "layer1.2.conv1.weight is missing"),
+        (["--model", "resnet18", "--num-classes", "0"], "--num-classes: 0 will not do"),
+        (["--to-timm", "--mean", "0.5", "--model", "resnet18"], "--model, --mean: the run says that itself"),
         (["--model", "resnet18", "--num-classes", "10"], "has 7 classes, not 10"),
         (["--model", "resnet18", "--out", "full"], "full is there already"),
         (["--to-timm", "--checkpoint", "full"], "no finished network in"),

@@ -64,7 +64,7 @@ def test_all_wrong_tensors_are_named_in_one_message():
     with pytest.raises(UserError) as error:
         convert.from_timm("resnet18", state)
     for part in (
-        "no checkpoint of resnet18, 4 of its 102 tensors are wrong",
+        "no checkpoint of resnet18: of 102 tensors 2 are missing and 1 have another shape, 1 are unexpected",
         "fc.weight is missing",
         "layer1.0.conv1.weight is missing",
         "layer9.weight is unexpected",
@@ -101,18 +101,17 @@ def test_what_cannot_be_converted_is_said(arguments, message):
         convert.from_timm(**({"name": "resnet18", "state_dict": state_of("resnet18")} | arguments))
 
 
-def test_the_head_is_kept_new_or_dropped():
+def test_the_head_is_kept_or_new():
     state = state_of("deit_tiny_patch16_224")
-    kept, dropped = (convert.from_timm("deit_tiny", state, head=head)["params"] for head in ("keep", "drop"))
+    kept = convert.from_timm("deit_tiny", state)["params"]
     new = convert.from_timm("deit_tiny", state, head="new", num_classes=100)["params"]
     np.testing.assert_array_equal(kept["head"]["kernel"], state["head.weight"].T)
-    assert "head" not in dropped
     assert new["head"]["kernel"].shape == (192, 100)
     assert 0.01 < new["head"]["kernel"].std() < 0.03
-    for params in (kept, new):
-        jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in params.items() if k != "head"}, dropped)
+    both = [{k: v for k, v in params.items() if k != "head"} for params in (kept, new)]
+    jax.tree.map(np.testing.assert_array_equal, *both)
     without = {key: value for key, value in state.items() if not key.startswith("head")}
-    convert.from_timm("deit_tiny", without, head="drop")
+    assert convert.from_timm("deit_tiny", without, head="new", num_classes=3)["params"]["head"]["bias"].shape == (3,)
     with pytest.raises(UserError, match=r"head.bias is missing; head.weight is missing"):
         convert.from_timm("deit_tiny", without)
 
@@ -224,3 +223,23 @@ def test_timm_loads_what_was_written_and_gives_the_same(name, tmp_path):
 def test_every_family_is_here():
     assert set(ONE_OF_EACH_FAMILY) <= set(NAMES)
     assert {type(models.create(name, 1)) for name in ONE_OF_EACH_FAMILY} == {type(models.create(n, 1)) for n in NAMES}
+
+
+def test_a_compiled_models_names_are_understood():
+    state = state_of("resnet18")
+    compiled = {f"_orig_mod.module.{name}": value for name, value in state.items()}
+    jax.tree.map(
+        np.testing.assert_array_equal, convert.from_timm("resnet18", compiled), convert.from_timm("resnet18", state)
+    )
+
+
+def test_positions_that_are_no_square_are_named_and_so_is_another_networks_checkpoint():
+    state = state_of("deit_tiny_patch16_224")
+    for tokens in (196, 198):
+        wrong = state | {"pos_embed": np.zeros((1, tokens, 192), np.float32)}
+        with pytest.raises(UserError, match=rf"pos_embed is \[1, {tokens}, 192\], not \[1, 197, 192\]"):
+            convert.from_timm("deit_tiny", wrong)
+    with pytest.raises(UserError, match="no tensor has a name that is expected; .* of another network"):
+        convert.from_timm("resnet18", state)
+    with pytest.raises(UserError, match="num_classes=0 will not do"):
+        convert.from_timm("deit_tiny", state, head="new", num_classes=0)

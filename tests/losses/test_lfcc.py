@@ -85,7 +85,7 @@ def test_a_learned_filter_starts_near_the_box_and_is_trained():
     assert sorted(params["filters"]["student"]["stage4"]) == ["1", "2"]
     loss = lambda params, kind: compiled_loss(params, STUDENT, TEACHER, kind=kind).mean()  # noqa: E731
     # A row gives 5 % of its weight away; on noise, that is 5 % of each axis' contribution.
-    np.testing.assert_allclose(loss(params, "learned"), loss(params, "box"), rtol=0.1)
+    np.testing.assert_allclose(loss(params, "learned"), loss(params_of(), "box"), rtol=0.1)
     grads = jax.grad(loss)(params, "learned")
     assert all(g.any() for g in jax.tree.leaves(grads["filters"]))
 
@@ -167,3 +167,46 @@ def test_init_is_a_function_of_its_key():
 def test_what_makes_no_sense_is_refused_with_a_reason(call, says):
     with pytest.raises(UserError, match=says):
         call()
+
+
+@pytest.mark.parametrize(
+    ("student", "options", "message"),
+    [
+        (
+            {"stage3": STUDENT["stage3"].reshape(BATCH, 196, 6)},
+            {},
+            "stage3 of the student: a map .* Tokens are put back",
+        ),
+        (
+            {"stage3": jnp.ones((BATCH, 6, 14, 14))},
+            {},
+            "stage3 of the student: params are for 6 channels, which come last",
+        ),
+        (
+            {"stage3": STUDENT["stage3"][:4]},
+            {},
+            "stage3: both networks see the same images; got 4 maps of the student's",
+        ),
+        ({}, {"kind": "learnd"}, "unknown kind of filter 'learnd'; did you mean 'learned'"),
+    ],
+)
+def test_maps_that_do_not_fit_are_named(types_unchecked, student, options, message):
+    with pytest.raises(UserError, match=message):
+        lfcc_loss(params_of(), STUDENT | student, TEACHER, **options)
+
+
+def test_learned_filters_are_not_left_unused():
+    params = params_of(learned_sizes={s: (STUDENT[s].shape[1:3], TEACHER[s].shape[1:3]) for s in CHANNELS[0]})
+    with pytest.raises(UserError, match="params hold learned filters, which kind='box' does not use"):
+        lfcc_loss(params, STUDENT, TEACHER)
+
+
+def test_a_batch_split_over_an_explicit_mesh_needs_no_mesh_context():
+    params, expected = params_of(), compiled_loss(params_of(), STUDENT, TEACHER)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    maps = [{s: jax.device_put(f[s], split) for s in CHANNELS[0]} for f in (STUDENT, TEACHER)]
+    whole = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    for loss in (lfcc_loss, jax.jit(lfcc_loss)):
+        np.testing.assert_allclose(loss(whole, *maps), expected, atol=5e-6)
+    jax.jit(jax.grad(lambda p: lfcc_loss(p, *maps).mean()))(whole)

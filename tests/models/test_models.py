@@ -151,12 +151,36 @@ def test_tokens_are_put_back_where_their_patches_were():
         ({"name": "vit_pico", "taps": (1, 2, 3, 5)}, "the last of them the depth, 4"),
         ({"name": "resnet18", "block": "bottelneck"}, "unknown block 'bottelneck'; did you mean 'bottleneck'"),
         ({"name": "resnet18", "image_channels": 1}, "images of 1 channels need a mean and a std of 1 numbers or one"),
+        ({"name": "vit_pico", "num_classes": 0}, "num_classes=0 will not do"),
+        ({"name": "vit_pico", "image_size": -8}, "image_size=-8 will not do"),
+        ({"name": "vit_pico", "drop_path": 1.0}, r"drop_path=1.0 is not in \[0, 1\)"),
+        ({"name": "vit_pico", "mean": 0.5}, "mean is one number a channel, in a tuple; got 0.5"),
+        ({"name": "vit_pico", "std": (0.0,)}, r"std=\(0.0,\) will not do"),
+        ({"name": "vit_pico", "crop": 7}, r"crop=7 is not in \(0, 1\]"),
+        ({"name": "vit_pico", "interpolation": "bicubik"}, "unknown interpolation 'bicubik'; did you mean 'bicubic'"),
+        (
+            {"name": "swin_femto_32", "depths": (2, 2, 2)},
+            r"depths has a number for each of four stages; got \(2, 2, 2\)",
+        ),
         ({"name": "swin_tniy"}, "unknown network 'swin_tniy'; did you mean 'swin_tiny'"),
     ],
 )
 def test_what_cannot_work_is_said(arguments, message):
     with pytest.raises(UserError, match=message):
-        models.create(num_classes=5, image_size=8, **arguments).variable_shapes()
+        models.create(**{"num_classes": 5, "image_size": 8} | arguments).variable_shapes()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (jnp.ones((1, 8, 8, 3), jnp.uint8), "images are floats in .* got uint8, to be divided by 255"),
+        (jnp.ones((1, 3, 8, 8)), r"images are \[batch, height, width, 3\] here; got shape \[1, 3, 8, 8\]"),
+        (jnp.ones((8, 8, 3)), r"got shape \[8, 8, 3\]"),
+    ],
+)
+def test_images_of_another_kind_are_said(images, message):
+    with pytest.raises(UserError, match=message):
+        models.create("resnet_pico", 5, 8).init(jax.random.key(0), images)
 
 
 def test_a_network_of_any_size_needs_one():
