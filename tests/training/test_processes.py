@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,7 @@ def runs(tmp_path_factory, data_dir):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     for count in (1, 2):
         started = [
             subprocess.Popen(
