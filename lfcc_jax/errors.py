@@ -2,8 +2,10 @@
 
 import difflib
 import inspect
+import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 
 class UserError(ValueError):
@@ -48,7 +50,8 @@ def checked_arguments(function: Callable[..., object], given: Mapping[str, Any],
       The arguments, for `function(**arguments)`.
 
     Raises:
-      UserError: for a name that `function` does not take (with the nearest one), or one that it needs.
+      UserError: for a name that `function` does not take (with the nearest one), one that it needs, or a value of
+        another type than the function's annotation, as far as that is a number, a string, a truth value, or several.
     """
     parameters = dict(inspect.signature(function).parameters)
     if inspect.isclass(function):  # a Linen module has two fields that are no settings
@@ -61,4 +64,37 @@ def checked_arguments(function: Callable[..., object], given: Mapping[str, Any],
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     if missing:
         raise UserError(f"{where}: missing {', '.join(missing)}")
+    for name, value in given.items():
+        if name in parameters and not _fits(value, wanted := parameters[name].annotation):
+            raise UserError(f"{where}.{name}: {value!r} will not do; {_in_words(wanted)} will")
     return dict(given)
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", NoneType: "none"}
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Returns whether a value is of an annotated type; True for types that no config holds."""
+    kind, parts = get_origin(wanted) or wanted, get_args(wanted)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind in (int, float):
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    if kind in (bool, str, NoneType, Mapping):
+        return isinstance(value, kind)
+    if kind is tuple:
+        if not isinstance(value, (tuple, list)):
+            return False
+        if parts[1:] == (...,):
+            return all(_fits(item, parts[0]) for item in value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    return True
+
+
+def _in_words(wanted: Any) -> str:
+    kind, parts = get_origin(wanted) or wanted, get_args(wanted)
+    if kind in (Union, UnionType):
+        return " or ".join(map(_in_words, parts))
+    if kind is tuple:
+        return f"a list of {len(parts) if parts[1:] != (...,) else 'any length'}, each {_in_words(parts[0])}"
+    return _WORDS.get(kind) or "a block of names and values"

@@ -1,3 +1,7 @@
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import pytest
 
 from lfcc_jax.errors import UserError, checked_arguments, unknown
@@ -32,3 +36,38 @@ def test_arguments_that_fit_are_returned():
 def test_arguments_that_do_not_fit_are_refused(given, message):
     with pytest.raises(UserError, match=message):
         checked_arguments(function, given, "here")
+
+
+def typed(
+    number: float,
+    block: float | Mapping[str, Any] = 0.0,
+    flag: bool = False,
+    count: int | None = None,
+    pair: tuple[int, int] = (1, 2),
+):
+    """Says what it takes."""
+
+
+def test_values_of_the_types_that_are_asked_for_are_returned():
+    for given in (
+        {"number": 1},
+        {"number": np.float32(0.5), "count": np.int64(3)},
+        {"number": 1.5, "block": {"name": "cosine"}, "flag": True, "count": None, "pair": [3, 4]},
+    ):
+        assert checked_arguments(typed, given, "here") == given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"number": "one"}, "here.number: 'one' will not do; a number will"),
+        ({"number": True}, "here.number: True will not do; a number will"),
+        ({"number": 1, "block": "cosine"}, "'cosine' will not do; a number or a block of names and values will"),
+        ({"number": 1, "flag": 1}, "here.flag: 1 will not do; true or false will"),
+        ({"number": 1, "count": 1.5}, "here.count: 1.5 will not do; a whole number or none will"),
+        ({"number": 1, "pair": (1, 2, 3)}, "here.pair: .1, 2, 3. will not do; a list of 2, each a whole number will"),
+    ],
+)
+def test_values_of_other_types_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        checked_arguments(typed, given, "here")

@@ -8,6 +8,8 @@ from lfcc_jax.losses.numerics import norm, widen
 
 # A logit that no softmax sees. Finite, because the difference of two infinite ones is nan.
 _NEVER = -1e30
+# The least standard deviation of probabilities, over their mean, by which a correlation divides.
+_LEAST_SPREAD = 1e-2
 
 
 def dkd(
@@ -121,7 +123,9 @@ def dist(
       \rho(a, b) = \frac{(a - \bar a) \cdot (b - \bar b)}{|a - \bar a|\, |b - \bar b| + 10^{-8}}
 
     with p = softmax(z / T). No gradient reaches the teacher. As in the authors' code, what does not vary has
-    correlation 0, also with itself: a class that nobody predicts counts as a disagreement.
+    correlation 0, also with itself: a class that nobody predicts counts as a disagreement. Unlike there, the student's
+    :math:`|a - \bar a|` is at least that of a standard deviation of 1 % of the mean: otherwise the gradient grows to
+    1e7 where a classifier starts from zeros, as in MLP-Mixer and ResMLP.
 
     Args:
       student_logits: :math:`z^s`, any floating dtype.
@@ -148,6 +152,8 @@ def dist(
     return temperature**2 * (beta * within_examples + gamma * within_classes)
 
 
-def _correlation(a: Float[Array, "rows columns"], b: Float[Array, "rows columns"]) -> Float[Array, "rows 1"]:
-    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
-    return jnp.sum(a * b, axis=1, keepdims=True) / (norm(a) * norm(b) + 1e-8)
+def _correlation(ours: Float[Array, "rows columns"], theirs: Float[Array, "rows columns"]) -> Float[Array, "rows 1"]:
+    mean = ours.mean(axis=1, keepdims=True)
+    a, b = ours - mean, theirs - theirs.mean(axis=1, keepdims=True)
+    least = _LEAST_SPREAD * ours.shape[1] ** 0.5 * mean
+    return jnp.sum(a * b, axis=1, keepdims=True) / (jnp.maximum(norm(a), least) * norm(b) + 1e-8)

@@ -1,13 +1,13 @@
 """Losses between the feature maps of two networks, example by example.
 
-Maps of different heights and widths are first brought to the smaller one's, by `lfcc_jax.filters.compact`.
+Maps of different heights or widths are first brought to the smaller ones, by the box filter of `lfcc_jax.filters`.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.filters import compact
+from lfcc_jax.filters import apply_operator_pairs, compact, operator
 from lfcc_jax.losses.numerics import unit, widen
 
 # ReviewKD's pyramid, beside the maps themselves.
@@ -194,9 +194,14 @@ def hcl(
 
 
 def _matched(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"]) -> tuple[Array, Array]:
-    """Returns both maps on the smaller one's grid, float32 or wider, the teacher's without a gradient."""
+    """Returns both maps at the smaller height and width, float32 or wider, the teacher's without a gradient."""
     maps = widen(student), widen(jax.lax.stop_gradient(teacher))
     if student.shape[1:3] == teacher.shape[1:3]:
         return maps
-    grid = min(*student.shape[1:3], *teacher.shape[1:3])
-    return tuple(x if x.shape[1:3] == (grid, grid) else compact(x, "box", grid) for x in maps)
+    rows, columns = (min(student.shape[axis], teacher.shape[axis]) for axis in (1, 2))
+
+    def shrink(x: Array) -> Array:
+        pair = operator("box", x.shape[1], rows), operator("box", x.shape[2], columns)
+        return apply_operator_pairs([pair], x)[0]
+
+    return tuple(x if x.shape[1:3] == (rows, columns) else shrink(x) for x in maps)

@@ -6,6 +6,9 @@ from jaxtyping import Array, Float, Int
 
 from lfcc_jax.losses.numerics import norm, widen
 
+# The least standard deviation by which logits are divided.
+_LEAST_SPREAD = 1e-2
+
 
 def cross_entropy(
     logits: Float[Array, "*batch classes"],
@@ -80,14 +83,17 @@ def standardise_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
     r"""Computes the z-scores of each example's logits, which `kd` then compares in shape alone: not in size.
 
     .. math::
-      \hat z_c = \frac{z_c - \bar z}{\sigma + 10^{-7}}, \qquad
+      \hat z_c = \frac{z_c - \bar z}{\max(\sigma, 0.01) + 10^{-7}}, \qquad
       \sigma^2 = \frac{1}{C - 1} \sum_c (z_c - \bar z)^2
+
+    The authors' code has no bound of 0.01, so its gradient grows like one over the spread of the logits: to 1e7 where a
+    classifier starts from zeros, as in MLP-Mixer and ResMLP.
 
     Args:
       logits: :math:`z`, `[..., classes]`, any floating dtype; the student's and the teacher's alike.
 
     Returns:
-      Logits of mean 0 and standard deviation 1, float32 or wider; zeros where all of an example's are equal.
+      Logits of mean 0 and standard deviation 1 (less where that of `logits` is below 0.01), float32 or wider.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -104,7 +110,7 @@ def standardise_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
     logits = widen(logits)
     centred = logits - logits.mean(axis=-1, keepdims=True)
     deviation = norm(centred) / max(logits.shape[-1] - 1, 1) ** 0.5
-    return centred / (deviation + 1e-7)
+    return centred / (jnp.maximum(deviation, _LEAST_SPREAD) + 1e-7)
 
 
 def ttm(

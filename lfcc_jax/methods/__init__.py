@@ -1,6 +1,6 @@
 """Distillation methods, one a file. A run adds up any number of them, each with a weight."""
 
-from lfcc_jax.errors import checked_arguments, unknown
+from lfcc_jax.errors import UserError, checked_arguments, unknown
 from lfcc_jax.methods.at import AT
 from lfcc_jax.methods.cc import CC
 from lfcc_jax.methods.crd import CRD
@@ -48,6 +48,10 @@ _METHODS = {
     "wttm": WTTM,
 }
 
+# Settings that make sense in a range alone, whatever the method.
+_ABOVE_ZERO = ("draws", "exponent", "grids", "temperature", "width")
+_SHARES = ("label_smoothing", "momentum")
+
 
 def list_methods() -> list[str]:
     """Returns the names that `create` takes, sorted."""
@@ -62,7 +66,7 @@ def create(name: str, **settings: object) -> Method:
       **settings: fields of the method's class.
 
     Raises:
-      UserError: for an unknown name or setting, with the nearest one.
+      UserError: for an unknown name or setting, with the nearest one, or a value that makes no sense.
 
     Examples:
       >>> create("kd", temperature=4.0).temperature
@@ -70,4 +74,13 @@ def create(name: str, **settings: object) -> Method:
     """
     if name not in _METHODS:
         raise unknown("method", name, _METHODS)
-    return _METHODS[name](**checked_arguments(_METHODS[name], settings, f"method '{name}'"))
+    method = _METHODS[name](**checked_arguments(_METHODS[name], settings, f"config.losses.{name}"))
+    for setting in settings:
+        value = settings[setting]
+        if setting in _ABOVE_ZERO and not min(value if isinstance(value, (tuple, list)) else (value,), default=0) > 0:
+            raise UserError(f"config.losses.{name}.{setting}: {value} will not do; it must be above zero")
+        if setting in _SHARES and not 0 <= value < 1:
+            raise UserError(f"config.losses.{name}.{setting}: {value} is not in [0, 1)")
+        if setting == "stages" and (not value or len(set(value)) < len(value)):
+            raise UserError(f"config.losses.{name}.stages: {value} will not do; it takes one or more, each once")
+    return method

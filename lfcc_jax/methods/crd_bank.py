@@ -41,7 +41,8 @@ class CRDBank(Method):
             codes[network] = unit(nn.Dense(self.width, name=network)(pooled))
         classes = self.variable("memory", "class", lambda: jnp.full(size, -1, jnp.int32))
         drawn = jax.random.randint(self.make_rng("dropout"), (self.draws,), 0, size)
-        same_class = batch["label"][:, None] == classes.value[drawn][None, :]
+        # In the first epoch most classes are not known yet, but an image is never its own negative.
+        left_out = (batch["label"][:, None] == classes.value[drawn][None]) | (index[:, None] == drawn[None])
 
         loss = 0.0
         for network, other in (("student", "teacher"), ("teacher", "student")):
@@ -49,7 +50,7 @@ class CRDBank(Method):
             log_z = self.variable("memory", f"log_z_{network}", lambda: jnp.full((), -jnp.inf))
             positive = jnp.sum(codes[network] * memory.value[index], axis=1) / self.temperature
             negatives = jnp.matmul(codes[network], memory.value[drawn].T, precision="highest") / self.temperature
-            negatives = jnp.where(same_class, -jnp.inf, negatives)
+            negatives = jnp.where(left_out, -jnp.inf, negatives)
             if not self.is_initializing():
                 first = self._log_mean_exp(positive, negatives) + jnp.log(size)
                 log_z.value = jnp.where(jnp.isneginf(log_z.value), jax.lax.stop_gradient(first), log_z.value)

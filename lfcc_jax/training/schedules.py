@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from lfcc_jax.errors import checked_arguments, unknown
+from lfcc_jax.errors import UserError, checked_arguments, unknown
 
 Schedule = Callable[[Any], Any]
 
@@ -22,13 +22,15 @@ def create(spec: float | Mapping[str, Any], *, steps_per_epoch: int, total_steps
       where: where the value stands, for messages.
 
     Raises:
-      UserError: for an unknown schedule or key, with the nearest one.
+      UserError: for an unknown schedule or key, with the nearest one, or what is no number.
 
     Examples:
       >>> rate = create({"name": "cosine", "peak": 1.0}, steps_per_epoch=10, total_steps=100, where="here")
       >>> [round(float(rate(step)), 3) for step in (0, 50, 100)]
       [1.0, 0.5, 0.0]
     """
+    if isinstance(spec, str) or spec is None:
+        raise UserError(f"{where}: {spec!r} will not do; a number, or a block with a name: {', '.join(_SCHEDULES)}")
     if not isinstance(spec, Mapping):
         return optax.constant_schedule(float(spec))
     name = spec.get("name")

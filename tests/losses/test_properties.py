@@ -143,6 +143,25 @@ def test_a_logarithm_of_a_softmax_would_fail_the_test_above():
     assert not np.isfinite(jax.grad(naive)(student)).all()
 
 
+@pytest.mark.parametrize("spread", [0, 1e-8, 1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("name", LOGITS)
+def test_a_classifier_that_starts_from_zeros_gets_no_huge_gradient(name, spread):
+    student, teacher = pair(name)
+    _, usual, _ = compiled(name)(student, teacher)
+    _, gradient, _ = compiled(name)(spread * student, teacher)
+    assert np.abs(gradient).max() < 1e3 * np.abs(usual).max()
+
+
+def test_standardised_logits_as_published_would_fail_the_test_above():
+    student, teacher = pair("kd")
+
+    def published(x):
+        return (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True, ddof=1) + 1e-7)
+
+    gradient = jax.grad(lambda s: losses.kd(published(s), published(teacher)).sum())(1e-6 * student)
+    assert np.abs(gradient).max() > 1e4
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_gradient_reaches_the_teacher(name):
     _, _, gradient = compiled(name)(*pair(name))

@@ -163,28 +163,32 @@ def test_crd_remembers_the_codes_of_its_batch_and_no_others():
     assert not np.array_equal(memory["student_codes"], later["student_codes"])
 
 
-@pytest.mark.parametrize("seen_class", [-1, 1])
-def test_crds_loss_over_the_memory_is_its_equation(seen_class):
+# Of a memory of one place, every draw is the image itself.
+@pytest.mark.parametrize(("examples", "seen_class"), [(1000, -1), (1000, 1), (1, -1)])
+def test_crds_loss_over_the_memory_is_its_equation(examples, seen_class):
     student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
-    method = methods.create("crd_bank", examples=10, draws=7, width=4)
-    variables = method.init(jax.random.key(0), BATCH, student, taught)
+    method = methods.create("crd_bank", examples=examples, draws=7, width=4)
+    batch = BATCH | {"index": jnp.minimum(BATCH["index"], examples - 1)}
+    variables = method.init(jax.random.key(0), batch, student, taught)
     # With one code in all places it does not matter which are drawn.
-    memory = {"class": jnp.full(10, seen_class)} | {
+    memory = {"class": jnp.full(examples, seen_class)} | {
         f"log_z_{network}": jnp.float32(1) for network in ("student", "teacher")
     }
     remembered = {"student": np.array([0.6, 0.0, 0.0, 0.8]), "teacher": np.array([0.0, 1.0, 0.0, 0.0])}
-    memory |= {f"{network}_codes": jnp.tile(jnp.float32(code), (10, 1)) for network, code in remembered.items()}
+    memory |= {f"{network}_codes": jnp.tile(jnp.float32(code), (examples, 1)) for network, code in remembered.items()}
     losses, _ = method.apply(
-        variables | {"memory": memory}, BATCH, student, taught, mutable=["memory"], rngs={"dropout": jax.random.key(1)}
+        variables | {"memory": memory}, batch, student, taught, mutable=["memory"], rngs={"dropout": jax.random.key(1)}
     )
     expected = 0
     for network, out, other in (("student", student, "teacher"), ("teacher", taught, "student")):
         params = variables["params"][network]
         codes = np.asarray(out.features["pooled"] @ params["kernel"] + params["bias"][None], np.float64)
         score = np.exp(codes @ remembered[other] / np.linalg.norm(codes, axis=1) / 0.07 - 1)
-        negatives = np.where(BATCH["label"] == seen_class, 0, 7)  # those of an image's own class are left out
-        expected += -np.log(score / (score + 0.7)) - negatives * np.log(0.7 / (score + 0.7))
-    np.testing.assert_allclose(losses["crd_bank"], expected, rtol=1e-4)
+        m, epsilon = 7 / examples, 1e-7
+        # Those of an image's own class, and itself, are left out.
+        negatives = np.where((BATCH["label"] == seen_class) | (examples == 1), 0, 7)
+        expected -= np.log(score / (score + m + epsilon)) + negatives * np.log(m / (score + m + epsilon))
+    np.testing.assert_allclose(losses["crd_bank"], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_kd_of_standardised_logits_does_not_change_with_their_scale():
@@ -214,6 +218,13 @@ def test_lfcc_takes_all_the_options_of_its_loss():
         ("lfcc", {"stages": ("stage5",)}, "unknown stage 'stage5'; did you mean 'stage4'"),
         ("fitnet", {"stages": ("pooled",)}, "config.losses.fitnet.stages: unknown stage 'pooled'"),
         ("lfcc", {"kind": "boks"}, "unknown filter kind 'boks'; did you mean 'box'"),
+        ("kd", {"temperature": "four"}, "config.losses.kd.temperature: 'four' will not do; a number will"),
+        ("kd", {"temperature": 0.0}, "config.losses.kd.temperature: 0.0 will not do; it must be above zero"),
+        ("lfcc", {"grids": (1, 0)}, "config.losses.lfcc.grids: .1, 0. will not do; it must be above zero"),
+        ("lfcc", {"grids": 4}, "config.losses.lfcc.grids: 4 will not do; a list of any length, each a whole number"),
+        ("fitnet", {"stages": "stage4"}, "fitnet.stages: 'stage4' will not do; a list of any length, each a string"),
+        ("fitnet", {"stages": ()}, "config.losses.fitnet.stages: .. will not do; it takes one or more"),
+        ("cross_entropy", {"label_smoothing": 1.0}, "config.losses.cross_entropy.label_smoothing: 1.0 is not in"),
         ("ofa", {"branch": "convolutions"}, "unknown branch 'convolutions'; did you mean 'convolution'"),
     ],
 )
