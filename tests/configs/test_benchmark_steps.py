@@ -70,4 +70,5 @@ def test_a_pair_takes_a_step_by_a_method(config, teacher, student, method):
     assert set(metrics) == {"loss", "accuracy", "grad_norm", "cross_entropy", *expected}
     after = jax.device_get(state.student["params"])
     moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
-    assert np.mean(moved) > 0.9
+    # Not MobileNetV2's shifts before a convolution and a normalisation, which takes them out again.
+    assert np.mean(moved) > 0.85
