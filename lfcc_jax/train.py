@@ -24,6 +24,7 @@ from lfcc_jax.training.config import claim_workdir, read_config
 from lfcc_jax.training.evaluation import evaluate
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say, table
+from lfcc_jax.training.resident import ResidentFeed
 from lfcc_jax.training.sharding import (
     DevicePrefetch,
     check_batch_size,
@@ -71,14 +72,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     if not steps_per_epoch:
         raise UserError(f"config.batch_size: {run.batch_size} is more than the {len(splits.train.examples)} images")
     total_steps = max(1, round(run.epochs * steps_per_epoch))
-    batches = data.train_batches(
-        splits.train,
-        run.batch_size,
-        seed=run.seed,
-        image_size=splits.image_size,
-        scale=splits.scale,
-        workers=splits.workers,
-    )
+    if splits.resident:
+        batches = data.train_numbers(splits.train, run.batch_size, seed=run.seed)
+    else:
+        crops = {"image_size": splits.image_size, "scale": splits.scale, "workers": splits.workers}
+        batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, **crops)
     images = Images(
         splits.train.num_classes, splits.image_size, splits.train.image_channels, len(splits.train.examples)
     )
@@ -118,7 +116,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         if path := run.student.get("checkpoint"):
             state = start_from(state, load_network(path, student, placement.student))
     first_step = int(state.step)
-    batches = DevicePrefetch(batches, mesh)
+    if splits.resident:
+        batches = ResidentFeed(data.read_all(splits.train), batches, mesh, run.batch_size, run.log_every_steps)
+    else:
+        batches = DevicePrefetch(batches, mesh)
 
     # -- What there is, for a person to see ----------------------------------------------------------------------------
     if first_step == 0:
@@ -138,14 +139,16 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     # -- Programs ------------------------------------------------------------------------------------------------------
     prepare = _test_images(splits, student)
-    train_step = assembly.train_step(mesh, splits.augmentation)
+    train_step = assembly.train_step(mesh, splits.augmentation, resident=splits.resident)
     eval_step = jax.jit(make_eval_step(student, teacher, prepare), out_shardings=replicated(mesh))
 
-    def test_batches() -> Iterator[dict[str, Any]]:
+    def read_test_batches() -> Iterator[dict[str, Any]]:
         crop = {"crop": student.crop, "interpolation": student.interpolation}
         return data.eval_batches(
             splits.test, run.batch_size, image_size=splits.image_size, workers=splits.workers, **crop
         )
+
+    test_batches = functools.partial(iter, list(read_test_batches())) if splits.resident else read_test_batches
 
     def evaluate_now() -> dict[str, float]:
         return evaluate(eval_step, state.evaluated, teacher_variables, test_batches(), mesh)
@@ -160,21 +163,28 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         began = time.monotonic()
         size = splits.train.image_size or splits.image_size
         arguments = assembly.step_arguments(mesh, run.batch_size, (size, size, splits.train.image_channels))
+        if splits.resident:
+            arguments = (*arguments[:2], batches.shapes())
         train_step = train_step.lower(*arguments).compile()
         say(f"compiled the training step in {time.monotonic() - began:.1f} s")
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
     eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
+    stops = [n for n in (run.log_every_steps, eval_every, run.checkpoint_every_steps) if n]
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
-    pending = []
+    pending, calls = [], 0
+    step = first_step
     with contextlib.closing(checkpoints), contextlib.closing(writer), watch_signals() as told_to_stop:
-        for step in range(first_step + 1, total_steps + 1):
-            state, metrics = train_step(state, teacher_variables, next(batches))
-            pending.append(metrics)
+        while step < total_steps:
+            count = _steps_until_next(step, total_steps, *stops) if splits.resident else 1
+            batch = batches.take(count) if splits.resident else next(batches)
+            state, metrics = train_step(state, teacher_variables, batch)
+            step, calls = step + count, calls + 1
+            pending.append((metrics, count))
             log = step % run.log_every_steps == 0
             evaluating = step % eval_every == 0 or step == total_steps
             saving = evaluating or (run.checkpoint_every_steps and step % run.checkpoint_every_steps == 0)
-            stopping = told_to_stop.is_set() or checkpoints.reached_preemption(step)
+            stopping = told_to_stop.is_set() or checkpoints.reached_preemption(calls)
             if not (log or saving or stopping):
                 continue
 
@@ -272,25 +282,39 @@ def _size(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _finite_means(pending: list[dict[str, jax.Array]], step: int, checkpoints: Checkpoints) -> dict[str, float]:
-    """Returns the mean of each metric over the steps up to `step`; raises `DivergedError` if one is not finite."""
-    pending = jax.device_get(pending)
-    for i, metrics in enumerate(pending):
-        wrong = {name: float(value) for name, value in metrics.items() if not np.isfinite(value)}
-        if wrong:
-            checkpoints.wait()
-            good = checkpoints.latest_step
-            raise DivergedError(
-                f"step {step - len(pending) + 1 + i}: "
-                + ", ".join(f"{name} is {value}" for name, value in wrong.items())
-                + (
-                    f"; the last good checkpoint is that of step {good}. "
-                    if good is not None
-                    else "; nothing was saved. "
-                )
-                + "A lower learning rate, a longer warm-up or optimizer.clip_norm may help."
-            )
-    return {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
+def _steps_until_next(step: int, total_steps: int, *every: int) -> int:
+    """Returns how many steps there are to the next multiple of one of `every`, or to the end."""
+    return min(total_steps - step, *(n - step % n for n in every))
+
+
+def _finite_means(
+    pending: list[tuple[dict[str, jax.Array], int]], step: int, checkpoints: Checkpoints
+) -> dict[str, float]:
+    """Returns the mean of each metric over the steps up to `step`; raises `DivergedError` if one is not finite.
+
+    Args:
+      pending: metrics of one step or of several, and of how many.
+      step: the last of them.
+      checkpoints: of the run, for the message.
+    """
+    parts = [
+        {name: np.atleast_1d(values)[:count] for name, values in metrics.items()}
+        for metrics, count in jax.device_get(pending)
+    ]
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        wrong = {name: float(v[first]) for name, v in values.items() if not np.isfinite(v[first])}
+        checkpoints.wait()
+        good = checkpoints.latest_step
+        raise DivergedError(
+            f"step {step - len(finite) + 1 + first}: "
+            + ", ".join(f"{name} is {value}" for name, value in wrong.items())
+            + (f"; the last good checkpoint is that of step {good}. " if good is not None else "; nothing was saved. ")
+            + "A lower learning rate, a longer warm-up or optimizer.clip_norm may help."
+        )
+    return {name: float(np.mean(v)) for name, v in values.items()}
 
 
 def _spectra(

@@ -44,15 +44,19 @@ def train_batches(
       An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]`, and `index` int32 `[batch]`: each
       example's number in the source.
     """
-    steps = steps_per_epoch(source, batch_size)
-    dataset = grain.MapDataset.range(len(source.examples)).seed(seed).shuffle()[: steps * batch_size].repeat()
-    dataset = dataset.map(functools.partial(_read, source))
+    dataset = train_order(source, batch_size, seed).map(functools.partial(_read, source))
     if not source.image_size:
         # Before the process's share is taken: grain seeds each element by its index, which must be the global one.
         dataset = dataset.random_map(functools.partial(_random_crop, image_size, scale))
     dataset = dataset.batch(batch_size // jax.process_count(), drop_remainder=True)
     dataset = dataset[jax.process_index() :: jax.process_count()].to_iter_dataset(_READ)
     return iter(_in_processes(dataset, workers))
+
+
+def train_order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
+    """Returns the numbers of the examples in the global order of training, epoch after epoch."""
+    kept = steps_per_epoch(source, batch_size) * batch_size
+    return grain.MapDataset.range(len(source.examples)).seed(seed).shuffle()[:kept].repeat()
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:

@@ -19,6 +19,7 @@ class Splits(NamedTuple):
       augmentation: what is done to training images on the device.
       scale: least and largest share of a photograph that a random crop on the host keeps.
       workers: processes that read and decode.
+      resident: whether all images are read at once, the training images into device memory.
     """
 
     train: Source
@@ -28,6 +29,7 @@ class Splits(NamedTuple):
     augmentation: augmentations.Augmentation
     scale: tuple[float, float]
     workers: int
+    resident: bool
 
 
 def open_splits(
@@ -38,6 +40,7 @@ def open_splits(
     image_size: int = 0,
     augmentation: Mapping[str, Any] | None = None,
     workers: int = 0,
+    resident: bool = False,
 ) -> Splits:
     """Returns training and test data.
 
@@ -51,6 +54,8 @@ def open_splits(
       augmentation: keyword arguments of `lfcc_jax.data.augmentation.create`, but
         `num_classes` and `size`.
       workers: processes that read and decode images; 0 does so in threads of this one. Worth it for photographs.
+      resident: whether all images are read at once, and training images live in the memory of every device; many steps
+        are then one program. Worth it for small images on a GPU or TPU; on a CPU such programs are slow.
 
     Raises:
       UserError: as `open_source`; for a key that is unknown, or a value that makes no sense.
@@ -61,6 +66,8 @@ def open_splits(
     train, test = open_source(name, train_split, data_dir), open_source(name, test_split, data_dir)
     if not image_size and not train.image_size:
         raise UserError(f"config.data.image_size: missing; the images of '{name}' vary in size, 224 is usual")
+    if resident and not (train.image_size and test.image_size):
+        raise UserError(f"config.data.resident: the images of '{name}' vary in size, and are cropped on the host")
     given = dict(augmentation or {})
     if given.keys() & {"size", "num_classes"}:
         raise UserError("config.data.augmentation: size is config.data.image_size, and num_classes the data set's")
@@ -68,4 +75,4 @@ def open_splits(
     given |= {"num_classes": train.num_classes, "size": image_size if resized else 0}
     augment = augmentations.create(**checked_arguments(augmentations.create, given, "config.data.augmentation"))
     scale = tuple(given.get("scale", (0.08, 1.0)))
-    return Splits(train, test, image_size or train.image_size, resized, augment, scale, workers)
+    return Splits(train, test, image_size or train.image_size, resized, augment, scale, workers, resident)

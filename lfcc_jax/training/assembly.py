@@ -14,6 +14,7 @@ from lfcc_jax.errors import UserError, checked_arguments
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
 from lfcc_jax.training.config import Block, RunConfig
+from lfcc_jax.training.resident import make_train_loop
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.sharding import batch_sharding, replicated, weight_shardings
 from lfcc_jax.training.state import TrainState, init_state
@@ -66,13 +67,14 @@ class Assembly:
         """Returns shapes and dtypes of the state, computing nothing."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
-    def train_step(self, mesh: Mesh, augment: Prepare | None = None) -> Callable[..., Any]:
-        """Returns the jitted training step, the state donated; see `make_train_step`."""
+    def train_step(self, mesh: Mesh, augment: Prepare | None = None, *, resident: bool = False) -> Callable[..., Any]:
+        """Returns the jitted training step, the state donated: see `make_train_step`; or a loop: `make_train_loop`."""
         losses = {name: m.clone(mesh=mesh) if hasattr(m, "mesh") else m for name, m in self.losses.items()}
         step = make_train_step(
             self.student, self.teacher, losses, self.weights, self.optimizer, self.ema_decay, augment
         )
         placement = weight_shardings(self.state_shapes(), mesh)
+        step = make_train_loop(step) if resident else step
         return jax.jit(step, donate_argnums=0, out_shardings=(placement, replicated(mesh)))
 
     def step_arguments(self, mesh: Mesh, batch_size: int, image_shape: tuple[int, ...]) -> tuple[Any, Any, Any]:

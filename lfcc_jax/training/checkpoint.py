@@ -92,9 +92,13 @@ class Checkpoints:
         """Waits, and stops the background threads."""
         self._manager.close()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Returns whether any host of a multi-host run was told to stop; all hosts get the same answer."""
-        return self._manager.reached_preemption(step)
+    def reached_preemption(self, count: int) -> bool:
+        """Returns whether any host of a multi-host run was told to stop; all hosts get the same answer.
+
+        Args:
+          count: how often this was asked; hosts agree on the one at which all of them say yes.
+        """
+        return self._manager.reached_preemption(count)
 
     def _set_aside(self, steps: Sequence[int], reasons: Sequence[str]) -> None:
         if not steps:

@@ -28,3 +28,12 @@ def test_images_of_one_size_are_resized_on_the_device_only_if_another_is_asked_f
 def test_what_makes_no_sense_is_said(settings, message):
     with pytest.raises(UserError, match=message):
         data.open_splits("noise_10x16", **settings)
+
+
+def test_photographs_need_a_size_and_are_not_kept_in_device_memory(monkeypatch):
+    photographs = data.Source([{"image": b"", "label": 0}], 10, 0, 3)
+    monkeypatch.setattr("lfcc_jax.data.splits.open_source", lambda *_: photographs)
+    with pytest.raises(UserError, match="config.data.image_size: missing"):
+        data.open_splits("photographs")
+    with pytest.raises(UserError, match="config.data.resident: the images of 'photographs' vary in size"):
+        data.open_splits("photographs", image_size=16, resident=True)
