@@ -22,7 +22,8 @@ Time: not measured by us. A step of 1024 images costs 3 times the student's and 
         --config.student.checkpoint=runs/swin_in1k --workdir=runs/swin_cifar100
 
 2.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu_vm.sh). One GPU: as it
-    stands; --config.dtype=bfloat16, and --config.student.remat if memory is short.
+    stands; --config.dtype=bfloat16, --config.data.resident (all images in the GPU's memory), and
+    --config.student.remat if that is short.
 
     python -m lfcc_jax.data.prepare cifar100
     python -m lfcc_jax.main --config=configs/cifar100.py:teacher=swin_tiny,student=resnet18,method=lfcc \
@@ -54,6 +55,6 @@ def get_config(argument: str = "") -> ConfigDict:
     else:
         networks = {"teacher": chosen.teacher, "student": chosen.student, "method": chosen.method}
         recipe = recipes.cifar100(chosen.student)
-    data = {"name": "cifar100", "train_split": "train", "test_split": "test", "workers": 0}
+    data = {"name": "cifar100", "train_split": "train", "test_split": "test", "workers": 0, "resident": False}
     config = recipes.run(recipe, data=data, **networks)
     return ConfigDict(recipes.runlocal(config, 100) if chosen.runlocal else config)

@@ -71,6 +71,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train_split = "train[:10%]"
     config.data.test_split = "test"
     config.data.data_dir = ""
+    config.data.resident = False
     config.data.augmentation = ConfigDict({"padding": 1})
 
     config.student = ConfigDict({"name": "resnet_pico"})
