@@ -54,6 +54,7 @@ def main() -> None:
         path.write_text(json.dumps(report, indent=2) + "\n")
     rows = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in report.items()]
     print(table(["of one chip", _TOPOLOGY.value], rows))
+    path.parent.with_suffix(".md").write_text(_all_reports(path.parent))
 
 
 def topology_mesh(topology: str, data: int = -1, fsdp: int = 1) -> Mesh:
@@ -118,6 +119,36 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     for kind, (count, sent) in sorted(collectives(program.as_text()).items()):
         report |= {kind: count, f"{kind} bytes": sent}
     return report | {"compile_seconds": round(seconds), "jax": jax.__version__}
+
+
+def _all_reports(directory: Path) -> str:
+    """Returns a table of all that was compiled so far."""
+    rows = []
+    for path in directory.glob("*.json"):
+        report = json.loads(path.read_text())
+        sent = [
+            f"{count} {kind}, {report[f'{kind} bytes'] / 1e6:.1f} MB"
+            for kind in _KINDS.split("|")
+            if (count := report.get(kind))
+        ]
+        rows.append(
+            [
+                f"{report['teacher']} -> {report['student']}",
+                report["losses"],
+                *(report[key] for key in ("topology", "batch", "dtype")),
+                *(f"{report[key] / 2**30:.2f}" for key in ("arguments", "temporaries")),
+                f"{report['flops'] / 1e9:,.1f}",
+                f"{report['bytes_accessed'] / 1e9:,.2f}",
+                "; ".join(sent),
+                *(report[key] for key in ("compile_seconds", "jax")),
+            ]
+        )
+    header = ["networks", "losses", "slice", "batch", "dtype", "arguments, GiB", "temporaries, GiB", "GFLOPs"]
+    header += ["GB accessed", "collectives, bytes of their results", "compiled in, s", "jax"]
+    return (
+        "Training steps compiled for TPU slices, what XLA says of one chip's program (`python -m "
+        "experiments.tpu_compile --topology=SLICE --config=...`).\n\n" + table(header, sorted(rows)) + "\n"
+    )
 
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
