@@ -81,7 +81,7 @@ def full_name(name: str) -> str:
 def _check(network: Network, where: str) -> None:
     for field in ("num_classes", "image_size", "image_channels"):
         value = getattr(network, field)
-        if not isinstance(value, int) or value < 1:
+        if value < 1:
             raise UserError(f"{where}: {field}={value!r} will not do; a whole number above zero will")
     for field in ("dropout", "drop_path"):
         if not 0 <= getattr(network, field, 0.0) < 1:
@@ -90,9 +90,6 @@ def _check(network: Network, where: str) -> None:
         value = getattr(network, field, None)
         if isinstance(value, tuple | list) and len(value) != 4:
             raise UserError(f"{where}: {field} has a number for each of four stages; got {value}")
-    for field in ("mean", "std"):
-        if not isinstance(getattr(network, field), tuple | list):
-            raise UserError(f"{where}: {field} is one number a channel, in a tuple; got {getattr(network, field)!r}")
     if not all(value > 0 for value in network.std):
         raise UserError(f"{where}: std={network.std} will not do; numbers above zero will")
     if not 0 < network.crop <= 1:

@@ -154,7 +154,7 @@ def test_tokens_are_put_back_where_their_patches_were():
         ({"name": "vit_pico", "num_classes": 0}, "num_classes=0 will not do"),
         ({"name": "vit_pico", "image_size": -8}, "image_size=-8 will not do"),
         ({"name": "vit_pico", "drop_path": 1.0}, r"drop_path=1.0 is not in \[0, 1\)"),
-        ({"name": "vit_pico", "mean": 0.5}, "mean is one number a channel, in a tuple; got 0.5"),
+        ({"name": "vit_pico", "mean": 0.5}, "vit_pico'.mean: 0.5 will not do; a list of any length, each a number"),
         ({"name": "vit_pico", "std": (0.0,)}, r"std=\(0.0,\) will not do"),
         ({"name": "vit_pico", "crop": 7}, r"crop=7 is not in \(0, 1\]"),
         ({"name": "vit_pico", "interpolation": "bicubik"}, "unknown interpolation 'bicubik'; did you mean 'bicubic'"),
