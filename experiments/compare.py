@@ -1,10 +1,14 @@
-"""Trains a teacher, then students by several methods and seeds, and shows what each method brought.
+"""Trains teachers, then students by several methods and seeds, and shows what each method brought.
 
     python -m experiments.compare --config=configs/digits.py
 
 The config file's `get_config` must know `method=teacher` and each of `--methods`; `--methods=all` are those that its
 `METHODS` lists. Runs that have ended are not run again, and one that was stopped goes on, so the same command may be
 repeated until all is done.
+
+Of several pairs of networks, `--pairs=vit_nano_32:resnet_micro_32,mixer_nano_32:resnet_micro_32` or the file's `PAIRS`
+(`--pairs=all`), every method trains every student; `get_config` must then know `teacher=` and `student=`. With
+`--parallel=8` so many runs share the machine, each a process of its own.
 
 A changed setting of a loss is meant for those methods that have that loss. It must be in the config that the command
 line names, so to change one that only some methods have, name one of them:
@@ -13,12 +17,15 @@ line names, so to change one that only some methods have, name one of them:
         --config.losses.fitnet.weight=0.5
 """
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import datetime
 import importlib.util
 import inspect
 import json
-import statistics
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,19 +37,51 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments import comparison
 from lfcc_jax import main as cli
 from lfcc_jax.errors import UserError
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training import pictures
 from lfcc_jax.training.config import read_config
-from lfcc_jax.training.report import read_metrics, table
 
 _METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; the teacher has the first.")
-
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; teachers have the first.")
+_PAIRS = flags.DEFINE_list("pairs", [], "teacher:student, or all that the config file lists; none for its own pair.")
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "How many runs share the machine.", lower_bound=1)
 
 # What is said of the student, of distillation, or of what the student sees is not meant for the teacher's own training.
 _NOT_THE_TEACHERS = ("student.", "teacher.", "losses.", "data.train_split")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: of a config file with an argument, some values changed.
+
+    Attributes:
+      file: of the config.
+      argument: behind the colon.
+      changed: values by their keys, as on the command line.
+      workdir: where it lives.
+      method: what the config file calls it.
+      pair: names of teacher and student, if the config does not have them by itself.
+    """
+
+    file: Path
+    argument: str
+    changed: Mapping[str, Any]
+    workdir: Path
+    method: str
+    pair: tuple[str, str] | None
+
+    def config(self, module: ModuleType) -> ConfigDict:
+        """Returns its config."""
+        config = module.get_config(self.argument)
+        config.update_from_flattened_dict(dict(self.changed))
+        return config
+
+    def command(self) -> list[str]:
+        """Returns the command that is this run."""
+        changed = [f"--config.{key}={value}" for key, value in self.changed.items()]
+        return ["-m", "lfcc_jax.main", f"--config={self.file}:{self.argument}", f"--workdir={self.workdir}", *changed]
 
 
 def main() -> None:
@@ -53,44 +92,60 @@ def main() -> None:
     seeds = [int(seed) for seed in _SEEDS.value]
     module = _load(Path(filename))
     methods = list(module.METHODS) if _METHODS.value == ["all"] else _METHODS.value
-    make_config = _config_maker(module, argument, overrides)
-    for method in ("teacher", *methods):  # what will not do is said before anything is trained
-        read_config(make_config(method, seeds[0]))
+    pairs = _pairs(module)
+
+    def run(method: str, seed: int, pair: tuple[str, str] | None) -> Run:
+        names, directory = f"method={method}", f"{method}_{seed}"
+        if pair:
+            names = f"teacher={pair[0]},student={pair[1]},{names}"
+            directory = f"{pair[0]}_{pair[1]}/{directory}"
+        teacher = f"teacher_{pair[0]}" if pair else "teacher"
+        changed = {"seed": seed} if method == "teacher" else {"seed": seed, "teacher.checkpoint": workdir / teacher}
+        all_names = ",".join(filter(None, [argument, names]))
+        losses = module.get_config(all_names).losses
+        for key, value in overrides.items():
+            if method == "teacher" and key.startswith(_NOT_THE_TEACHERS):
+                continue
+            if key.startswith("losses.") and key.split(".")[1] not in losses:
+                continue
+            changed[key] = value
+        changed = {key: str(value) if isinstance(value, Path) else value for key, value in changed.items()}
+        place = workdir / (teacher if method == "teacher" else directory)
+        return Run(Path(filename), all_names, changed, place, method, pair)
+
+    teachers = {r.workdir: r for r in (run("teacher", seeds[0], pair) for pair in pairs)}
+    students = [run(method, seed, pair) for seed in seeds for pair in pairs for method in methods]
+    for one in (*teachers.values(), *students):  # what will not do is said before anything is trained
+        read_config(one.config(module))
     if not jax.config.jax_compilation_cache_dir:
         # The seeds of a method share their programs; those are compiled once.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-    teacher_dir = workdir / "teacher"
-    print(f"teacher: {make_config('teacher', seeds[0]).student.name}, in {teacher_dir}", flush=True)
-    with _log_to(teacher_dir):
-        teacher = train_and_evaluate(make_config("teacher", seeds[0]), teacher_dir)
-    print(f"teacher: test accuracy {teacher['top1_last']:.4f}", flush=True)
-
+    taught_by = {}
+    for one, summary in _run_all(list(teachers.values()), module):
+        print(f"teacher: {summary['student']}, test accuracy {summary['top1_last']:.4f}, in {one.workdir}", flush=True)
+        taught_by[one.pair[0] if one.pair else ""] = summary
     rows = []
-    runs = [(method, seed) for seed in seeds for method in methods]
     began = time.monotonic()
-    for done, (method, seed) in enumerate(runs):
-        config = make_config(method, seed)
-        config.teacher.checkpoint = str(teacher_dir)
-        with _log_to(workdir / f"{method}_{seed}"):
-            summary = train_and_evaluate(config, workdir / f"{method}_{seed}")
-        rows.append(
-            {"method": method, **summary, "command": " ".join(["python -m experiments.compare", *sys.argv[1:]])}
-        )
+    for one, summary in _run_all(students, module):
+        command = " ".join(["python -m experiments.compare", *sys.argv[1:]])
+        pair = {"pair": " -> ".join(one.pair)} if one.pair else {}
+        rows.append({"method": one.method, **pair, **summary, "command": command})
         (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-        left = (time.monotonic() - began) / (done + 1) * (len(runs) - done - 1)
+        left = (time.monotonic() - began) / len(rows) * (len(students) - len(rows))
+        whose = f"{pair['pair']}, " if pair else ""
         print(
-            f"{done + 1}/{len(runs)}  {method} seed {seed}: test accuracy {summary['top1_last']:.4f}  "
-            f"{datetime.timedelta(seconds=round(left))} left",
+            f"{len(rows)}/{len(students)}  {whose}{one.method} seed {summary['seed']}: test accuracy "
+            f"{summary['top1_last']:.4f}  {datetime.timedelta(seconds=round(left))} left",
             flush=True,
         )
 
-    text = _report(rows, teacher, methods)
+    text = comparison.report(rows, taught_by, methods, pairs)
     (workdir / "results.md").write_text(text + "\n")
     print(f"\n{text}\n")
-    _draw(workdir, rows, teacher, methods, seeds)
-    print(f"results.md, results.json, comparison.png and spectra.png are in {workdir}")
+    made = comparison.draw(workdir, rows, taught_by, methods, seeds, pairs)
+    print(f"results.md, results.json, {' and '.join(made)} are in {workdir}")
 
 
 def _load(filename: Path) -> ModuleType:
@@ -100,27 +155,59 @@ def _load(filename: Path) -> ModuleType:
     spec.loader.exec_module(module)
     if not inspect.signature(module.get_config).parameters:
         raise UserError(f"{filename}: get_config must take an argument like 'method=kd' for its methods to be compared")
-    if _METHODS.value == ["all"] and not hasattr(module, "METHODS"):
-        raise UserError(f"{filename} has no METHODS that --methods=all could mean; name them: --methods=scratch,kd")
+    for flag, asked, name, example in (
+        ("methods", _METHODS.value, "METHODS", "scratch,kd"),
+        ("pairs", _PAIRS.value, "PAIRS", "vit_nano_32:resnet_micro_32"),
+    ):
+        if asked == ["all"] and not hasattr(module, name):
+            raise UserError(f"{filename} has no {name} that --{flag}=all could mean; name them: --{flag}={example}")
     return module
 
 
-def _config_maker(module: ModuleType, argument: str, overrides: Mapping[str, Any]) -> Any:
-    """Returns a function of method and seed that makes a run's config, with the command line's changes in it."""
+def _pairs(module: ModuleType) -> list[tuple[str, str] | None]:
+    """Returns the names of teachers and students; [None] for the pair that the config has by itself."""
+    if _PAIRS.value == ["all"]:
+        return list(module.PAIRS)
+    pairs = [tuple(pair.split(":")) for pair in _PAIRS.value]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise UserError(f"--pairs: '{':'.join(pair)}' will not do; teacher:student will")
+    return pairs or [None]
 
-    def make(method: str, seed: int) -> ConfigDict:
-        config = module.get_config(",".join(filter(None, [argument, f"method={method}"])))
-        config.seed = seed
-        for key, value in overrides.items():
-            path = key.split(".")
-            if method == "teacher" and key.startswith(_NOT_THE_TEACHERS):
-                continue
-            if path[0] == "losses" and path[1] not in config.losses:
-                continue
-            config.update_from_flattened_dict({key: value})
-        return config
 
-    return make
+def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Yields each run with its summary as it ends."""
+    if _PARALLEL.value == 1:
+        for run in runs:
+            with _log_to(run.workdir):
+                summary = train_and_evaluate(run.config(module), run.workdir)
+            yield run, summary
+        return
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / _PARALLEL.value:.3f}",
+    }
+
+    def in_process(run: Run) -> dict[str, Any]:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        summary = run.workdir / "summary.json"
+        if not summary.exists():
+            with (run.workdir / "log.txt").open("a") as log:
+                command = [sys.executable, *run.command()]
+                done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+            if done.returncode:
+                last = (run.workdir / "log.txt").read_text().strip().splitlines()[-1:]
+                raise UserError(f"{run.workdir} ended with status {done.returncode}: {''.join(last)}")
+        return json.loads(summary.read_text())
+
+    with concurrent.futures.ThreadPoolExecutor(_PARALLEL.value) as pool:
+        started = {pool.submit(in_process, run): run for run in runs}
+        try:
+            for ended in concurrent.futures.as_completed(started):
+                yield started[ended], ended.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -143,50 +230,6 @@ class _Tee:
     def flush(self) -> None:
         self._file.flush()
         self._terminal.flush()
-
-
-def _report(rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any], methods: Sequence[str]) -> str:
-    """Returns the table of means and spreads over the seeds."""
-
-    def spread(values: Sequence[float]) -> str:
-        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{deviation}"
-
-    lines = []
-    for method in methods:
-        mine = [row for row in rows if row["method"] == method]
-        lines.append([
-            method,
-            spread([100 * row["top1_last"] for row in mine]),
-            spread([100 * row["top1_best"] for row in mine]),
-            spread([100 * row["agreement"] for row in mine]),
-            f"{mine[0]['head_parameters']:,}",
-            spread([1000 * row["seconds_per_step"] for row in mine]),
-        ])  # fmt: skip
-    first = rows[0]
-    header = ["method", "top-1 last, %", "top-1 best, %", "agreement, %", "head parameters", "ms a step"]
-    return (
-        f"{first['student']} ({first['parameters']:,} parameters) on {first['dataset']}, taught by "
-        f"{teacher['student']} ({teacher['parameters']:,} parameters, top-1 {100 * teacher['top1_last']:.2f} %). "
-        f"Mean ± standard deviation over {len({row['seed'] for row in rows})} seeds; {first['epochs']:g} epochs, "
-        f"{first['hardware']}, jax {first['jax']}, {first['date'][:10]}.\n\n" + table(header, lines)
-    )
-
-
-def _draw(
-    workdir: Path,
-    rows: Sequence[Mapping[str, Any]],
-    teacher: Mapping[str, Any],
-    methods: Sequence[str],
-    seeds: list[int],
-) -> None:
-    curves = {m: [read_metrics(workdir / f"{m}_{seed}") for seed in seeds] for m in methods}
-    pictures.comparison(workdir / "comparison.png", curves, teacher["top1_last"])
-    networks = {}
-    for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are not told apart
-        spectra = json.loads((workdir / f"{method}_{seeds[0]}" / "spectra.json").read_text())
-        networks |= {f"{name}, {method}" if name.startswith("student") else name: s for name, s in spectra.items()}
-    pictures.spectra(workdir / "spectra.png", networks)
 
 
 if __name__ == "__main__":

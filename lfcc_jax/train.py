@@ -221,7 +221,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     tests = [row for row in rows if "test/accuracy" in row and row["step"] > 0]
     last, best = tests[-1], max(tests, key=lambda row: row["test/accuracy"])
     summary = {
-        "dataset": run.data["name"],
+        "dataset": splits.train.name,
         "teacher": run.teacher["name"] if teacher else None,
         "student": run.student["name"],
         "losses": " + ".join(assembly.losses),

@@ -26,12 +26,14 @@ class Source(NamedTuple):
       num_classes: labels are in `[0, num_classes)`.
       image_size: height and width of the images, in pixels; 0 if they vary.
       image_channels: 3 for colour, 1 for grey.
+      name: of the data set.
     """
 
     examples: Sequence[dict[str, Any]]
     num_classes: int
     image_size: int
     image_channels: int
+    name: str = ""
 
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:
@@ -52,7 +54,7 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     if sizes := noise.parse_name(name):
         if split not in _NOISE:
             raise unknown("split", split, _NOISE, f"data set '{name}'")
-        return Source(noise.Noise(_NOISE[split], *sizes), *sizes, 3)
+        return Source(noise.Noise(_NOISE[split], *sizes), *sizes, 3, name)
     builder = _builder(name, data_dir)
     base = re.match(r"\w*", split).group()
     if base not in (*builder.info.splits, "all"):
@@ -69,7 +71,8 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         raise UserError(f"data set '{name}': split '{split}' is empty")
     if len(shape) != 3 or shape[2] not in (1, 3):
         raise UserError(f"data set '{name}' has images of shape {shape}; [height, width, 1 or 3] is needed")
-    return Source(examples, builder.info.features["label"].num_classes, 0 if varies else shape[0], shape[2])
+    classes, size = builder.info.features["label"].num_classes, 0 if varies else shape[0]
+    return Source(examples, classes, size, shape[2], builder.info.name)
 
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:

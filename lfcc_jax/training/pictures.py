@@ -107,6 +107,32 @@ def comparison(path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[st
     _save(figure, path)
 
 
+def pairs(path: epath.Path, accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draws by how much each method is better than the first one, for each pair and on average.
+
+    Args:
+      path: of the PNG.
+      accuracies: for each pair of networks and each method, the accuracies of its seeds in percent.
+    """
+    methods = list(next(iter(accuracies.values())))
+    figure, axis = _axes(1, 1, (8, 1.8 + 0.34 * len(methods)))
+    gains = np.array([
+        [np.mean(accuracies[pair][method]) - np.mean(accuracies[pair][methods[0]]) for method in methods]
+        for pair in accuracies
+    ])  # fmt: skip
+    places = np.arange(len(methods))
+    for pair, gain, color, marker in zip(
+        accuracies, gains, itertools.cycle(COLORS), itertools.cycle("os^Dv"), strict=False
+    ):
+        axis.plot(gain, places, marker, color=color, alpha=0.8, label=pair)
+    axis.barh(places, gains.mean(axis=0), color="0.85", zorder=0, label="mean")
+    axis.set(yticks=places, yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
+    axis.use_sticky_edges = False  # of the bars
+    axis.set_xlabel(f"points of top-1 over {methods[0]}")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    _save(figure, path)
+
+
 _NOT_LOSSES = ("train/accuracy", "train/grad_norm", "train/learning_rate", "train/images_per_second")
 
 

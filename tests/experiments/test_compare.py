@@ -71,3 +71,42 @@ def test_a_setting_of_a_loss_is_for_the_methods_that_have_it(tmp_path, data_dir)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "fitnet_0" / "config.json").read_text())["losses"]["fitnet"]["weight"] == 0.5
     assert "fitnet" not in json.loads((tmp_path / "scratch_0" / "config.json").read_text())["losses"]
+
+
+def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_path, data_dir):
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.compare",
+        "--config=configs/study.py:runlocal",
+        f"--workdir={tmp_path}",
+    ]
+    command += [
+        "--config.data.name=digits",
+        f"--config.data.data_dir={data_dir}",
+        "--config.epochs=1.0",
+        "--config.log_every_steps=2",
+        "--methods=scratch,kd",
+        "--seeds=0",
+        "--parallel=2",
+    ]
+    pairs = ["swin_pico_32:resnet_micro_32", "mixer_small_32:resnet_micro_32"]
+    done = subprocess.run([*command, f"--pairs={','.join(pairs)}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())
+    expected = {(pair.replace(":", " -> "), method) for pair in pairs for method in ("scratch", "kd")}
+    assert {(row["pair"], row["method"]) for row in rows} == expected
+    assert {row["teacher"] for row in rows} == {"vit_pico", "mixer_pico"}
+    table = (tmp_path / "results.md").read_text()
+    assert "| swin_pico_32 -> resnet_micro_32 | mixer_small_32 -> resnet_micro_32 | " in table
+    assert table.count("taught by") == 2
+    for name in ("pairs.png", "mixer_small_32_resnet_micro_32/comparison.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    one = tmp_path / "swin_pico_32_resnet_micro_32" / "kd_0"
+    assert json.loads((one / "config.json").read_text())["teacher"]["checkpoint"] == str(
+        tmp_path / "teacher_swin_pico_32"
+    )
+
+    wrong = subprocess.run([*command, "--pairs=swin_pico_32"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "error: --pairs: 'swin_pico_32' will not do; teacher:student will" in wrong.stderr

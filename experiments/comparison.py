@@ -1,0 +1,115 @@
+"""Tables and pictures of the runs that `experiments.compare` made."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lfcc_jax.training import pictures
+from lfcc_jax.training.report import read_metrics, table
+
+Rows = Sequence[Mapping[str, Any]]
+Pair = tuple[str, str] | None
+
+
+def report(rows: Rows, teachers: Mapping[str, Mapping[str, Any]], methods: Sequence[str], pairs: Sequence[Pair]) -> str:
+    """Returns Markdown: for several pairs a table of all, then one table for each pair.
+
+    Args:
+      rows: a summary for each run, with its `method`.
+      teachers: the summary of each teacher's own run, by its name as the pairs have it; "" if that is not given.
+      methods: in the order in which they are shown.
+      pairs: names of teacher and student; [None] for one pair.
+    """
+    parts = [_of_all_pairs(rows, methods, pairs)] if len(pairs) > 1 else []
+    for pair in pairs:
+        mine = rows_of(rows, pair)
+        parts.append(_of_one_pair(mine, teachers[pair[0] if pair else ""], methods))
+    return "\n\n".join(parts)
+
+
+def rows_of(rows: Rows, pair: Pair, method: str | None = None) -> Rows:
+    """Returns the rows of a pair, and of one method if it is given."""
+    mine = [row for row in rows if pair is None or row["pair"] == f"{pair[0]} -> {pair[1]}"]
+    return [row for row in mine if method is None or row["method"] == method]
+
+
+def draw(
+    workdir: Path,
+    rows: Rows,
+    teachers: Mapping[str, Mapping[str, Any]],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    pairs: Sequence[Pair],
+) -> list[str]:
+    """Draws accuracies and spectra, for each pair into its directory, and for several pairs all in one.
+
+    Args:
+      workdir: of the comparison.
+      rows: as in `report`.
+      teachers: as in `report`.
+      methods: as in `report`.
+      seeds: of the runs.
+      pairs: as in `report`.
+
+    Returns:
+      The names of the pictures.
+    """
+    for pair in pairs:
+        where = workdir / f"{pair[0]}_{pair[1]}" if pair else workdir
+        teacher = teachers[pair[0] if pair else ""]
+        curves = {m: [read_metrics(where / f"{m}_{seed}") for seed in seeds] for m in methods}
+        pictures.comparison(where / "comparison.png", curves, teacher["top1_last"])
+        networks = {}
+        for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are not told apart
+            spectra = json.loads((where / f"{method}_{seeds[0]}" / "spectra.json").read_text())
+            networks |= {f"{n}, {method}" if n.startswith("student") else n: s for n, s in spectra.items()}
+        pictures.spectra(where / "spectra.png", networks)
+    if len(pairs) == 1:
+        return ["comparison.png", "spectra.png"]
+    accuracies = {
+        f"{pair[0]} -> {pair[1]}": {
+            method: [100 * row["top1_last"] for row in rows_of(rows, pair, method)] for method in methods
+        }
+        for pair in pairs
+    }
+    pictures.pairs(workdir / "pairs.png", accuracies)
+    return ["pairs.png", "for each pair comparison.png", "spectra.png"]
+
+
+def _of_one_pair(rows: Rows, teacher: Mapping[str, Any], methods: Sequence[str]) -> str:
+    lines = []
+    for method in methods:
+        mine = [row for row in rows if row["method"] == method]
+        lines.append([
+            method,
+            spread([100 * row["top1_last"] for row in mine]),
+            spread([100 * row["top1_best"] for row in mine]),
+            spread([100 * row["agreement"] for row in mine]),
+            f"{mine[0]['head_parameters']:,}",
+            spread([1000 * row["seconds_per_step"] for row in mine]),
+        ])  # fmt: skip
+    first = rows[0]
+    header = ["method", "top-1 last, %", "top-1 best, %", "agreement, %", "head parameters", "ms a step"]
+    return (
+        f"{first['student']} ({first['parameters']:,} parameters) on {first['dataset']}, taught by "
+        f"{teacher['student']} ({teacher['parameters']:,} parameters, top-1 {100 * teacher['top1_last']:.2f} %). "
+        f"Mean ± standard deviation over {len({row['seed'] for row in rows})} seeds; {first['epochs']:g} epochs, "
+        f"{first['hardware']}, jax {first['jax']}, {first['date'][:10]}.\n\n" + table(header, lines)
+    )
+
+
+def _of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
+    lines = []
+    for method in methods:
+        by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
+        lines.append([method, *map(spread, by_pair), f"{statistics.mean(map(statistics.mean, by_pair)):.2f}"])
+    header = ["top-1 at the end, %", *(f"{teacher} -> {student}" for teacher, student in pairs), "mean"]
+    return table(header, lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Returns mean ± standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
