@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import jax
 import numpy as np
@@ -117,3 +118,20 @@ def test_a_prepared_directory_is_a_data_set_too(data_dir):
 def test_what_does_not_exist_is_said(data_dir, name, split, message):
     with pytest.raises(UserError, match=message):
         data.open_source(name, split, data_dir)
+
+
+def test_few_batches_are_made_ahead(numbered):
+    read = []
+
+    class Counted:
+        def __len__(self):
+            return 4000
+
+        def __getitem__(self, index):
+            read.append(index)
+            return numbered.examples[index % 22]
+
+    batches = data.train_batches(numbered._replace(examples=Counted()), 10, seed=0)
+    take(batches, 2)
+    time.sleep(1)  # it reads on by itself as far as it will
+    assert len(read) <= 10 * (2 + 4 + 4)  # taken, in the making, waiting
