@@ -16,6 +16,10 @@ if [[ $# -lt 6 || "$5" != "--" ]]; then
     sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
+if ! command -v gcloud > /dev/null; then
+    echo "gcloud is not here: https://cloud.google.com/sdk/docs/install" >&2
+    exit 1
+fi
 name=$1 zone=$2 type=$3 bucket=$4
 shift 5
 case $type in
@@ -35,22 +39,38 @@ state() {
     tpu describe --format='value(state)' 2>/dev/null || true
 }
 
+install() {
+    local archive
+    archive=$(mktemp --suffix=.tar.gz)
+    git archive --format=tar.gz --output="$archive" HEAD &&
+        gcloud compute tpus tpu-vm scp "$archive" "$name":lfcc_jax.tar.gz --zone="$zone" --worker=all &&
+        rm "$archive" &&
+        # The images' own Python is too old; uv brings one.
+        on_all 'mkdir -p lfcc_jax && tar -xzf lfcc_jax.tar.gz -C lfcc_jax && cd lfcc_jax &&
+            curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing &&
+            ~/.local/bin/uv pip install --quiet ".[train]" "jax[tpu]" "etils[epath-gcs]"'
+}
+
 while true; do
     case $(state) in
         READY) ;;
-        PREEMPTED | TERMINATED) tpu delete --quiet && continue ;;
-        "") tpu create --accelerator-type="$type" --version="$version" --spot && continue ;;
-        *) sleep "$wait" && continue ;;
+        PREEMPTED | TERMINATED)
+            tpu delete --quiet
+            continue
+            ;;
+        "")
+            if ! tpu create --accelerator-type="$type" --version="$version" --spot; then
+                echo "$name could not be made; again in $wait s, until there is one or Ctrl-C" >&2
+                sleep "$wait"
+            fi
+            continue
+            ;;
+        *)
+            sleep "$wait"
+            continue
+            ;;
     esac
-    archive=$(mktemp --suffix=.tar.gz)
-    git archive --format=tar.gz --output="$archive" HEAD
-    gcloud compute tpus tpu-vm scp "$archive" "$name":lfcc_jax.tar.gz --zone="$zone" --worker=all
-    rm "$archive"
-    # The images' own Python is too old; uv brings one.
-    on_all 'mkdir -p lfcc_jax && tar -xzf lfcc_jax.tar.gz -C lfcc_jax && cd lfcc_jax &&
-        curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing &&
-        ~/.local/bin/uv pip install --quiet ".[train]" "jax[tpu]" "etils[epath-gcs]"'
-    if on_all "cd lfcc_jax && .venv/bin/python -m lfcc_jax.main --distributed --workdir=$bucket $(printf '%q ' "$@")"; then
+    if install && on_all "cd lfcc_jax && .venv/bin/python -m lfcc_jax.main --distributed --workdir=$bucket $(printf '%q ' "$@")"; then
         exit 0
     fi
     sleep "$wait"

@@ -11,7 +11,9 @@ GCLOUD = """#!/usr/bin/env bash
 echo "$4 ${@:5}" >> "$FAKE/calls"
 case "$4" in
     describe) cat "$FAKE/state" ;;
-    create) echo READY > "$FAKE/state" ;;
+    create) if [[ -e "$FAKE/none_left" ]]; then rm "$FAKE/none_left"; exit 1; fi
+            echo READY > "$FAKE/state" ;;
+    scp) if [[ -e "$FAKE/taken_back" ]]; then rm "$FAKE/taken_back"; echo PREEMPTED > "$FAKE/state"; exit 1; fi ;;
     delete) : > "$FAKE/state" ;;
     ssh) if [[ "$*" == *lfcc_jax.main* ]]; then
             read -r outcome < "$FAKE/outcomes"; sed -i 1d "$FAKE/outcomes"
@@ -64,6 +66,16 @@ def test_a_run_that_fails_by_itself_is_not_repeated(tmp_path):
     assert done.returncode == 1
     assert verbs.count("create") == 1
     assert "the run failed" in done.stderr
+
+
+def test_a_slice_that_cannot_be_had_yet_or_is_taken_back_at_once_is_asked_for_again(tmp_path):
+    (tmp_path / "none_left").touch()
+    (tmp_path / "taken_back").touch()
+    done, verbs, _ = launch(tmp_path, ["ends"])
+    assert done.returncode == 0, done.stderr
+    made = [verb for verb in verbs if verb in ("create", "delete")]
+    assert made == ["create", "create", "delete", "create"]
+    assert "name could not be made; again in 0 s" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("name", "zone"), ("name", "zone", "type", "gs://b", "--config=x", "y")])
