@@ -49,6 +49,9 @@ config = {
     "log_every_steps": 1,
 }
 train_and_evaluate(config, f"{out}/run_of_{count}")
+if count == 2:
+    config["data"]["resident"] = True
+    train_and_evaluate(config, f"{out}/resident_run_of_2")
 """
 
 
@@ -91,10 +94,11 @@ def test_two_processes_see_the_pixels_labels_and_order_of_one(runs):
     assert np.abs(steps[0] - steps[1]).max() > 0.1  # another step is another batch
 
 
-def test_two_processes_learn_what_one_learns(runs):
+@pytest.mark.parametrize("other", ["run_of_2", "resident_run_of_2"])
+def test_two_processes_learn_what_one_learns(runs, other):
     rows = [
-        [json.loads(line) for line in (runs / f"run_of_{count}" / "metrics.jsonl").read_text().splitlines()]
-        for count in (1, 2)
+        [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("run_of_1", other)
     ]
     for alone, together in zip(*rows, strict=True):
         for key in alone.keys() - {"train/images_per_second"}:
