@@ -3,7 +3,9 @@
     python -m experiments.bench_input
 
 Needs torch, torchvision and timm. The photographs are scikit-learn's two, as JPEG of 500 x 375 pixels, about ImageNet's
-average. Ours and theirs take turns, each by as many processes; times of one run are comparable with one another alone.
+average. Ours and theirs take turns. Reading is by as many processes of each; the augmentation is one program on all
+cores here, and one thread of Python there, of which training would have one in each worker. Times of one run are
+comparable with one another alone.
 """
 
 import argparse
@@ -32,6 +34,7 @@ if not hasattr(torch.ops.torchvision, "nms"):
     operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 SIZE, CLASSES, POLICY = 224, 1000, "rand-m9-mstd0.5-inc1"
@@ -79,7 +82,9 @@ def main() -> None:
         rates.setdefault(what, {})[whose] = max(rate, rates.get(what, {}).get(whose, 0.0))
 
     count = options.batch * options.batches
-    crop = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.PILToTensor()])
+    crop = transforms.Compose(
+        [RandomResizedCropAndInterpolation(SIZE, interpolation="random"), transforms.PILToTensor()]
+    )
     loader = torch.utils.data.DataLoader(
         Photographs(10 * count, crop), options.batch, num_workers=options.workers, persistent_workers=True
     )

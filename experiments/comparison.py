@@ -86,7 +86,7 @@ def _of_one_pair(rows: Rows, teacher: Mapping[str, Any], methods: Sequence[str])
             method,
             spread([100 * row["top1_last"] for row in mine]),
             spread([100 * row["top1_best"] for row in mine]),
-            spread([100 * row["agreement"] for row in mine]),
+            spread([100 * row["agreement"] for row in mine if row["agreement"] is not None]),
             f"{mine[0]['head_parameters']:,}",
             spread([1000 * row["seconds_per_step"] for row in mine]),
         ])  # fmt: skip
@@ -110,6 +110,8 @@ def _of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> 
 
 
 def spread(values: Sequence[float]) -> str:
-    """Returns mean ± standard deviation."""
+    """Returns mean ± standard deviation; a dash of no values."""
+    if not values:
+        return "-"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"

@@ -25,11 +25,11 @@ from jax.sharding import AxisType, Mesh
 
 from lfcc_jax import main as cli
 from lfcc_jax.data import augmentation, noise
-from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.errors import UserError, checked_arguments, unknown
 from lfcc_jax.training.assembly import Images, assemble
 from lfcc_jax.training.config import as_dict, read_config
 from lfcc_jax.training.report import table
-from lfcc_jax.training.sharding import check_batch_size
+from lfcc_jax.training.sharding import check_batch_size, create_mesh
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice: generation and chips.")
 _REPORTS = flags.DEFINE_string("reports", "experiments/results/tpu_compile", "Where reports are kept.")
@@ -48,6 +48,7 @@ def main() -> None:
     path = Path(_REPORTS.value) / f"{name}.json"
     if path.exists():
         report = json.loads(path.read_text())
+        print(f"compiled before; delete {path} to compile it again\n")
     else:
         report = compile_step(config, _TOPOLOGY.value)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +64,12 @@ def topology_mesh(topology: str, data: int = -1, fsdp: int = 1) -> Mesh:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # XLA raises its own kinds
         raise UserError(f"--topology={topology}: {' '.join(str(error).split())[:200]}") from error
-    data = len(devices) // fsdp if data == -1 else data
-    chips = np.asarray(devices[: data * fsdp]).reshape(data, fsdp)
+    if len(devices) % fsdp or data not in (-1, len(devices) // fsdp):
+        raise UserError(
+            f"config.mesh: data={data}, fsdp={fsdp} cannot be laid over the {len(devices)} chips of {topology}"
+        )
+    data = len(devices) // fsdp
+    chips = np.asarray(devices).reshape(data, fsdp)
     return Mesh(chips, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -83,7 +88,7 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
       UserError: for a config or topology that will not do.
     """
     run = read_config(config)
-    mesh = topology_mesh(topology, **run.mesh)
+    mesh = topology_mesh(topology, **checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
     name = run.data["name"]
     if sizes := noise.parse_name(name):
@@ -94,9 +99,9 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
         raise unknown("data set", name, _DATA, "config.data.name")
     image_size = run.data.get("image_size") or size
     assembly = assemble(run, Images(classes, image_size, 3, count))
-    augment = augmentation.create(
-        classes, size=image_size if size and image_size != size else 0, **run.data.get("augmentation", {})
-    )
+    settings = {"num_classes": classes, "size": image_size if size and image_size != size else 0}
+    settings |= run.data.get("augmentation", {})
+    augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation"))
     from_host = size or image_size
     arguments = assembly.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
     began = time.monotonic()

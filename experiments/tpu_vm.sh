@@ -20,6 +20,11 @@ if ! command -v gcloud > /dev/null; then
     echo "gcloud is not here: https://cloud.google.com/sdk/docs/install" >&2
     exit 1
 fi
+cd "$(dirname "$0")/.."
+git rev-parse HEAD > /dev/null
+if [[ -n $(git status --porcelain) ]]; then
+    echo "what is not committed stays here; the slice gets $(git log -1 --format='%h %s')" >&2
+fi
 name=$1 zone=$2 type=$3 bucket=$4
 shift 5
 case $type in
@@ -65,9 +70,14 @@ while true; do
             fi
             continue
             ;;
-        *)
+        CREATING | STARTING | RESTARTING | REPAIRING | DELETING | STOPPING)
+            echo "$name is $(state)" >&2
             sleep "$wait"
             continue
+            ;;
+        *)
+            echo "$name is $(state), which does not change by itself; start or delete it" >&2
+            exit 1
             ;;
     esac
     if install && on_all "cd lfcc_jax && .venv/bin/python -m lfcc_jax.main --distributed --workdir=$bucket $(printf '%q ' "$@")"; then

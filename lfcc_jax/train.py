@@ -174,7 +174,12 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
     pending, calls = [], 0
     step = first_step
-    with contextlib.closing(checkpoints), contextlib.closing(writer), watch_signals() as told_to_stop:
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(writer),
+        contextlib.closing(batches),
+        watch_signals() as told_to_stop,
+    ):
         while step < total_steps:
             count = _steps_until_next(step, total_steps, *stops) if splits.resident else 1
             batch = batches.take(count) if splits.resident else next(batches)

@@ -10,10 +10,13 @@ from PIL import Image
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def decode(picture: Any) -> Image.Image:
-    """Returns the RGB picture that encoded bytes, or an array `[height, width, channels]` of uint8, hold."""
+def decode(picture: Any, channels: int = 3) -> Image.Image:
+    """Returns the picture that encoded bytes, or an array `[height, width, channels]` of uint8, hold.
+
+    Encoded bytes become colour, or grey if there is to be one channel.
+    """
     if isinstance(picture, bytes):
-        return Image.open(io.BytesIO(picture)).convert("RGB")
+        return Image.open(io.BytesIO(picture)).convert("L" if channels == 1 else "RGB")
     return Image.fromarray(np.asarray(picture).squeeze(-1) if picture.shape[-1] == 1 else np.asarray(picture))
 
 
@@ -48,7 +51,7 @@ def random_crop(
         w, h = (width, round(width / aspect)) if width / height <= aspect else (round(height * aspect), height)
         left, top = (width - w) // 2, (height - h) // 2
     filter_ = _FILTERS["bicubic" if rng.random() < 0.5 else "bilinear"]
-    return _array(picture.resize((size, size), filter_, box=(left, top, left + w, top + h)))
+    return _array(picture.crop((left, top, left + w, top + h)).resize((size, size), filter_))
 
 
 def central_crop(picture: Image.Image, size: int, crop: float = 1.0, interpolation: str = "bicubic") -> np.ndarray:

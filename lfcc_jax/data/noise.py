@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_NAME = re.compile(r"noise_(\d+)x(\d+)")
+_NAME = re.compile(r"noise_([1-9]\d*)x([1-9]\d*)")
 
 
 class Noise(Sequence):

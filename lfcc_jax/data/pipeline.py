@@ -48,7 +48,7 @@ def train_batches(
     dataset = train_order(source, batch_size, seed).map(functools.partial(_read, source))
     if not source.image_size:
         # Before the process's share is taken: grain seeds each element by its index, which must be the global one.
-        dataset = dataset.random_map(functools.partial(_random_crop, image_size, scale))
+        dataset = dataset.random_map(functools.partial(_random_crop, source.image_channels, image_size, scale))
     dataset = dataset.batch(batch_size // jax.process_count(), drop_remainder=True)
     return iter(_my_share(dataset, workers))
 
@@ -92,7 +92,8 @@ def eval_batches(
     def example(index: int) -> Example:
         found = _read(source, min(index, total - 1))
         if not source.image_size:
-            found["image"] = decode.central_crop(decode.decode(found["image"]), image_size, crop, interpolation)
+            picture = decode.decode(found["image"], source.image_channels)
+            found["image"] = decode.central_crop(picture, image_size, crop, interpolation)
         return {"image": found["image"], "label": found["label"], "mask": np.bool_(index < total)}
 
     dataset = grain.MapDataset.range(padded).map(example).batch(batch_size // jax.process_count())
@@ -105,8 +106,10 @@ def _read(source: Source, index: int) -> Example:
     return {"image": image, "label": np.int32(example["label"]), "index": np.int32(index)}
 
 
-def _random_crop(size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator) -> Example:
-    return {**example, "image": decode.random_crop(decode.decode(example["image"]), size, rng, scale)}
+def _random_crop(
+    channels: int, size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator
+) -> Example:
+    return {**example, "image": decode.random_crop(decode.decode(example["image"], channels), size, rng, scale)}
 
 
 def _my_share(batches: grain.MapDataset, workers: int) -> grain.IterDataset:

@@ -11,6 +11,7 @@ they take 150 GB, and what is built of them as much again. The third needs neith
 
 import argparse
 import importlib.util
+import re
 import sys
 
 import tensorflow_datasets as tfds
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", help="for a copy in TFRecords: the directory to be made")
     given = parser.parse_args(arguments)
     try:
-        if epath.Path(given.data).expanduser().is_dir():
+        if given.data.startswith(("/", "~", ".", "gs://")) or epath.Path(given.data).expanduser().is_dir():
             if not given.out:
                 raise UserError("--out: missing; give the directory to be made")
             place = to_array_record(given.data, given.out)
@@ -50,8 +51,8 @@ def build(name: str, data_dir: str | None = None, manual_dir: str | None = None)
     Raises:
       UserError: for an unknown name, if TensorFlow is missing, or what TFDS says went wrong.
     """
-    if name not in tfds.list_builders(with_community_datasets=False):
-        raise unknown("data set", name, _SOME, "TFDS has many more")
+    if re.split("[/:]", name)[0] not in tfds.list_builders(with_community_datasets=False):
+        raise UserError(f"{unknown('data set', name, _SOME)} TFDS has many more.")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError('TFDS needs TensorFlow to encode images: pip install ".[tf]"')
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")

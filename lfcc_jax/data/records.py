@@ -30,7 +30,8 @@ def to_array_record(
       `target`.
 
     Raises:
-      UserError: if the source is no such directory, or not in TFRecord, or a shard is damaged; or if the target exists.
+      UserError: if the source is no such directory, or not in TFRecord, or a shard is cut off (checksums are not looked
+        at); or if the target exists.
     """
     source, target = (epath.Path(path).expanduser().resolve() for path in (source, target))
     if not (source / "dataset_info.json").exists():

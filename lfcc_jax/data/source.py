@@ -98,4 +98,5 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise UserError(f"data set '{name}' has several forms; give the path of one: {', '.join(map(str, mine))}")
     if mine:
         return tfds.builder_from_directory(max(mine, key=lambda path: tfds.core.Version(path.name)))
-    raise unknown("data set", name, {*_OURS, *(p.relative_to(root).parts[0] for p in prepared)}, f"data_dir {root}")
+    known = unknown("data set", name, {*_OURS, *(p.relative_to(root).parts[0] for p in prepared)}, f"data_dir {root}")
+    raise UserError(f"{known} TFDS's are made by python -m lfcc_jax.data.prepare NAME.")

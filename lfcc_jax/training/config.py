@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -63,7 +64,7 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
     run = RunConfig(**checked_arguments(RunConfig, as_dict(config), "config"))
     if run.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype: '{run.dtype}' will not do; float32 or bfloat16 will")
-    if run.epochs <= 0 or run.eval_every_epochs <= 0 or run.log_every_steps < 1:
+    if not (0 < run.epochs < math.inf and run.eval_every_epochs > 0 and run.log_every_steps > 0):
         raise UserError(
             "config: epochs, eval_every_epochs and log_every_steps must be above zero; here they are "
             f"{run.epochs}, {run.eval_every_epochs} and {run.log_every_steps}"

@@ -7,11 +7,13 @@ Architectures in Knowledge Distillation, 2023), as released with its code: batch
 
 from typing import Any
 
-from lfcc_jax.errors import unknown
+from lfcc_jax import models
+from lfcc_jax.errors import UserError, unknown
 
 Block = dict[str, Any]
 
-_CNNS = ("resnet18", "resnet50", "mobilenetv2_100", "convnext_tiny")
+# What their names begin with.
+_CNNS = ("resnet", "mobilenetv2", "convnext")
 
 # The rows of its two tables, teacher and student.
 CIFAR100_PAIRS = (
@@ -99,13 +101,13 @@ def losses(method: str, student: str) -> Block:
         raise unknown("method", method, METHODS)
     blocks = {name: dict(block) for name, block in _METHODS[method].items()}
     if "ofa" in blocks:
-        blocks["ofa"]["branch"] = "convolution" if student in _CNNS else "attention"
+        blocks["ofa"]["branch"] = "convolution" if student.startswith(_CNNS) else "attention"
     return {"cross_entropy": {"weight": 1.0, "label_smoothing": 0.1}, **blocks}
 
 
 def cifar100(student: str) -> Block:
     """Returns the keys of a config that say how a student is trained on CIFAR-100: 300 epochs of 48 steps."""
-    if student in _CNNS:
+    if student.startswith(_CNNS):
         return {
             "optimizer": {
                 "name": "sgd",
@@ -131,7 +133,7 @@ def cifar100(student: str) -> Block:
 
 def imagenet(student: str) -> Block:
     """Returns the keys of a config that say how a student is trained on ImageNet-1K: 100 epochs for CNNs, or 300."""
-    if student in _CNNS:
+    if student.startswith(_CNNS):
         return {
             "optimizer": {
                 "name": "sgd",
@@ -178,7 +180,7 @@ def run(recipe: Block, *, teacher: str, student: str, method: str, data: Block) 
 
     Args:
       recipe: of `cifar100`, `imagenet` or `fine_tuning`.
-      teacher: name of a network, or empty.
+      teacher: name of a network, or empty. `scratch` has none.
       student: name of a network.
       method: one of `METHODS`.
       data: the block `data`, but for the recipe's augmentation.
@@ -193,7 +195,7 @@ def run(recipe: Block, *, teacher: str, student: str, method: str, data: Block) 
         "seed": 0,
         "data": {**data, "data_dir": "", "image_size": 224, "augmentation": recipe["augmentation"]},
         "student": network,
-        "teacher": {"name": teacher, "checkpoint": ""},
+        "teacher": {"name": "" if method == "scratch" else teacher, "checkpoint": ""},
         "losses": losses(method, student),
         "optimizer": recipe["optimizer"],
         "epochs": recipe["epochs"],
@@ -230,6 +232,10 @@ def runlocal(config: Block, num_classes: int) -> Block:
 
 def _smaller(network: str) -> Block:
     if network not in _SMALLER:
+        if models.full_name(network) in models.list_models():
+            raise UserError(
+                f"runlocal: there is no small '{network}', but one of each of {', '.join(sorted(_SMALLER))}"
+            )
         raise unknown("network", network, _SMALLER)
     return _SMALLER[network]
 

@@ -76,6 +76,10 @@ class ResidentFeed:
         examples = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in self._examples.items()}
         return {"examples": examples, "order": order, "count": count}
 
+    def close(self) -> None:
+        """Ends threads that read ahead."""
+        self._numbers.close()
+
     def take(self, count: int) -> Feed:
         """Returns the feed of the next `count` steps."""
         rows = [next(self._numbers) for _ in range(count)]

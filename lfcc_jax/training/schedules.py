@@ -1,5 +1,7 @@
 """Numbers that change as training goes on: learning rates and loss weights, by the same few schedules."""
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,16 +31,20 @@ def create(spec: float | Mapping[str, Any], *, steps_per_epoch: int, total_steps
       >>> [round(float(rate(step)), 3) for step in (0, 50, 100)]
       [1.0, 0.5, 0.0]
     """
-    if isinstance(spec, str) or spec is None:
-        raise UserError(f"{where}: {spec!r} will not do; a number, or a block with a name: {', '.join(_SCHEDULES)}")
     if not isinstance(spec, Mapping):
+        if isinstance(spec, bool) or not isinstance(spec, numbers.Real) or not math.isfinite(spec):
+            raise UserError(f"{where}: {spec!r} will not do; a number, or a block with a name: {', '.join(_SCHEDULES)}")
         return optax.constant_schedule(float(spec))
     name = spec.get("name")
-    if name not in _SCHEDULES:
+    if not isinstance(name, str) or name not in _SCHEDULES:
         raise unknown("schedule", name, _SCHEDULES, where)
     given = {key: value for key, value in spec.items() if key != "name"}
     given |= {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
-    return _SCHEDULES[name](**checked_arguments(_SCHEDULES[name], given, f"{where} (schedule '{name}')"))
+    checked_arguments(_SCHEDULES[name], given, f"{where} (schedule '{name}')")
+    for key, least in (("every_epochs", 1 / max(steps_per_epoch, 1)), ("epochs", 0), ("warmup_epochs", 0)):
+        if key in given and not given[key] >= least:
+            raise UserError(f"{where}.{key}: {given[key]} will not do; at least {least:g} will")
+    return _SCHEDULES[name](**given)
 
 
 def linear(start: float, end: float, epochs: float, *, steps_per_epoch: int, total_steps: int) -> Schedule:

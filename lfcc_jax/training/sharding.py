@@ -98,5 +98,9 @@ class DevicePrefetch:
         self._ahead = self._fetch()
         return batch
 
+    def close(self) -> None:
+        """Ends threads and processes that read ahead."""
+        self._iterator.close()
+
     def _fetch(self) -> tuple[dict[str, jax.Array], Any]:
         return to_global(next(self._iterator), self._mesh), self._iterator.get_state()

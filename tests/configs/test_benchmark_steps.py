@@ -60,7 +60,8 @@ def test_a_pair_takes_a_step_by_a_method(config, teacher, student, method):
     step = assembly.train_step(mesh, augment)
 
     # Drawing initial weights takes longer to compile than all the rest.
-    state, taught = made_up(assembly.state_shapes()), made_up(assembly.teacher.variable_shapes())
+    state = made_up(assembly.state_shapes())
+    taught = made_up(assembly.teacher.variable_shapes()) if assembly.teacher else None
     state = jax.device_put(state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), replicated(mesh))
     before = jax.device_get(state.student["params"])
     batch = to_global(next(data.train_batches(splits.train, run.batch_size, seed=0)), mesh)

@@ -22,10 +22,10 @@ class Seen:
     def __init__(self):
         self.boxes = []
 
-    def resize(self, size, resample, box):
+    def crop(self, box):
         left, top, right, bottom = box
         self.boxes.append((top, left, bottom - top, right - left))
-        return Image.new("RGB", size)
+        return Image.new("RGB", (4, 4))
 
 
 def test_random_crops_are_distributed_as_torchvisions():
@@ -46,7 +46,7 @@ def test_a_crop_that_finds_no_place_is_the_middle_and_the_result_has_the_size(sh
     if shape[0] != shape[1]:
         side, long = 30, 40
         box = (25, 0, 25 + long, side) if shape[1] > shape[0] else (0, 25, side, 25 + long)
-        either = [np.asarray(picture.resize((16, 16), f, box=box)) for f in decode._FILTERS.values()]
+        either = [np.asarray(picture.crop(box).resize((16, 16), f)) for f in decode._FILTERS.values()]
         assert any(np.array_equal(crop, expected) for expected in either)
 
 

@@ -85,6 +85,9 @@ def test_every_pair_is_a_config_with_the_benchmarks_networks(dataset, teacher, s
         run = read_config(config(dataset, f"teacher={teacher},student={student},method={method}"))
         assembly = assemble(run, IMAGES[dataset])
         for name, network in ((student, assembly.student), (teacher, assembly.teacher)):
+            if network is None:
+                assert method == "scratch"
+                continue
             size = sum(leaf.size for leaf in jax.tree.leaves(network.variable_shapes()["params"]))
             assert size == PARAMETERS[name, IMAGES[dataset].num_classes]
         assert set(assembly.losses) == {"cross_entropy", *recipes.losses(method, student)}
@@ -106,7 +109,26 @@ def test_the_docstring_names_commands_that_exist(dataset):
         importlib.import_module(module.removesuffix(".__main__"))
 
 
+def test_every_network_of_the_zoo_has_the_recipe_of_its_kind():
+    for name in models.list_models():
+        is_cnn = type(models.create(name, 10, None if name[-1].isdigit() else 32)).__name__ in (
+            "ResNet",
+            "MobileNetV2",
+            "ConvNeXt",
+        )
+        for recipe in (recipes.cifar100, recipes.imagenet):
+            assert (recipe(name)["optimizer"]["name"] == "sgd") == is_cnn, name
+        assert recipes.losses("ofa", name)["ofa"]["branch"] == ("convolution" if is_cnn else "attention")
+
+
+def test_a_student_alone_needs_no_teacher():
+    run = config("cifar100", "teacher=swin_tiny,student=resnet18,method=scratch")
+    assert run["teacher"]["name"] == ""
+
+
 def test_what_a_recipe_does_not_know_is_said():
+    with pytest.raises(UserError, match="runlocal: there is no small 'resnet34', but one of each of convnext_tiny"):
+        config("imagenet", "student=resnet34,runlocal")
     with pytest.raises(UserError, match="unknown method 'lfc'; did you mean 'lfcc'"):
         recipes.losses("lfc", "resnet18")
     with pytest.raises(UserError, match="unknown method 'ofaa'; did you mean 'ofa'"):

@@ -51,24 +51,23 @@ class Augmentation:
           classes, and `label` is the class with the largest.
         """
         images_key, mix_key = jax.random.split(key)
-        images = self.each(images_key, batch["index"], batch["image"])
-        if not (self.mix.mixup or self.mix.cutmix):
-            return {**batch, "image": images}
-        targets = jax.nn.one_hot(batch["label"], self.num_classes)
-        images, targets = mix(mix_key, images, targets, self.mix)
-        return {**batch, "image": images, "target": targets, "label": targets.argmax(-1)}
+        seen = {**batch, "image": self.each(images_key, batch["index"], batch["image"])}
+        if self.mix.mixup or self.mix.cutmix:
+            targets = jax.nn.one_hot(batch["label"], self.num_classes)
+            images, targets = mix(mix_key, seen["image"], targets, self.mix)
+            seen |= {"image": images, "target": targets, "label": targets.argmax(-1)}
+        if self.erasing:
+            seen["image"] = self.erase(images_key, batch["index"], seen["image"])
+        return seen
 
     def each(
         self, key: PRNGKeyArray, index: Int[Array, " batch"], images: UInt8[Array, "batch height width channels"]
     ) -> Float[Array, "batch size size channels"]:
-        """Returns the images, each changed by itself, in [0, 1]."""
-        channels = images.shape[-1]
-        mean, std = (jnp.broadcast_to(jnp.asarray(v), (channels,)) for v in (self.mean[:channels], self.std[:channels]))
-        fill = jnp.round(255 * mean)
+        """Returns the images, each changed by itself, in [0, 1]; nothing is erased yet."""
+        fill = jnp.round(255 * self._by_channel(self.mean, images.shape[-1]))
 
         def one(index: Array, image: Array) -> Array:
-            keys = iter(jax.random.split(jax.random.fold_in(key, index), 6))
-            keys = {name: next(keys) for name in ("padding", "crop", "flip", "policy", "jitter", "erasing")}
+            keys = self._keys(key, index)
             x = image.astype(jnp.float32)
             if self.padding:
                 x = padded_crop(keys["padding"], x, self.padding)
@@ -81,12 +80,29 @@ class Augmentation:
                 x = randaugment(keys["policy"], x, self.policy, fill)
             elif self.color_jitter:
                 x = jitter_color(keys["jitter"], x, self.color_jitter, fill)
-            x = x / 255
-            if self.erasing:
-                x = random_erasing(keys["erasing"], x, self.erasing, mean, std)
-            return x
+            return x / 255
 
         return jax.vmap(one)(index, images)
+
+    def erase(
+        self, key: PRNGKeyArray, index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Returns the images, in some of them a box of noise."""
+        mean, std = (self._by_channel(values, images.shape[-1]) for values in (self.mean, self.std))
+
+        def one(index: Array, image: Array) -> Array:
+            return random_erasing(self._keys(key, index)["erasing"], image, self.erasing, mean, std)
+
+        return jax.vmap(one)(index, images)
+
+    @staticmethod
+    def _keys(key: PRNGKeyArray, index: Array) -> dict[str, Array]:
+        names = ("padding", "crop", "flip", "policy", "jitter", "erasing")
+        return dict(zip(names, jax.random.split(jax.random.fold_in(key, index), len(names)), strict=True))
+
+    @staticmethod
+    def _by_channel(values: tuple[float, ...], channels: int) -> Float[Array, " channels"]:
+        return jnp.broadcast_to(jnp.asarray(values[:channels]), (channels,))
 
 
 def create(
@@ -120,15 +136,16 @@ def create(
       cutmix: alpha of CutMix's shares; 0 is none.
       switch: probability of CutMix, where both are on.
       mix_probability: of mixing a batch at all.
-      mean: of the data by channel, or one number: what RandAugment fills with, and the mean of erasing's noise.
-      std: of the data by channel, or one number: that of erasing's noise.
+      mean: of the data by channel, or one number in a tuple: what RandAugment fills with, and that of erasing's noise.
+      std: of the data by channel, or one number in a tuple: that of erasing's noise.
 
     Raises:
       UserError: for a value that makes no sense.
 
     References:
-      The operations and their order are those of timm's `create_transform`, `RandomErasing` and `Mixup`, but for two:
-      RandAugment interpolates bilinearly always, and color jitter leaves the hue.
+      The operations and their order (erasing comes after mixing) are those of timm's `create_transform`, `Mixup` and
+      `PrefetchLoader`, but for two: RandAugment interpolates bilinearly always, and `Mixup` has one share and one box
+      for the global batch, where timm draws them in each process.
     """
     where = "config.data.augmentation"
     shares = {"erasing": erasing, "switch": switch, "mix_probability": mix_probability}
@@ -142,6 +159,9 @@ def create(
         raise UserError(f"{where}.padding: {padding} will not do; a whole number of pixels will")
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"{where}.scale: {scale} will not do; two rising shares in (0, 1] will, as (0.08, 1.0)")
+    for name, values in {"mean": mean, "std": std}.items():
+        if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
+            raise UserError(f"{where}.{name}: {values} will not do; one number in [0, 1], or three, will")
     policy = parse_policy(randaugment) if randaugment else None
     mixture = Mix(mixup, cutmix, switch, mix_probability)
     return Augmentation(

@@ -50,10 +50,10 @@ def parse_policy(text: str) -> Policy:
     if name != "rand" or "inc1" not in parts:
         raise UserError(f"{where} will not do; for example rand-m9-mstd0.5-inc1 will")
     for part in parts:
-        match = re.fullmatch(r"([a-z]+)([\d.]+)", part)
-        if match and match[1] in _SETTINGS:
-            key = _SETTINGS[match[1]]
-            found[key] = int(match[2]) if key == "layers" else float(match[2])
+        match = re.fullmatch(r"(m|mstd|p)(\d+\.?\d*|\.\d+)|(n)(\d+)", part)
+        if match:
+            key, value = _SETTINGS[match[1] or match[3]], match[2] or match[4]
+            found[key] = int(value) if key == "layers" else float(value)
         elif part != "inc1":
             raise UserError(f"{where}: '{part}' is not known; m, mstd, n and p with a number are, and inc1")
     policy = Policy(**found)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from PIL import Image, ImageEnhance
 
-from lfcc_jax.data.augmentation import create, crops, mixing
+from lfcc_jax.data.augmentation import color_jitter, create, crops, mixing, operations, policy
 from lfcc_jax.data.augmentation.erasing import random_erasing
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.sharding import batch_sharding, create_mesh
@@ -164,3 +165,94 @@ def test_only_mixing_sends_anything_between_devices():
 def test_a_value_that_makes_no_sense_is_said(settings, message):
     with pytest.raises(UserError, match=message):
         create(5, **settings)
+
+
+def test_half_of_the_images_are_mirrored_left_to_right():
+    image = np.arange(24.0, dtype=np.float32).reshape(2, 4, 3)
+    flipped = np.asarray(jax.vmap(crops.flip, (0, None))(jax.random.split(KEY, 2000), jnp.asarray(image)))
+    mirrored = (flipped == image[:, ::-1]).all((1, 2, 3))
+    np.testing.assert_array_equal(mirrored, ~(flipped == image).all((1, 2, 3)))
+    assert abs(mirrored.mean() - 0.5) < 0.05
+
+
+def test_a_random_crop_is_what_pillow_makes_of_the_same_box():
+    rng = np.random.default_rng(0)
+    # Of one low frequency along each axis, so that what the border mixes in is small.
+    y, x = np.mgrid[:40, :40] / 40
+    pixels = np.stack([x, y, x * y], axis=-1) * 200 + rng.uniform(0, 30, (1, 1, 3))
+    channels = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(3)]
+    seen = set()
+    for key in jax.random.split(KEY, 12):
+        box_key, method_key = jax.random.split(key)
+        top, left, h, w, found = (float(v) for v in crops.random_box(box_key, 40, 40, (0.1, 1.0)))
+        assert found
+        cubic = bool(jax.random.bernoulli(method_key))
+        box = (left, top, left + w, top + h)
+        method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+        expected = np.stack([np.asarray(c.crop(box).resize((24, 24), method)) for c in channels], axis=-1)
+        ours = crops.random_resized_crop(key, jnp.asarray(pixels, jnp.float32), 24, (0.1, 1.0))
+        # Pillow's cubic is sharper (a = -0.5 in both), and its border is the box's.
+        np.testing.assert_allclose(np.asarray(ours)[4:-4, 4:-4], expected[4:-4, 4:-4], atol=1.0)
+        seen |= {cubic, h > w}
+    assert len(seen) == 2
+
+
+def test_operations_are_drawn_equally_often_and_done_as_often_as_asked(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(policy, "change", lambda image, operation, argument: operation)
+    monkeypatch.setattr(policy, "apply", lambda image, operation, fill: drawn.append(operation) or image)
+    how = policy.parse_policy("rand-m9-mstd0.5-n3-p0.7-inc1")
+
+    def operations_of(key):
+        drawn.clear()
+        policy.randaugment(key, jnp.zeros((2, 2, 3)), how, jnp.zeros(3))
+        return jnp.stack(drawn)
+
+    found = np.asarray(jax.vmap(operations_of)(jax.random.split(KEY, 6000)))
+    assert found.shape == (6000, 3)
+    assert abs((found >= 0).mean() - 0.7) < 0.02
+    shares = np.bincount(found[found >= 0], minlength=len(policy.NAMES)) / (found >= 0).sum()
+    assert len(shares) == 15
+    assert np.abs(shares - 1 / 15).max() < 0.01
+    assert abs(np.mean(found[:, 0] == found[:, 1]) - (0.49 / 15 + 0.09)) < 0.02  # layers are drawn apart
+
+
+@pytest.mark.parametrize("switch", [0.0, 0.3, 1.0])
+def test_cutmix_is_chosen_as_often_as_asked(switch):
+    images = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
+    how = mixing.Mix(0.8, 1.0, switch, 1.0)
+    mixed = np.asarray(jax.vmap(lambda key: mixing.mix(key, images, jnp.eye(2), how)[0])(jax.random.split(KEY, 2000)))
+    blended = ((mixed > 1e-3) & (mixed < 1 - 1e-3)).any((1, 2, 3, 4))
+    # A share of mixup may be next to 0 or 1, and then looks like no mixture.
+    assert abs(blended.mean() - (1 - switch)) < 0.06
+
+
+def test_color_jitter_is_three_enhancements_of_pillow_in_some_order():
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+    enhancements = {
+        "brightness": ImageEnhance.Brightness,
+        "contrast": ImageEnhance.Contrast,
+        "color": ImageEnhance.Color,
+    }
+    for key in jax.random.split(KEY, 6):
+        order_key, factor_key = jax.random.split(key)
+        known = jnp.array([operations.NAMES.index(name) for name in enhancements])
+        order = jax.random.permutation(order_key, known)
+        factors = jax.random.uniform(factor_key, (3,), minval=0.6, maxval=1.4)
+        expected = picture
+        for place, factor in zip(order, factors, strict=True):
+            expected = enhancements[operations.NAMES[int(place)]](expected).enhance(float(factor))
+        ours = color_jitter.color_jitter(key, jnp.asarray(np.asarray(picture), jnp.float32), 0.4, jnp.zeros(3))
+        off = np.abs(np.asarray(ours) - np.asarray(expected, np.float32))
+        assert off.max() <= 3  # a level in each of three steps
+        assert off.mean() < 0.5
+    whole = create(10, color_jitter=0.4)(KEY, batch())["image"]
+    assert np.abs(np.asarray(whole) - np.asarray(batch()["image"]) / 255).mean() > 0.02
+
+
+def test_boxes_are_erased_after_images_are_mixed():
+    white = batch() | {"image": jnp.full((16, 20, 20, 3), 255, jnp.uint8)}
+    noisy = create(5, erasing=1.0, mixup=0.8, mean=(0.0,), std=(0.0,))(KEY, white)["image"]
+    # Each pixel is white, or noise of no deviation: a mixture of both would be grey.
+    assert set(np.unique(noisy)) == {0.0, 1.0}
