@@ -3,6 +3,12 @@
 Its pairs and settings are those of One-for-All (Hao et al., One-for-All: Bridge the Gap Between Heterogeneous
 Architectures in Knowledge Distillation, 2023), as released with its code: batches are global, all networks see 224 x
 224 pixels, students start from scratch. Where its authors are known to have run something else, the configs say so.
+
+Not as in that code: each network normalises images by its own mean and deviation (there both by one, on CIFAR-100 its
+own), and test images are resized by the student's own interpolation; mixing draws one share for the global batch (there
+in each of eight processes); `drop_path` is 0 (there unset on CIFAR-100, so timm's 0.1 for Swin students); position
+embeddings and bias tables do not decay (there they do, as they are hidden in the distiller); BatchNorm's statistics are
+of the global batch.
 """
 
 from typing import Any
