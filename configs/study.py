@@ -2,21 +2,49 @@
 
     python -m experiments.compare --config=configs/study.py --pairs=all --methods=all --parallel=8 --workdir=runs/study
 
-`teacher` and `student` are networks of the zoo for images of 32 x 32 pixels; `PAIRS` has one pair for each way between
-CNN, Transformer and MLP. `method` is one of `METHODS`, or `teacher`. The data set is CIFAR-100, or any other of 32 x 32
-pixels by `--config.data.name=DIRECTORY`; it lives in device memory. All students train alike, with AdamW; teachers four
-times as long, with stronger augmentation.
+`teacher` and `student` are networks of the zoo for images of 32 x 32 pixels; `--pairs=all` has one pair for each way
+between CNN, Transformer and MLP. `method` is one of `METHODS` or `ABLATION`, or `teacher`. The data set is CIFAR-100,
+or any other of 32 x 32 pixels by `--config.data.name=DIRECTORY`; it lives in device memory. All students train alike,
+with AdamW; teachers four times as long, with stronger augmentation.
 
-With `runlocal` it shrinks to what 2 CPU cores can do: a fifth of the images at 16 x 16 pixels, and a small network of
-the same kind for each; a run then takes some minutes.
+With `runlocal` it shrinks to what 2 CPU cores can do in a minute or two a run: smaller networks on 16 x 16 pixels, and
+students that see a fifth of the images; teachers see nine tenths, so that the last tenth is new to both networks and
+weights can be chosen on it (`--config.data.test_split='train[90%:]'`).
 """
+
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
 from lfcc_jax.training import recipes
 from lfcc_jax.training.config import parse_argument
 
-PAIRS = (
+METHODS = ("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist", "ofa", "lfcc")
+
+# What each changes of LFCC, one thing at a time.
+_VARIANTS = {
+    "lfcc_alone": {"kd": {"weight": 0.0}},
+    "lfcc_none": {"lfcc": {"kind": "none"}},
+    "lfcc_gaussian": {"lfcc": {"kind": "gaussian"}},
+    "lfcc_ideal": {"lfcc": {"kind": "ideal"}},
+    "lfcc_dct": {"lfcc": {"kind": "dct"}},
+    "lfcc_learned": {"lfcc": {"kind": "learned"}},
+    "lfcc_grid1": {"lfcc": {"grids": (1,)}},
+    "lfcc_grid2": {"lfcc": {"grids": (2,)}},
+    "lfcc_grid4": {"lfcc": {"grids": (4,), "stages": ("stage1", "stage2", "stage3")}},
+    "lfcc_stage4": {"lfcc": {"stages": ("stage4",)}},
+    "lfcc_stage34": {"lfcc": {"stages": ("stage3", "stage4")}},
+    "lfcc_stage12": {"lfcc": {"stages": ("stage1", "stage2")}},
+    "lfcc_cool": {"lfcc": {"temperature": 0.05}},
+    "lfcc_warm": {"lfcc": {"temperature": 0.2}},
+    "lfcc_both": {"lfcc": {"negatives": "both"}},
+    "lfcc_symmetric": {"lfcc": {"negatives": "symmetric"}},
+    "lfcc_student": {"lfcc": {"projector": "student"}},
+    "lfcc_mlp": {"lfcc": {"projector": "mlp"}},
+}
+ABLATION = ("kd", "lfcc", *_VARIANTS)
+
+_PAIRS = (
     ("swin_pico_32", "resnet_micro_32"),
     ("mixer_small_32", "mobilenetv2_050_32"),
     ("resnet18_32", "vit_nano_32"),
@@ -24,14 +52,26 @@ PAIRS = (
     ("resnet18_32", "resmlp_nano_32"),
     ("swin_pico_32", "mixer_nano_32"),
 )
-METHODS = ("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist", "ofa", "lfcc")
+_PAIRS_RUNLOCAL = (
+    ("vit_nano", "resnet_pico"),
+    ("mixer_nano", "resnet_pico"),
+    ("resnet_nano", "vit_pico"),
+    ("mixer_nano", "vit_pico"),
+    ("resnet_nano", "mixer_pico"),
+    ("vit_nano", "mixer_pico"),
+)
+
+
+def get_pairs(argument: str = "") -> tuple[tuple[str, str], ...]:
+    """Returns the names of teachers and students that `--pairs=all` means."""
+    return _PAIRS_RUNLOCAL if _chosen(argument).runlocal else _PAIRS
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Returns the config of one run; `argument` is `teacher=...,student=...,method=...,runlocal`."""
-    chosen = parse_argument(
-        argument, teacher=PAIRS[0][0], student=PAIRS[0][1], method=("lfcc", "teacher", *METHODS), runlocal=False
-    )
+    chosen = _chosen(argument)
+    teacher, student = (_PAIRS_RUNLOCAL if chosen.runlocal else _PAIRS)[0]
+    teacher, student = chosen.teacher or teacher, chosen.student or student
     is_teacher = chosen.method == "teacher"
     config = {
         "seed": 0,
@@ -44,9 +84,9 @@ def get_config(argument: str = "") -> ConfigDict:
             "resident": True,
             "augmentation": {"flip": True, "padding": 4},
         },
-        "student": {"name": chosen.teacher if is_teacher else chosen.student},
-        "teacher": {"name": "" if is_teacher else chosen.teacher, "checkpoint": ""},
-        "losses": recipes.losses("scratch" if is_teacher else chosen.method, chosen.student),
+        "student": {"name": teacher if is_teacher else student},
+        "teacher": {"name": "" if is_teacher else teacher, "checkpoint": ""},
+        "losses": _losses("scratch" if is_teacher else chosen.method, student),
         "optimizer": {
             "name": "adamw",
             "learning_rate": {"name": "cosine", "peak": 1e-3, "final": 0.0, "warmup_epochs": 3.0},
@@ -67,22 +107,28 @@ def get_config(argument: str = "") -> ConfigDict:
         config["data"]["augmentation"] |= {"randaugment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0}
     if chosen.runlocal:
         config["data"] |= {
-            "train_split": "train[:20%]",
-            "test_split": "test[:20%]",
+            "train_split": "train[:90%]" if is_teacher else "train[:20%]",
             "image_size": 16,
             "resident": False,
+            "augmentation": {"flip": True, "scale": (0.5, 1.0)},
         }
-        config["data"]["augmentation"] |= {"padding": 0, "scale": (0.5, 1.0)}
-        config |= {"epochs": 2 * config["epochs"] / 3, "batch_size": 64, "dtype": "float32"}
+        config |= {"epochs": 12.0, "eval_every_epochs": 6.0, "dtype": "float32"}
+        config["batch_size"] = 128 if is_teacher else 64
+        if "lfcc" in config["losses"]:
+            config["losses"]["lfcc"]["width"] = 64  # about as wide as these networks
         for network in ("student", "teacher"):
-            if name := config[network]["name"]:
-                config[network]["name"] = _smaller(name)
+            if config[network]["name"].startswith(("vit", "mixer")):
+                config[network]["patch"] = 4  # 16 tokens
     return ConfigDict(config)
 
 
-def _smaller(network: str) -> str:
-    """Returns a small network of the same kind, for images of any size."""
-    for start, small in (("vit", "vit_pico"), ("swin", "vit_pico"), ("mixer", "mixer_pico"), ("resmlp", "mixer_pico")):
-        if network.startswith(start):
-            return small
-    return "resnet_pico"
+def _losses(method: str, student: str) -> dict[str, dict]:
+    changed = _VARIANTS.get(method, {})
+    blocks = recipes.losses("lfcc" if changed else method, student)
+    return {name: block | changed.get(name, {}) for name, block in blocks.items()}
+
+
+def _chosen(argument: str) -> SimpleNamespace:
+    return parse_argument(
+        argument, teacher="", student="", method=("lfcc", "teacher", *METHODS, *ABLATION), runlocal=False
+    )

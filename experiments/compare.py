@@ -3,12 +3,13 @@
     python -m experiments.compare --config=configs/digits.py
 
 The config file's `get_config` must know `method=teacher` and each of `--methods`; `--methods=all` are those that its
-`METHODS` lists. Runs that have ended are not run again, and one that was stopped goes on, so the same command may be
-repeated until all is done.
+`METHODS` lists, `--methods=ablation` those of its `ABLATION`, and so on. Runs that have ended are not run again, and
+one that was stopped goes on, so the same command may be repeated until all is done.
 
-Of several pairs of networks, `--pairs=vit_nano_32:resnet_micro_32,mixer_nano_32:resnet_micro_32` or the file's `PAIRS`
-(`--pairs=all`), every method trains every student; `get_config` must then know `teacher=` and `student=`. With
-`--parallel=8` so many runs share the machine, each a process of its own.
+Of several pairs of networks, `--pairs=vit_nano_32:resnet_micro_32,mixer_nano_32:resnet_micro_32` or those that the
+file's `get_pairs` returns (`--pairs=all`), every method trains every student; `get_config` must then know `teacher=`
+and `student=`. With `--parallel=8` so many runs share the machine, each a process of its own; on a CPU, each with its
+share of the cores.
 
 A changed setting of a loss is meant for those methods that have that loss. It must be in the config that the command
 line names, so to change one that only some methods have, name one of them:
@@ -25,6 +26,8 @@ import importlib.util
 import inspect
 import json
 import os
+import queue
+import shutil
 import subprocess
 import sys
 import time
@@ -48,8 +51,8 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; teachers 
 _PAIRS = flags.DEFINE_list("pairs", [], "teacher:student, or all that the config file lists; none for its own pair.")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "How many runs share the machine.", lower_bound=1)
 
-# What is said of the student, of distillation, or of what the student sees is not meant for the teacher's own training.
-_NOT_THE_TEACHERS = ("student.", "teacher.", "losses.", "data.train_split")
+# What is said of the student, of distillation, or of the student's images is not meant for the teacher's own training.
+_NOT_THE_TEACHERS = ("student.", "teacher.", "losses.", "data.train_split", "data.test_split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +94,8 @@ def main() -> None:
     workdir = Path(flags.FLAGS.workdir or f"runs/{Path(filename).stem}_compare").resolve()
     seeds = [int(seed) for seed in _SEEDS.value]
     module = _load(Path(filename))
-    methods = list(module.METHODS) if _METHODS.value == ["all"] else _METHODS.value
-    pairs = _pairs(module)
+    methods = _methods(module)
+    pairs = _pairs(module, argument)
 
     def run(method: str, seed: int, pair: tuple[str, str] | None) -> Run:
         names, directory = f"method={method}", f"{method}_{seed}"
@@ -157,17 +160,24 @@ def _load(filename: Path) -> ModuleType:
         raise UserError(f"{filename}: get_config must take an argument like 'method=kd' for its methods to be compared")
     for flag, asked, name, example in (
         ("methods", _METHODS.value, "METHODS", "scratch,kd"),
-        ("pairs", _PAIRS.value, "PAIRS", "vit_nano_32:resnet_micro_32"),
+        ("pairs", _PAIRS.value, "get_pairs", "vit_nano_32:resnet_micro_32"),
     ):
         if asked == ["all"] and not hasattr(module, name):
             raise UserError(f"{filename} has no {name} that --{flag}=all could mean; name them: --{flag}={example}")
     return module
 
 
-def _pairs(module: ModuleType) -> list[tuple[str, str] | None]:
+def _methods(module: ModuleType) -> list[str]:
+    """Returns what the config file calls the methods."""
+    asked = _METHODS.value
+    group = "METHODS" if asked == ["all"] else asked[0].upper()
+    return list(getattr(module, group)) if len(asked) == 1 and hasattr(module, group) else asked
+
+
+def _pairs(module: ModuleType, argument: str) -> list[tuple[str, str] | None]:
     """Returns the names of teachers and students; [None] for the pair that the config has by itself."""
     if _PAIRS.value == ["all"]:
-        return list(module.PAIRS)
+        return list(module.get_pairs(argument))
     pairs = [tuple(pair.split(":")) for pair in _PAIRS.value]
     for pair in pairs:
         if len(pair) != 2:
@@ -189,13 +199,17 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / _PARALLEL.value:.3f}",
     }
 
+    shares = _shares_of_cores()
+
     def in_process(run: Run) -> dict[str, Any]:
         run.workdir.mkdir(parents=True, exist_ok=True)
         summary = run.workdir / "summary.json"
         if not summary.exists():
+            share = shares.get()
             with (run.workdir / "log.txt").open("a") as log:
-                command = [sys.executable, *run.command()]
+                command = [*share, sys.executable, *run.command()]
                 done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+            shares.put(share)
             if done.returncode:
                 last = (run.workdir / "log.txt").read_text().strip().splitlines()[-1:]
                 raise UserError(f"{run.workdir} ended with status {done.returncode}: {''.join(last)}")
@@ -208,6 +222,17 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
                 yield started[ended], ended.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _shares_of_cores() -> queue.Queue[list[str]]:
+    """Returns what to put before each command that runs at one time: on a CPU, those that share its cores out."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    parts = [cores[i :: _PARALLEL.value] for i in range(_PARALLEL.value)]
+    shares: queue.Queue[list[str]] = queue.Queue()
+    share_out = jax.default_backend() == "cpu" and all(parts) and shutil.which("taskset")
+    for part in parts:
+        shares.put(["taskset", "--cpu-list", ",".join(map(str, part))] if share_out else [])
+    return shares
 
 
 @contextlib.contextmanager

@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.filters import KINDS, compact_grids
+from lfcc_jax.filters import KINDS, apply_operator_pairs, compact_grids
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.losses.contrastive import info_nce_many
 
+LFCC_KINDS = (*KINDS, "learned", "none")
 PROJECTORS = ("both", "student", "mlp")
 
 # {"student": {stage: projector}, "teacher": {stage: projector}}, each projector {layer: {"kernel", "bias"}}; and, for
@@ -135,7 +137,8 @@ def lfcc_loss(
       student_features: a map `[batch, height, width, channels]` for each stage. Stages not in `params` are ignored.
       teacher_features: those of the teacher, for the same images. Their sizes and channels may differ. No gradient
         flows into them.
-      kind: the low-pass filter, one of `lfcc_jax.filters.KINDS`, or "learned" (see `lfcc_init`).
+      kind: the low-pass filter, one of `lfcc_jax.filters.KINDS`; "learned" (see `lfcc_init`); or "none", which samples
+        the maps at the centres of the cells unfiltered, to see what a filter is worth.
       grids: the sizes k. At each stage, those that do not fit into both maps are left out.
       temperature: above 0. To learn it, give `jnp.exp(log_temperature)`.
       negatives: as in `info_nce`.
@@ -209,8 +212,8 @@ def lfcc_codes(
       >>> jax.tree.map(jnp.shape, student_codes)
       {'stage4/1': (8, 16), 'stage4/2': (8, 64), 'stage4/4': (8, 256)}
     """
-    if kind not in (*KINDS, "learned"):
-        raise unknown("kind of filter", kind, (*KINDS, "learned"), "kind")
+    if kind not in LFCC_KINDS:
+        raise unknown("kind of filter", kind, LFCC_KINDS, "kind")
     if "filters" in params and kind != "learned":
         raise UserError(f"params hold learned filters, which kind='{kind}' does not use; kind='learned' does.")
     codes: dict[str, dict[str, Array]] = {"student": {}, "teacher": {}}
@@ -228,6 +231,10 @@ def lfcc_codes(
                 if "filters" not in params:
                     raise UserError("kind='learned' needs filters in params: give learned_sizes to lfcc_init.")
                 compacted = learned_compact_grids(params["filters"][network][stage], x, fitting)
+            elif kind == "none":
+                compacted = apply_operator_pairs(
+                    [tuple(_samples(n, grid) for n in x.shape[1:3]) for grid in fitting], x
+                )
             else:
                 compacted = compact_grids(x, kind, fitting)
             # One matrix product projects the points of all grids.
@@ -237,6 +244,12 @@ def lfcc_codes(
             for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
                 codes[network][f"{stage}/{grid}"] = y.reshape(y.shape[0], -1)
     return codes["student"], codes["teacher"]
+
+
+def _samples(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:
+    """Returns the operator that picks the sample at, or next to, the centre of each of `size_out` equal cells."""
+    centres = (np.arange(size_out) + 0.5) * size_in / size_out
+    return np.eye(size_in, dtype=np.float32)[centres.astype(int)]
 
 
 def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:

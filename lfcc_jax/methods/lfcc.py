@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lfcc_jax.errors import unknown
-from lfcc_jax.filters import KINDS
 from lfcc_jax.losses import lfcc_init, lfcc_loss
+from lfcc_jax.losses.lfcc import LFCC_KINDS
 from lfcc_jax.methods.method import STAGES, Batch, Method, TeacherOutput
 from lfcc_jax.models import Output
 
@@ -19,7 +19,7 @@ class LFCC(Method):
 
     Attributes:
       stages: the feature maps that are aligned, by name.
-      kind: of the low-pass filter, one of `lfcc_jax.KINDS`, or `learned`.
+      kind: of the low-pass filter, one of `lfcc_jax.KINDS`, `learned` or `none`; see `lfcc_loss`.
       grids: sides of the compact codes, in cells; at each stage those that do not fit into both maps are left out.
       width: channels of the shared space.
       projector: `both`, `student` or `mlp`; see `lfcc_init`.
@@ -41,8 +41,8 @@ class LFCC(Method):
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `lfcc` `[batch]`."""
-        if self.kind not in (*KINDS, "learned"):
-            raise unknown("filter kind", self.kind, (*KINDS, "learned"), "config.losses.lfcc.kind")
+        if self.kind not in LFCC_KINDS:
+            raise unknown("filter kind", self.kind, LFCC_KINDS, "config.losses.lfcc.kind")
         maps = self.maps(self.stages, student, teacher)
         ours, theirs = ({stage: pair[i] for stage, pair in maps.items()} for i in (0, 1))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]

@@ -1,0 +1,171 @@
+"""Draws what feature maps of trained networks contain, and how alike those of unlike networks are.
+
+    python -m experiments.plot_features --data=cifar100 runs/study/teacher_swin_pico_32 runs/study/teacher_resnet18_32
+
+Each argument is the work directory of a run. Pictures and `features.json` go to `--out`:
+
+- `spectra.png`: the mean power of each spatial frequency, stage by stage;
+- `energy.png`: which part of the variance between images each grid keeps;
+- `cka.png`: linear CKA (unbiased) between every two stages of every two networks, of the maps as they are and of their
+  low frequencies.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+
+from lfcc_jax import compact, data, models
+from lfcc_jax.data.resize import central_crop
+from lfcc_jax.errors import UserError
+from lfcc_jax.spectrum import linear_cka, radial_spectrum
+from lfcc_jax.training import pictures
+from lfcc_jax.training.checkpoint import describe_network, load_network
+from lfcc_jax.training.report import table
+
+Maps = dict[str, jax.Array]
+GRIDS = (1, 2, 4)
+
+
+def main() -> None:
+    """Reads the command line, draws, and prints what was drawn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", help="of runs that have ended")
+    parser.add_argument("--data", default="digits", help="name or directory of the data set")
+    parser.add_argument("--data_dir", default="", help="where prepared data sets are")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--count", type=int, default=1000, help="of images")
+    parser.add_argument("--kind", default="box", help="of the low-pass filter")
+    parser.add_argument("--out", type=Path, default=Path("runs/features"))
+    arguments = parser.parse_args()
+    source = data.open_source(arguments.data, arguments.split, arguments.data_dir)
+    some = range(0, len(source.examples), max(1, len(source.examples) // arguments.count))
+    images = np.stack([source.examples[i]["image"] for i in some])
+    maps = {Path(workdir).name: features(workdir, images) for workdir in arguments.workdirs}
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    spectra = {name: {stage: _spectrum(x) for stage, x in stages.items()} for name, stages in maps.items()}
+    pictures.spectra(arguments.out / "spectra.png", spectra)
+    energy = {
+        name: {stage: energy_kept(x, arguments.kind) for stage, x in stages.items()} for name, stages in maps.items()
+    }
+    _draw_energy(arguments.out / "energy.png", energy)
+    cka = alignments(maps, arguments.kind)
+    _draw_cka(arguments.out / "cka.png", cka, list(next(iter(maps.values()))))
+    found = {"images": len(images), "kind": arguments.kind, "energy": energy, "cka": cka}
+    (arguments.out / "features.json").write_text(json.dumps(found, indent=2) + "\n")
+    columns = list(next(iter(cka.values())))
+    diagonal = [[pair, *(f"{np.mean(np.diagonal(by[c])):.2f}" for c in columns)] for pair, by in cka.items()]
+    print(f"linear CKA of equal stages, mean over them; {len(images)} images, {arguments.kind} filter\n")
+    print(table(["networks", *columns], diagonal))
+    print(f"\nspectra.png, energy.png, cka.png and features.json are in {arguments.out}")
+
+
+def features(workdir: str, images: np.ndarray) -> Maps:
+    """Returns a trained network's feature maps of `images` `[count, height, width, channels]`, stage by stage."""
+    made = describe_network(workdir)
+    network = models.create(
+        made["name"], num_classes=made["num_classes"], image_size=made["image_size"], **made["overrides"]
+    )
+    variables = load_network(workdir, network)
+
+    @jax.jit
+    def apply(batch: jax.Array) -> Maps:
+        x = batch.astype(jnp.float32) / 255
+        if batch.shape[1:3] != (made["image_size"],) * 2:
+            x = central_crop(batch, made["image_size"], crop=network.crop, interpolation=network.interpolation)
+        found = network.apply(variables, x, train=False).features
+        return {stage: x for stage, x in found.items() if x.ndim == 4}
+
+    parts = [apply(part) for part in np.array_split(images, max(1, len(images) // 100))]
+    return {stage: jnp.concatenate([part[stage] for part in parts]) for stage in parts[0]}
+
+
+def energy_kept(x: jax.Array, kind: str) -> dict[str, float]:
+    """Returns which part of the variance between images is left on each grid, of the grids that fit.
+
+    Before, the mean over images is taken off, which no comparison of images sees. The filtered map is compared at full
+    size: each cell of the grid stands for the points that it covers.
+    """
+    x = x - x.mean(axis=0, keepdims=True)
+    points = x.shape[1] * x.shape[2]
+    return {
+        str(grid): float(jnp.sum(jnp.square(compact(x, kind, grid))) * (points / grid**2) / jnp.sum(jnp.square(x)))
+        for grid in GRIDS
+        if grid <= min(x.shape[1:3])
+    }
+
+
+def alignments(maps: dict[str, Maps], kind: str) -> dict[str, dict[str, list[list[float]]]]:
+    """Returns CKA `[stages of the first][stages of the second]` of every two networks, raw and by grid."""
+    cka = jax.jit(linear_cka)
+    filters: dict[str, Any] = {"as they are": lambda x: x}
+    filters |= {f"grid {grid}": functools.partial(_compact_if_larger, kind=kind, grid=grid) for grid in reversed(GRIDS)}
+    return {
+        f"{first} - {second}": {
+            label: [[float(cka(f(x), f(y))) for y in maps[second].values()] for x in maps[first].values()]
+            for label, f in filters.items()
+        }
+        for first, second in itertools.combinations(maps, 2)
+    }
+
+
+def _compact_if_larger(x: jax.Array, kind: str, grid: int) -> jax.Array:
+    return compact(x, kind, grid) if grid < min(x.shape[1:3]) else x
+
+
+def _spectrum(x: jax.Array) -> dict[str, list[float]]:
+    frequencies, power = radial_spectrum(x)
+    return {"cycles_per_image": (frequencies * min(x.shape[1:3])).tolist(), "power": np.asarray(power).tolist()}
+
+
+def _draw_energy(path: Path, energy: dict[str, dict[str, dict[str, float]]]) -> None:
+    stages = list(next(iter(energy.values())))
+    figure = matplotlib.figure.Figure(figsize=(3 * len(stages), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(stages), sharey=True)
+    for axis, stage in zip(axes, stages, strict=True):
+        for (name, found), color in zip(energy.items(), itertools.cycle(pictures.COLORS), strict=False):
+            axis.plot(list(found[stage]), [100 * v for v in found[stage].values()], marker=".", color=color, label=name)
+        axis.set(title=stage, xlabel="grid", ylim=(0, 104))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("variance between images kept, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_cka(path: Path, cka: dict[str, dict[str, list[list[float]]]], stages: list[str]) -> None:
+    columns = list(next(iter(cka.values())))
+    figure = matplotlib.figure.Figure(figsize=(2.3 * len(columns) + 0.8, 2.3 * len(cka) + 0.4), layout="constrained")
+    axes = figure.subplots(len(cka), len(columns), squeeze=False)
+    numbers = [stage.removeprefix("stage") for stage in stages]
+    for row, (pair, by_label) in zip(axes, cka.items(), strict=True):
+        for axis, (label, values) in zip(row, by_label.items(), strict=True):
+            image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", origin="lower")
+            axis.set(xticks=range(len(stages)), yticks=range(len(stages)), xticklabels=numbers, yticklabels=numbers)
+            for (i, j), value in np.ndenumerate(np.asarray(values)):
+                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if value < 0.6 else "k")
+            if row is axes[0]:
+                axis.set_title(label, fontsize=9)
+        first, second = pair.split(" - ")
+        row[0].set_ylabel(f"stage of {first}", fontsize=7)
+        for axis in row:
+            axis.set_xlabel(f"stage of {second}", fontsize=7)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="linear CKA")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
