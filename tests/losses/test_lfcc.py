@@ -137,6 +137,16 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(layout, axis_type):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=5e-6), result, expected)
 
 
+def test_without_a_filter_maps_are_sampled_as_they_are():
+    params = params_of(projector="student")
+    _, codes = lfcc_codes(params, STUDENT, TEACHER, kind="none", grids=(2, 3))
+    x = np.asarray(TEACHER["stage3"])
+    np.testing.assert_allclose(codes["stage3/2"], x[:, [3, 10]][:, :, [3, 10]].reshape(BATCH, -1), rtol=1e-6)
+    np.testing.assert_allclose(codes["stage3/3"], x[:, [2, 7, 11]][:, :, [2, 7, 11]].reshape(BATCH, -1), rtol=1e-6)
+    filtered = lfcc_codes(params, STUDENT, TEACHER, kind="box", grids=(2, 3))[1]
+    assert not np.allclose(codes["stage3/2"], filtered["stage3/2"])
+
+
 def test_init_is_a_function_of_its_key():
     first, again, other = (lfcc_init(jax.random.key(seed), *CHANNELS, 12) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
