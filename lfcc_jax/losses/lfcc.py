@@ -16,9 +16,13 @@ from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.filters import KINDS, apply_operator_pairs, compact_grids
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.losses.contrastive import info_nce_many
+from lfcc_jax.losses.numerics import widen
 
 LFCC_KINDS = (*KINDS, "learned", "none")
 PROJECTORS = ("both", "student", "mlp")
+
+# Added to a variance before it divides, as in batch normalisation.
+_VARIANCE_FLOOR = 1e-5
 
 # {"student": {stage: projector}, "teacher": {stage: projector}}, each projector {layer: {"kernel", "bias"}}; and, for
 # learned filters, {"filters": {"student": {stage: filter}, "teacher": {stage: filter}}}.
@@ -114,6 +118,7 @@ def lfcc_loss(
     chunk_size: int | None = None,
     where: Bool[Array, " batch"] | None = None,
     labels: Int[Array, " batch"] | None = None,
+    standardise: bool = False,
 ) -> Float[Array, " batch"]:
     r"""Computes the LFCC distillation loss of each example, the mean over stages and grids.
 
@@ -147,6 +152,9 @@ def lfcc_loss(
       chunk_size: as in `info_nce`.
       where: as in `info_nce`: which examples count.
       labels: as in `info_nce`: classes, if examples of one class are not to be told apart.
+      standardise: whether each number of a code has its mean over the batch taken off and is divided by its standard
+        deviation, before the cosine. What all images have in common, which is most of a pooled map, then counts for
+        nothing. With `axis_name`, two small all-reduces more.
 
     Returns:
       The loss of each example in nats, float32, without a reduction. Untrained, it is near log(batch).
@@ -167,6 +175,8 @@ def lfcc_loss(
       <https://arxiv.org/abs/2405.18524>`_, 2024
     """
     student_codes, teacher_codes = lfcc_codes(params, student_features, teacher_features, kind=kind, grids=grids)
+    if standardise:
+        student_codes, teacher_codes = _standardised((student_codes, teacher_codes), axis_name, where)
     losses = info_nce_many(
         list(student_codes.values()),
         list(teacher_codes.values()),
@@ -244,6 +254,26 @@ def lfcc_codes(
             for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
                 codes[network][f"{stage}/{grid}"] = y.reshape(y.shape[0], -1)
     return codes["student"], codes["teacher"]
+
+
+def _standardised(
+    codes: tuple[dict[str, Array], dict[str, Array]], axis_name: str | tuple[str, ...] | None, where: Array | None
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Returns codes with mean 0 and variance 1 over the global batch, in float32 or wider."""
+    leaves, structure = jax.tree.flatten(codes)
+    x = widen(jnp.concatenate(leaves, axis=1))  # of both networks at once: one message between devices
+    counted = jnp.ones_like(x[:, :1]) if where is None else where[:, None].astype(x.dtype)
+
+    def total(values: Array) -> Array:
+        here = jnp.sum(values, axis=0, keepdims=True)
+        return here if axis_name is None else jax.lax.psum(here, axis_name)
+
+    sums = total(jnp.concatenate([counted, x * counted], axis=1))
+    count = jnp.maximum(sums[:, :1], 1)
+    x = x - sums[:, 1:] / count
+    x = x * jax.lax.rsqrt(total(jnp.square(x) * counted) / count + _VARIANCE_FLOOR)
+    ends = np.cumsum([leaf.shape[1] for leaf in leaves])[:-1]
+    return jax.tree.unflatten(structure, jnp.split(x, ends, axis=1))
 
 
 def _samples(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:

@@ -25,6 +25,7 @@ class LFCC(Method):
       projector: `both`, `student` or `mlp`; see `lfcc_init`.
       temperature: divides the cosine similarities.
       negatives: `teacher`, `both` or `symmetric`; see `info_nce`.
+      standardise: whether codes are standardised over the batch; see `lfcc_loss`.
       mesh: of the devices over which the batch is split; a run sets it. With one, the codes of all stages and grids are
         gathered at once; left to itself, XLA gathers each of them.
     """
@@ -36,6 +37,7 @@ class LFCC(Method):
     projector: str = "both"
     temperature: float = 0.1
     negatives: str = "teacher"
+    standardise: bool = False
     mesh: Mesh | None = None
 
     @nn.compact
@@ -57,7 +59,12 @@ class LFCC(Method):
             grids=self.grids,
         )
         loss = functools.partial(
-            lfcc_loss, kind=self.kind, grids=self.grids, temperature=self.temperature, negatives=self.negatives
+            lfcc_loss,
+            kind=self.kind,
+            grids=self.grids,
+            temperature=self.temperature,
+            negatives=self.negatives,
+            standardise=self.standardise,
         )
         if self.mesh is not None and self.mesh.size > 1:
             axes = self.mesh.axis_names

@@ -22,7 +22,7 @@ def features(**stages):
 
 STUDENT = features(stage3=(14, 14, 6), stage4=(3, 5, 8), pooled=())
 TEACHER = features(stage3=(14, 14, 10), stage4=(7, 7, 10))
-compiled_loss = jax.jit(lfcc_loss, static_argnames=("kind", "grids", "negatives", "chunk_size"))
+compiled_loss = jax.jit(lfcc_loss, static_argnames=("kind", "grids", "negatives", "chunk_size", "standardise"))
 CHANNELS = {"stage3": 6, "stage4": 8}, {"stage3": 10, "stage4": 10}
 
 
@@ -116,25 +116,56 @@ def test_masks_and_negatives_reach_the_contrastive_loss():
         ({}, AxisType.Explicit),
         ({"axis_name": "data"}, AxisType.Explicit),
         ({"axis_name": "data", "ring": True}, AxisType.Auto),
+        ({"standardise": True}, AxisType.Explicit),
+        ({"axis_name": "data", "standardise": True}, AxisType.Auto),
     ],
-    ids=["global", "gathered", "ring"],
+    ids=["global", "gathered", "ring", "standardised", "gathered and standardised"],
 )
 def test_eight_devices_give_the_loss_and_gradient_of_one(layout, axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     params, student = params_of(), {stage: STUDENT[stage] for stage in CHANNELS[0]}
     loss = functools.partial(lfcc_loss, grids=(2,), **layout)
-    if layout:
+    if "axis_name" in layout:
         specs = (jax.P(), jax.P("data"), jax.P("data"))
         loss = jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=jax.P("data"))
 
     def value_and_grad(loss, *arguments):
         return jax.jit(jax.value_and_grad(lambda *a: loss(*a).mean(), (0, 1)))(*arguments)
 
-    expected = value_and_grad(functools.partial(lfcc_loss, grids=(2,)), params, student, TEACHER)
+    on_one = functools.partial(lfcc_loss, grids=(2,), standardise=layout.get("standardise", False))
+    expected = value_and_grad(on_one, params, student, TEACHER)
     with jax.set_mesh(mesh):
         split = jax.device_put((student, TEACHER), jax.NamedSharding(mesh, jax.P("data")))
         result = value_and_grad(loss, jax.device_put(params, jax.NamedSharding(mesh, jax.P())), *split)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=5e-6), result, expected)
+
+
+def test_standardised_codes_are_told_apart_by_what_differs_between_images():
+    params, counts = params_of(), np.arange(BATCH) < 6
+    codes = lfcc_codes(params, STUDENT, TEACHER, grids=(1, 2))
+    expected = []
+    for name in codes[0]:
+        ours, theirs = ((x := np.asarray(c[name], np.float64))[counts] for c in codes)
+        ours, theirs = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) for x in (ours, theirs))
+        expected.append(info_nce(jnp.asarray(ours, jnp.float32), jnp.asarray(theirs, jnp.float32), temperature=0.1))
+    result = compiled_loss(
+        params, STUDENT, TEACHER, grids=(1, 2), standardise=True, temperature=0.1, where=jnp.asarray(counts)
+    )
+    np.testing.assert_allclose(result[:6], np.mean(expected, axis=0), atol=2e-5)
+
+    # What every image shares is not seen, nor how large a channel is; the plain cosine sees little else.
+    def shifted(x):
+        return 3 * x + 50 if x.ndim == 4 else x
+
+    kept, plain = (
+        [
+            compiled_loss(params, STUDENT, teacher, grids=(1, 2), standardise=standardise)
+            for teacher in (TEACHER, jax.tree.map(shifted, TEACHER))
+        ]
+        for standardise in (True, False)
+    )
+    np.testing.assert_allclose(*kept, atol=2e-3)
+    assert np.abs(plain[0] - plain[1]).mean() > 0.5
 
 
 def test_without_a_filter_maps_are_sampled_as_they_are():
