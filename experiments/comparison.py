@@ -14,7 +14,7 @@ Pair = tuple[str, str] | None
 
 
 def report(rows: Rows, teachers: Mapping[str, Mapping[str, Any]], methods: Sequence[str], pairs: Sequence[Pair]) -> str:
-    """Returns Markdown: for several pairs a table of all, then one table for each pair.
+    """Returns Markdown: for several pairs a table of all (see `of_all_pairs`), then one table for each pair.
 
     Args:
       rows: a summary for each run, with its `method`.
@@ -22,7 +22,7 @@ def report(rows: Rows, teachers: Mapping[str, Mapping[str, Any]], methods: Seque
       methods: in the order in which they are shown.
       pairs: names of teacher and student; [None] for one pair.
     """
-    parts = [_of_all_pairs(rows, methods, pairs)] if len(pairs) > 1 else []
+    parts = [of_all_pairs(rows, methods, pairs)] if len(pairs) > 1 else []
     for pair in pairs:
         mine = rows_of(rows, pair)
         parts.append(_of_one_pair(mine, teachers[pair[0] if pair else ""], methods))
@@ -68,13 +68,7 @@ def draw(
         pictures.spectra(where / "spectra.png", networks)
     if len(pairs) == 1:
         return ["comparison.png", "spectra.png"]
-    accuracies = {
-        f"{pair[0]} -> {pair[1]}": {
-            method: [100 * row["top1_last"] for row in rows_of(rows, pair, method)] for method in methods
-        }
-        for pair in pairs
-    }
-    pictures.pairs(workdir / "pairs.png", accuracies)
+    draw_pairs(workdir / "pairs.png", rows, methods, pairs)
     return ["pairs.png", "for each pair comparison.png", "spectra.png"]
 
 
@@ -100,13 +94,53 @@ def _of_one_pair(rows: Rows, teacher: Mapping[str, Any], methods: Sequence[str])
     )
 
 
-def _of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
+def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> None:
+    """Draws by how much each method is better than the first one; see `training.pictures.pairs`."""
+    accuracies = {
+        f"{pair[0]} -> {pair[1]}": {
+            method: [100 * row["top1_last"] for row in rows_of(rows, pair, method)] for method in methods
+        }
+        for pair in pairs
+    }
+    pictures.pairs(path, accuracies)
+
+
+def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
+    """Returns Markdown: a row for each method, with its mean over the pairs, and by how much LFCC is ahead of it.
+
+    Without a method of that name, the last one is in its place.
+
+    Args:
+      rows: as in `report`.
+      methods: as in `report`.
+      pairs: names of teacher and student.
+    """
+    reference = "lfcc" if "lfcc" in methods else methods[-1]
     lines = []
     for method in methods:
         by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
-        lines.append([method, *map(spread, by_pair), f"{statistics.mean(map(statistics.mean, by_pair)):.2f}"])
-    header = ["top-1 at the end, %", *(f"{teacher} -> {student}" for teacher, student in pairs), "mean"]
-    return table(header, lines)
+        mean = statistics.mean(map(statistics.mean, by_pair))
+        ahead = "" if method == reference else mean_error(_ahead(rows, reference, method))
+        lines.append([method, *map(spread, by_pair), f"{mean:.2f}", ahead])
+    names = [f"{teacher} -> {student}" for teacher, student in pairs]
+    return table(["top-1 at the end, %", *names, "mean", f"{reference} is ahead by"], lines)
+
+
+def _ahead(rows: Rows, method: str, rival: str) -> list[float]:
+    """Returns by how many points a method ends above a rival, for each pair and seed that both have."""
+    found = {(row["method"], row.get("pair"), row["seed"]): 100 * row["top1_last"] for row in rows}
+    return [
+        accuracy - found[rival, *where]
+        for (name, *where), accuracy in found.items()
+        if name == method and (rival, *where) in found
+    ]
+
+
+def mean_error(values: Sequence[float]) -> str:
+    """Returns mean ± standard error of it; a dash of no values."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "-"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def spread(values: Sequence[float]) -> str:

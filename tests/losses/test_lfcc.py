@@ -145,7 +145,7 @@ def test_standardised_codes_are_told_apart_by_what_differs_between_images():
     codes = lfcc_codes(params, STUDENT, TEACHER, grids=(1, 2))
     expected = []
     for name in codes[0]:
-        ours, theirs = ((x := np.asarray(c[name], np.float64))[counts] for c in codes)
+        ours, theirs = (np.asarray(c[name], np.float64)[counts] for c in codes)
         ours, theirs = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) for x in (ours, theirs))
         expected.append(info_nce(jnp.asarray(ours, jnp.float32), jnp.asarray(theirs, jnp.float32), temperature=0.1))
     result = compiled_loss(

@@ -1,0 +1,64 @@
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from experiments import tables
+from lfcc_jax.errors import UserError
+
+ROW = {
+    "dataset": "toy",
+    "epochs": 3.0,
+    "top5_last": 0.9,
+    "calibration_error": 0.1,
+    "hardware": "1 x cpu",
+    "jax": "0",
+    "date": "2026-01-02T00:00:00",
+    "seconds_per_step": 0.1,
+}
+
+
+def row(method, pair, seed, top1):
+    taught = (
+        {"agreement": None, "kl_to_teacher": None} if method == "scratch" else {"agreement": 0.5, "kl_to_teacher": 1}
+    )
+    accuracies = {"top1_last": top1 / 100, "top1_best": top1 / 100, "teacher_top1": 0.8}
+    return ROW | taught | accuracies | {"method": method, "pair": pair, "seed": seed}
+
+
+def test_differences_are_those_of_equal_pairs_and_seeds(tmp_path):
+    # Pairs and seeds differ by far more than methods do; LFCC is ahead by 1, 2, 3 and 2 points.
+    found = {("a -> b", 0): (50, 51), ("a -> b", 1): (60, 62), ("c -> d", 0): (10, 13), ("c -> d", 1): (20, 22)}
+    rows = [
+        row(m, pair, seed, top1)
+        for (pair, seed), both in found.items()
+        for m, top1 in zip(("scratch", "lfcc"), both, strict=True)
+    ]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(rows[::-1]))
+    made = tables.make(path)
+    text = made[0].read_text()
+    error = statistics.stdev([1, 2, 3, 2]) / 2
+    assert "lfcc is ahead by" in text
+    line = next(line for line in text.splitlines() if line.startswith("| scratch"))
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        "15.00 ± 7.07",
+        "55.00 ± 7.07",
+        "35.00",
+        f"2.00 ± {error:.2f}",
+    ]
+    assert "8 runs on toy, 2 seeds, 3 epochs" in text
+    assert made[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_that_holds_no_results_is_named(tmp_path):
+    wrong = tmp_path / "wrong.json"
+    for text in ("{", "[1]", "[]"):
+        wrong.write_text(text)
+        with pytest.raises(UserError, match="wrong.json"):
+            tables.make(wrong)
+    command = [sys.executable, "-m", "experiments.tables", str(wrong)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: {wrong} holds no results\n")
