@@ -5,25 +5,25 @@
 Each argument is the work directory of a run. Pictures and `features.json` go to `--out`:
 
 - `spectra.png`: the mean power of each spatial frequency, stage by stage;
-- `energy.png`: which part of the variance between images each grid keeps;
-- `cka.png`: linear CKA (unbiased) between every two stages of every two networks, of the maps as they are and of their
-  low frequencies.
+- `energy.png`: which part of the variance between images each grid of a low-pass filter keeps;
+- `cka.png`: linear CKA (unbiased) between every two stages of every two networks, of the maps as they are and of one
+  band of frequencies at a time. A band is named by half waves across the map, the larger number of both axes: 0 is the
+  mean, 0 and 1 make up a grid of 2, 0 to 3 one of 4.
 """
 
 import argparse
-import functools
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from lfcc_jax import compact, data, models
+from lfcc_jax import compact, data, low_pass, models
 from lfcc_jax.data.resize import central_crop
 from lfcc_jax.errors import UserError
 from lfcc_jax.spectrum import linear_cka, radial_spectrum
@@ -33,6 +33,8 @@ from lfcc_jax.training.report import table
 
 Maps = dict[str, jax.Array]
 GRIDS = (1, 2, 4)
+BANDS = ("0", "1", "2 to 3", "4 to 7")
+_EDGES = ((0, 1), (1, 2), (2, 4), (4, 8))
 
 
 def main() -> None:
@@ -46,10 +48,12 @@ def main() -> None:
     parser.add_argument("--kind", default="box", help="of the low-pass filter")
     parser.add_argument("--out", type=Path, default=Path("runs/features"))
     arguments = parser.parse_args()
+    if len(set(arguments.workdirs)) < 2:
+        raise UserError("two runs or more are compared; give their work directories")
     source = data.open_source(arguments.data, arguments.split, arguments.data_dir)
     some = range(0, len(source.examples), max(1, len(source.examples) // arguments.count))
     images = np.stack([source.examples[i]["image"] for i in some])
-    maps = {Path(workdir).name: features(workdir, images) for workdir in arguments.workdirs}
+    maps = {name: features(workdir, images) for name, workdir in _names(arguments.workdirs).items()}
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     spectra = {name: {stage: _spectrum(x) for stage, x in stages.items()} for name, stages in maps.items()}
@@ -58,15 +62,22 @@ def main() -> None:
         name: {stage: energy_kept(x, arguments.kind) for stage, x in stages.items()} for name, stages in maps.items()
     }
     _draw_energy(arguments.out / "energy.png", energy)
-    cka = alignments(maps, arguments.kind)
+    cka = alignments(maps)
     _draw_cka(arguments.out / "cka.png", cka, list(next(iter(maps.values()))))
     found = {"images": len(images), "kind": arguments.kind, "energy": energy, "cka": cka}
     (arguments.out / "features.json").write_text(json.dumps(found, indent=2) + "\n")
     columns = list(next(iter(cka.values())))
-    diagonal = [[pair, *(f"{np.mean(np.diagonal(by[c])):.2f}" for c in columns)] for pair, by in cka.items()]
-    print(f"linear CKA of equal stages, mean over them; {len(images)} images, {arguments.kind} filter\n")
-    print(table(["networks", *columns], diagonal))
+    rows = [[pair, *(_mean_diagonal(by[column]) for column in columns)] for pair, by in cka.items()]
+    print(f"linear CKA of equal stages, mean over those that have the band; {len(images)} images\n")
+    print(table(["networks", *columns], rows))
     print(f"\nspectra.png, energy.png, cka.png and features.json are in {arguments.out}")
+
+
+def _names(workdirs: list[str]) -> dict[str, str]:
+    """Returns work directories by the part of their path in which they differ."""
+    paths = {workdir: Path(workdir).resolve() for workdir in workdirs}
+    above = os.path.commonpath(paths.values())
+    return {str(path.relative_to(above)): workdir for workdir, path in paths.items()}
 
 
 def features(workdir: str, images: np.ndarray) -> Maps:
@@ -104,22 +115,40 @@ def energy_kept(x: jax.Array, kind: str) -> dict[str, float]:
     }
 
 
-def alignments(maps: dict[str, Maps], kind: str) -> dict[str, dict[str, list[list[float]]]]:
-    """Returns CKA `[stages of the first][stages of the second]` of every two networks, raw and by grid."""
+def alignments(maps: dict[str, Maps]) -> dict[str, dict[str, list[list[float | None]]]]:
+    """Returns CKA `[stages of the first][stages of the second]` of every two networks, by band of frequencies.
+
+    None where one of both maps is too small to have the band.
+    """
     cka = jax.jit(linear_cka)
-    filters: dict[str, Any] = {"as they are": lambda x: x}
-    filters |= {f"grid {grid}": functools.partial(_compact_if_larger, kind=kind, grid=grid) for grid in reversed(GRIDS)}
+
+    def align(x: jax.Array | None, y: jax.Array | None) -> float | None:
+        return None if x is None or y is None else float(cka(x, y))
+
+    parts = {name: {stage: _bands(x) for stage, x in stages.items()} for name, stages in maps.items()}
     return {
         f"{first} - {second}": {
-            label: [[float(cka(f(x), f(y))) for y in maps[second].values()] for x in maps[first].values()]
-            for label, f in filters.items()
+            label: [[align(x[label], y[label]) for y in parts[second].values()] for x in parts[first].values()]
+            for label in ("as they are", *BANDS)
         }
         for first, second in itertools.combinations(maps, 2)
     }
 
 
-def _compact_if_larger(x: jax.Array, kind: str, grid: int) -> jax.Array:
-    return compact(x, kind, grid) if grid < min(x.shape[1:3]) else x
+def _bands(x: jax.Array) -> dict[str, jax.Array | None]:
+    """Returns a square map, and its part in each band of frequencies, at full size."""
+    side = min(x.shape[1:3])
+    lower = {g: low_pass(x, "dct", (g - 0.5) / (2 * side)) if g < side else x for g in (1, *(h for _, h in _EDGES))}
+    bands = {
+        label: None if low >= side else lower[high] - (lower[low] if low else 0)
+        for label, (low, high) in zip(BANDS, _EDGES, strict=True)
+    }
+    return {"as they are": x, **bands}
+
+
+def _mean_diagonal(values: list[list[float | None]]) -> str:
+    found = [row[i] for i, row in enumerate(values) if row[i] is not None]
+    return f"{np.mean(found):.2f}" if found else "-"
 
 
 def _spectrum(x: jax.Array) -> dict[str, list[float]]:
@@ -150,12 +179,14 @@ def _draw_cka(path: Path, cka: dict[str, dict[str, list[list[float]]]], stages: 
     numbers = [stage.removeprefix("stage") for stage in stages]
     for row, (pair, by_label) in zip(axes, cka.items(), strict=True):
         for axis, (label, values) in zip(row, by_label.items(), strict=True):
-            image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", origin="lower")
+            image = axis.imshow(np.asarray(values, float), vmin=0, vmax=1, cmap="viridis", origin="lower")
             axis.set(xticks=range(len(stages)), yticks=range(len(stages)), xticklabels=numbers, yticklabels=numbers)
-            for (i, j), value in np.ndenumerate(np.asarray(values)):
-                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if value < 0.6 else "k")
-            if row is axes[0]:
-                axis.set_title(label, fontsize=9)
+            for (i, j), value in np.ndenumerate(np.asarray(values, float)):
+                text = "" if np.isnan(value) else f"{value:.2f}"
+                axis.text(j, i, text, ha="center", va="center", fontsize=7, color="w" if value < 0.6 else "k")
+            if row[0] is axes[0, 0]:
+                half_waves = f"{label} half wave{'s' if label != '1' else ''}"
+                axis.set_title(label if label not in BANDS else half_waves, fontsize=9)
         first, second = pair.split(" - ")
         row[0].set_ylabel(f"stage of {first}", fontsize=7)
         for axis in row:

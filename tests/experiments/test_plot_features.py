@@ -23,32 +23,51 @@ def test_energy_is_kept_by_what_varies_slowly_and_lost_by_what_does_not():
     assert energy_kept(halves + 100 * checkered[:1], "box") == pytest.approx({"1": 0, "2": 1, "4": 1}, abs=1e-3)
 
 
-def test_maps_that_share_low_frequencies_alone_are_alike_after_the_filter():
+def test_maps_that_share_low_frequencies_alone_are_alike_in_those_bands():
     rng = np.random.default_rng(0)
-    shared = np.kron(rng.normal(size=(200, 2, 2, 4)), np.ones((1, 4, 4, 1)))
+    waves = np.cos(np.pi / 8 * np.outer(np.arange(8), np.arange(8) + 0.5))  # DCT-II: [half waves, point]
+    shared = rng.normal(size=(300, 2, 2, 4))
 
-    def noise():
-        x = rng.normal(size=(200, 8, 8, 4))
-        return 3 * (x - x.reshape(200, 2, 4, 2, 4, 4).mean((2, 4)).repeat(4, 1).repeat(4, 2))
+    def made():
+        coefficients = rng.normal(size=(300, 8, 8, 4))
+        coefficients[:, :2, :2] = shared
+        return jnp.asarray(np.einsum("bklc,ki,lj->bijc", coefficients, waves, waves), jnp.float32)
 
-    maps = {name: {"stage1": jnp.asarray(shared + noise(), jnp.float32)} for name in ("a", "b")}
-    found = alignments(maps, "box")["a - b"]
-    assert found["grid 2"][0][0] > 0.99
-    assert found["as they are"][0][0] < 0.6
+    maps = {name: {"stage1": made()} for name in ("a", "b")}
+    found = alignments(maps)["a - b"]
+    assert found["0"][0][0] > 0.99
+    assert found["1"][0][0] > 0.99
+    assert abs(found["2 to 3"][0][0]) < 0.1
+    assert abs(found["4 to 7"][0][0]) < 0.1
+    assert 0.05 < found["as they are"][0][0] < 0.9
+
+
+def test_a_map_that_is_too_small_has_no_high_band():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2, 2, 3)), jnp.float32)
+    found = alignments({"a": {"stage1": x}, "b": {"stage1": 2 * x}})["a - b"]
+    assert found["1"][0][0] == pytest.approx(1, abs=1e-4)
+    assert found["2 to 3"] == [[None]]
 
 
 def test_pictures_of_two_trained_networks(tmp_path, tiny, teacher_dir, data_dir):
     train_and_evaluate(tiny(epochs=1), tmp_path / "student")
-    command = [sys.executable, "-m", "experiments.plot_features", str(tmp_path / "student"), str(teacher_dir)]
-    command += [f"--data_dir={data_dir}", "--count=100", f"--out={tmp_path / 'out'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = [f"--data_dir={data_dir}", "--count=100", f"--out={tmp_path / 'out'}"]
+
+    def plot(*workdirs):
+        command = [sys.executable, "-m", "experiments.plot_features", *map(str, workdirs), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = plot(tmp_path / "student", teacher_dir)
     assert done.returncode == 0, done.stderr
-    assert f"student - {teacher_dir.name}" in done.stdout
     for name in ("spectra.png", "energy.png", "cka.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
-    found = json.loads((tmp_path / "out" / "features.json").read_text())
-    assert np.shape(found["cka"][f"student - {teacher_dir.name}"]["grid 1"]) == (4, 4)
+    ((pair, cka),) = json.loads((tmp_path / "out" / "features.json").read_text())["cka"].items()
+    assert "student - " in pair
+    assert pair in done.stdout
+    assert np.shape(cka["0"]) == (4, 4)
 
-    wrong = subprocess.run([*command, str(tmp_path / "nothing")], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("error: ")
+    for wrong, says in (([tmp_path / "student"], "two runs or more"), ([teacher_dir, tmp_path / "none"], "none")):
+        refused = plot(*wrong)
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1].startswith("error: ")
+        assert says in refused.stderr
