@@ -8,7 +8,8 @@ Each argument is the work directory of a run. Pictures and `features.json` go to
 - `energy.png`: which part of the variance between images each grid of a low-pass filter keeps;
 - `cka.png`: linear CKA (unbiased) between every two stages of every two networks, of the maps as they are and of one
   band of frequencies at a time. A band is named by half waves across the map, the larger number of both axes: 0 is the
-  mean, 0 and 1 make up a grid of 2, 0 to 3 one of 4.
+  mean, 0 and 1 make up a grid of 2, 0 to 3 one of 4;
+- `bands.png`: of that the means over equal stages, of those whose maps have every band.
 """
 
 import argparse
@@ -64,20 +65,24 @@ def main() -> None:
     _draw_energy(arguments.out / "energy.png", energy)
     cka = alignments(maps)
     _draw_cka(arguments.out / "cka.png", cka, list(next(iter(maps.values()))))
+    _draw_bands(arguments.out / "bands.png", cka)
     found = {"images": len(images), "kind": arguments.kind, "energy": energy, "cka": cka}
     (arguments.out / "features.json").write_text(json.dumps(found, indent=2) + "\n")
-    columns = list(next(iter(cka.values())))
-    rows = [[pair, *(_mean_diagonal(by[column]) for column in columns)] for pair, by in cka.items()]
-    print(f"linear CKA of equal stages, mean over those that have the band; {len(images)} images\n")
+    means = {pair: means_of_equal_stages(by_band) for pair, by_band in cka.items()}
+    columns = [band for band in ("as they are", *BANDS) if any(band in found for found in means.values())]
+    rows = [[p, *(f"{m[c]:.2f}" if c in m else "-" for c in columns)] for p, m in means.items()]
+    print(f"linear CKA of equal stages, mean over those that have every band; {len(images)} images\n")
     print(table(["networks", *columns], rows))
-    print(f"\nspectra.png, energy.png, cka.png and features.json are in {arguments.out}")
+    print(f"\nspectra.png, energy.png, cka.png, bands.png and features.json are in {arguments.out}")
 
 
 def _names(workdirs: list[str]) -> dict[str, str]:
-    """Returns work directories by the part of their path in which they differ."""
-    paths = {workdir: Path(workdir).resolve() for workdir in workdirs}
-    above = os.path.commonpath(paths.values())
-    return {str(path.relative_to(above)): workdir for workdir, path in paths.items()}
+    """Returns work directories by the names of their networks, or by where their paths differ if those are equal."""
+    made = [describe_network(workdir)["name"] for workdir in workdirs]
+    if len(set(made)) < len(made):
+        paths = [Path(workdir).resolve() for workdir in workdirs]
+        made = [str(path.relative_to(os.path.commonpath(paths))) for path in paths]
+    return dict(zip(made, workdirs, strict=True))
 
 
 def features(workdir: str, images: np.ndarray) -> Maps:
@@ -146,9 +151,12 @@ def _bands(x: jax.Array) -> dict[str, jax.Array | None]:
     return {"as they are": x, **bands}
 
 
-def _mean_diagonal(values: list[list[float | None]]) -> str:
-    found = [row[i] for i, row in enumerate(values) if row[i] is not None]
-    return f"{np.mean(found):.2f}" if found else "-"
+def means_of_equal_stages(by_band: dict[str, list[list[float | None]]]) -> dict[str, float]:
+    """Returns the mean CKA of stages with the same name, of those that have every band that is there at all."""
+    bands = {band: [row[i] for i, row in enumerate(values)] for band, values in by_band.items()}
+    bands = {band: values for band, values in bands.items() if any(value is not None for value in values)}
+    whole = [all(value is not None for value in of_stage) for of_stage in zip(*bands.values(), strict=True)]
+    return {band: float(np.mean(np.array(values, float)[whole])) for band, values in bands.items()}
 
 
 def _spectrum(x: jax.Array) -> dict[str, list[float]]:
@@ -172,13 +180,31 @@ def _draw_energy(path: Path, energy: dict[str, dict[str, dict[str, float]]]) -> 
     figure.savefig(path, dpi=150)
 
 
+def _draw_bands(path: Path, cka: dict[str, dict[str, list[list[float | None]]]]) -> None:
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for (pair, by_band), color in zip(cka.items(), itertools.cycle(pictures.COLORS), strict=False):
+        means = means_of_equal_stages({band: by_band[band] for band in BANDS})
+        axis.plot(list(means), list(means.values()), marker="o", color=color, label=pair)
+    axis.set(xlabel="half waves across the map", ylabel="linear CKA, mean over equal stages", ylim=(0, 1))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def _draw_cka(path: Path, cka: dict[str, dict[str, list[list[float]]]], stages: list[str]) -> None:
-    columns = list(next(iter(cka.values())))
+    columns = [
+        band
+        for band in ("as they are", *BANDS)
+        if not all(np.isnan(np.array(by_band[band], float)).all() for by_band in cka.values())
+    ]
     figure = matplotlib.figure.Figure(figsize=(2.3 * len(columns) + 0.8, 2.3 * len(cka) + 0.4), layout="constrained")
     axes = figure.subplots(len(cka), len(columns), squeeze=False)
     numbers = [stage.removeprefix("stage") for stage in stages]
     for row, (pair, by_label) in zip(axes, cka.items(), strict=True):
-        for axis, (label, values) in zip(row, by_label.items(), strict=True):
+        for axis, label in zip(row, columns, strict=True):
+            values = by_label[label]
             image = axis.imshow(np.asarray(values, float), vmin=0, vmax=1, cmap="viridis", origin="lower")
             axis.set(xticks=range(len(stages)), yticks=range(len(stages)), xticklabels=numbers, yticklabels=numbers)
             for (i, j), value in np.ndenumerate(np.asarray(values, float)):

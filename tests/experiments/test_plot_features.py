@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.plot_features import alignments, energy_kept
+from experiments.plot_features import alignments, energy_kept, means_of_equal_stages
 from lfcc_jax.train import train_and_evaluate
 
 
@@ -49,6 +49,13 @@ def test_a_map_that_is_too_small_has_no_high_band():
     assert found["2 to 3"] == [[None]]
 
 
+def test_bands_are_compared_over_the_same_stages():
+    low, high = [[0.9, 0], [0, 0.1]], [[0.5, 0], [0, None]]
+    nothing = [[None, None], [None, None]]
+    found = means_of_equal_stages({"0": low, "1": high, "2 to 3": nothing})
+    assert found == {"0": 0.9, "1": 0.5}  # the second stage has no "1"
+
+
 def test_pictures_of_two_trained_networks(tmp_path, tiny, teacher_dir, data_dir):
     train_and_evaluate(tiny(epochs=1), tmp_path / "student")
     options = [f"--data_dir={data_dir}", "--count=100", f"--out={tmp_path / 'out'}"]
@@ -59,10 +66,10 @@ def test_pictures_of_two_trained_networks(tmp_path, tiny, teacher_dir, data_dir)
 
     done = plot(tmp_path / "student", teacher_dir)
     assert done.returncode == 0, done.stderr
-    for name in ("spectra.png", "energy.png", "cka.png"):
+    for name in ("spectra.png", "energy.png", "cka.png", "bands.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     ((pair, cka),) = json.loads((tmp_path / "out" / "features.json").read_text())["cka"].items()
-    assert "student - " in pair
+    assert pair == "resnet_pico - vit_pico"
     assert pair in done.stdout
     assert np.shape(cka["0"]) == (4, 4)
 
