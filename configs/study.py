@@ -41,6 +41,7 @@ _VARIANTS = {
     "lfcc_symmetric": {"lfcc": {"negatives": "symmetric"}},
     "lfcc_student": {"lfcc": {"projector": "student"}},
     "lfcc_mlp": {"lfcc": {"projector": "mlp"}},
+    "lfcc_standardised": {"lfcc": {"standardise": True}},
 }
 ABLATION = ("kd", "lfcc", *_VARIANTS)
 
