@@ -90,23 +90,24 @@ def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_
         "--seeds=0",
         "--parallel=2",
     ]
-    pairs = ["swin_pico_32:resnet_micro_32", "mixer_small_32:resnet_micro_32"]
+    pairs = ["vit_nano:resnet_pico", "mixer_nano:resnet_pico"]
     done = subprocess.run([*command, f"--pairs={','.join(pairs)}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())
     expected = {(pair.replace(":", " -> "), method) for pair in pairs for method in ("scratch", "kd")}
     assert {(row["pair"], row["method"]) for row in rows} == expected
-    assert {row["teacher"] for row in rows} == {"vit_pico", "mixer_pico"}
+    assert {row["teacher"] for row in rows} == {"vit_nano", "mixer_nano"}
     table = (tmp_path / "results.md").read_text()
-    assert "| swin_pico_32 -> resnet_micro_32 | mixer_small_32 -> resnet_micro_32 | " in table
+    assert "| vit_nano -> resnet_pico | mixer_nano -> resnet_pico | " in table
     assert table.count("taught by") == 2
-    for name in ("pairs.png", "mixer_small_32_resnet_micro_32/comparison.png"):
+    assert "kd is ahead by" in table
+    for name in ("pairs.png", "mixer_nano_resnet_pico/comparison.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    one = tmp_path / "swin_pico_32_resnet_micro_32" / "kd_0"
+    one = tmp_path / "vit_nano_resnet_pico" / "kd_0"
     assert json.loads((one / "config.json").read_text())["teacher"]["checkpoint"] == str(
-        tmp_path / "teacher_swin_pico_32"
+        tmp_path / "teacher_vit_nano"
     )
 
-    wrong = subprocess.run([*command, "--pairs=swin_pico_32"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*command, "--pairs=vit_nano"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
-    assert "error: --pairs: 'swin_pico_32' will not do; teacher:student will" in wrong.stderr
+    assert "error: --pairs: 'vit_nano' will not do; teacher:student will" in wrong.stderr
