@@ -104,9 +104,7 @@ def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_
     for name in ("pairs.png", "mixer_nano_resnet_pico/comparison.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     one = tmp_path / "vit_nano_resnet_pico" / "kd_0"
-    assert json.loads((one / "config.json").read_text())["teacher"]["checkpoint"] == str(
-        tmp_path / "teacher_vit_nano"
-    )
+    assert json.loads((one / "config.json").read_text())["teacher"]["checkpoint"] == str(tmp_path / "teacher_vit_nano")
 
     wrong = subprocess.run([*command, "--pairs=vit_nano"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
