@@ -50,7 +50,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else():
     for name, changed in study._VARIANTS.items():
         variant = as_dict(study.get_config(f"method={name}"))
         differ = {
-            loss: {k: v for k, v in block.items() if v != base["losses"][loss].get(k)}
+            loss: {k: v for k, v in block.items() if v != base["losses"].get(loss, {}).get(k)}
             for loss, block in variant["losses"].items()
         }
         assert {loss: block for loss, block in differ.items() if block} == changed, name
