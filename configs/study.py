@@ -149,5 +149,9 @@ def _losses(method: str, student: str, runlocal: bool) -> dict[str, dict]:
 
 def _chosen(argument: str) -> SimpleNamespace:
     return parse_argument(
-        argument, teacher="", student="", method=("lfcc", "teacher", *METHODS, *ABLATION), runlocal=False
+        argument,
+        teacher="",
+        student="",
+        method=tuple(dict.fromkeys(("lfcc", "teacher", *METHODS, *ABLATION))),
+        runlocal=False,
     )
