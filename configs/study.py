@@ -54,7 +54,7 @@ _WEIGHTS_RUNLOCAL = {
     "cc": 0.002,
     "rkd": 0.1,
     "crd": 0.3,
-    "dkd": 10.0,
+    "dkd": 3.0,
     "dist": 3.0,
     "ofa": 3.0,
     "lfcc": 10.0,
