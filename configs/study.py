@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 from lfcc_jax.training import recipes
 from lfcc_jax.training.config import parse_argument
 
-METHODS = ("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "crd_kd", "dkd", "dist", "ofa", "lfcc")
+# Not among the recipes: the two feature losses that go with logits, with DIST in place of KD.
+_COMBINED = {"fitnet_dist": ("fitnet", "dist"), "lfcc_dist": ("lfcc", "dist")}
+METHODS = ("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist", "ofa", "lfcc", *_COMBINED)
 
 # What each changes of LFCC, one thing at a time.
 _VARIANTS = {
     "lfcc_alone": {"kd": {"weight": 0.0}},
-    "lfcc_dist": {"kd": {"weight": 0.0}, "dist": {"weight": 3.0, "temperature": 1.0}},
     "lfcc_raw": {"lfcc": {"standardise": False}},
     "lfcc_none": {"lfcc": {"kind": "none"}},
     "lfcc_gaussian": {"lfcc": {"kind": "gaussian"}},
@@ -44,7 +45,7 @@ _VARIANTS = {
     "lfcc_student": {"lfcc": {"projector": "student"}},
     "lfcc_mlp": {"lfcc": {"projector": "mlp"}},
 }
-ABLATION = ("kd", "lfcc", *_VARIANTS)
+ABLATION = ("kd", "dist", "lfcc", "lfcc_dist", *_VARIANTS)
 
 # Chosen on the last tenth of the training images, for the first and the third pair of `runlocal` together.
 _WEIGHTS_RUNLOCAL = {
@@ -138,13 +139,15 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def _losses(method: str, student: str, runlocal: bool) -> dict[str, dict]:
     changed = _VARIANTS.get(method, {})
-    blocks = recipes.losses("lfcc" if changed else method, student)
-    if runlocal:
-        for name in blocks.keys() & _WEIGHTS_RUNLOCAL:
-            blocks[name] = blocks[name] | {"weight": _WEIGHTS_RUNLOCAL[name]}
+    parts = [recipes.losses(part, student) for part in _COMBINED.get(method, ("lfcc" if changed else method,))]
+    blocks = {name: dict(block) for part in parts for name, block in part.items()}
+    if method in _COMBINED:
+        blocks.pop("kd", None)
+    for name in blocks.keys() & _WEIGHTS_RUNLOCAL if runlocal else ():
+        blocks[name]["weight"] = _WEIGHTS_RUNLOCAL[name]
     if "lfcc" in blocks:
-        blocks["lfcc"] = blocks["lfcc"] | {"standardise": True, "width": 64 if runlocal else 128}
-    return {name: blocks.get(name, {}) | changed.get(name, {}) for name in {**blocks, **changed}}
+        blocks["lfcc"] |= {"standardise": True, "width": 64 if runlocal else 128}
+    return {name: block | changed.get(name, {}) for name, block in blocks.items()}
 
 
 def _chosen(argument: str) -> SimpleNamespace:
