@@ -61,6 +61,9 @@ _WEIGHTS_RUNLOCAL = {
     "lfcc": 10.0,
 }
 
+# Beside DIST, by those two and the fifth together.
+_WEIGHTS_COMBINED_RUNLOCAL = {"lfcc_dist": {"lfcc": 3.0}}
+
 _PAIRS = (
     ("swin_pico_32", "resnet_micro_32"),
     ("mixer_small_32", "mobilenetv2_050_32"),
@@ -143,8 +146,9 @@ def _losses(method: str, student: str, runlocal: bool) -> dict[str, dict]:
     blocks = {name: dict(block) for part in parts for name, block in part.items()}
     if method in _COMBINED:
         blocks.pop("kd", None)
-    for name in blocks.keys() & _WEIGHTS_RUNLOCAL if runlocal else ():
-        blocks[name]["weight"] = _WEIGHTS_RUNLOCAL[name]
+    weights = _WEIGHTS_RUNLOCAL | _WEIGHTS_COMBINED_RUNLOCAL.get(method, {}) if runlocal else {}
+    for name in blocks.keys() & weights:
+        blocks[name]["weight"] = weights[name]
     if "lfcc" in blocks:
         blocks["lfcc"] |= {"standardise": True, "width": 64 if runlocal else 128}
     return {name: block | changed.get(name, {}) for name, block in blocks.items()}
