@@ -108,32 +108,35 @@ def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[P
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
     """Returns Markdown: a row for each method, with its mean over the pairs, and by how much LFCC is ahead of it.
 
-    Without a method of that name, the last one is in its place.
+    LFCC stands there beside KD, and beside DIST where that was run; without either, the last method is in its place.
 
     Args:
       rows: as in `report`.
       methods: as in `report`.
       pairs: names of teacher and student.
     """
-    reference = "lfcc" if "lfcc" in methods else methods[-1]
+    references = [method for method in ("lfcc", "lfcc_dist") if method in methods] or methods[-1:]
     lines = []
     for method in methods:
         by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
         mean = statistics.mean(map(statistics.mean, by_pair))
-        ahead = "" if method == reference else mean_error(_ahead(rows, reference, method))
-        lines.append([method, *map(spread, by_pair), f"{mean:.2f}", ahead])
+        ahead = ["" if method == reference else mean_error(_ahead(rows, reference, method)) for reference in references]
+        lines.append([method, *map(spread, by_pair), f"{mean:.2f}", *ahead])
     names = [f"{teacher} -> {student}" for teacher, student in pairs]
-    return table(["top-1 at the end, %", *names, "mean", f"{reference} is ahead by"], lines)
+    ahead = [f"{reference} is ahead by" for reference in references]
+    return table(["top-1 at the end, %", *names, "mean", *ahead], lines)
 
 
 def _ahead(rows: Rows, method: str, rival: str) -> list[float]:
-    """Returns by how many points a method ends above a rival, for each pair and seed that both have."""
+    """Returns by how many points a method ends above a rival, seed by seed: of each pair the mean, of one each seed."""
     found = {(row["method"], row.get("pair"), row["seed"]): 100 * row["top1_last"] for row in rows}
-    return [
-        accuracy - found[rival, *where]
-        for (name, *where), accuracy in found.items()
-        if name == method and (rival, *where) in found
-    ]
+    by_pair: dict[str | None, list[float]] = {}
+    for (name, *where), accuracy in found.items():
+        if name == method and (rival, *where) in found:
+            by_pair.setdefault(where[0], []).append(accuracy - found[rival, *where])
+    if len(by_pair) == 1:
+        return next(iter(by_pair.values()))
+    return [statistics.mean(points) for points in by_pair.values()]
 
 
 def mean_error(values: Sequence[float]) -> str:

@@ -2,8 +2,8 @@
 
     python -m experiments.tables experiments/results/study_runlocal.json
 
-writes `study_runlocal.md` and `study_runlocal.png` beside it. LFCC is compared with each other method pair by pair and
-seed by seed.
+writes `study_runlocal.md` and `study_runlocal.png` beside it. LFCC is compared with each other method pair by pair,
+with the same seeds.
 """
 
 import argparse
@@ -46,9 +46,10 @@ def make(path: Path) -> list[Path]:
         text.append(_measures(rows, methods))
     else:
         text += [comparison.of_all_pairs(rows, methods, pairs), _teachers(rows, pairs), _measures(rows, methods)]
+    if len(pairs) > 1:
         comparison.draw_pairs(path.with_suffix(".png"), rows, methods, pairs)
     path.with_suffix(".md").write_text("\n\n".join(text) + "\n")
-    return [path.with_suffix(".md")] + ([path.with_suffix(".png")] if pairs != [None] else [])
+    return [path.with_suffix(".md")] + ([path.with_suffix(".png")] if len(pairs) > 1 else [])
 
 
 def _about(rows: comparison.Rows) -> str:
@@ -59,7 +60,7 @@ def _about(rows: comparison.Rows) -> str:
     return (
         f"{len(rows)} runs on {all_of(row['dataset'] for row in rows)}, {seeds} seed{'s' if seeds > 1 else ''}, "
         f"{all_of(format(row['epochs'], 'g') for row in rows)} epochs. Accuracies at the last epoch, mean ± standard "
-        "deviation over seeds; differences with their standard error, over pairs and seeds. "
+        "deviation over seeds; differences, with the same seeds, with their standard error over pairs. "
         f"{all_of(row['hardware'] for row in rows)}, jax {all_of(row['jax'] for row in rows)}, {days[0]} to {days[-1]}."
     )
 

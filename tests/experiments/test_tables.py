@@ -29,7 +29,7 @@ def row(method, pair, seed, top1):
 
 
 def test_differences_are_those_of_equal_pairs_and_seeds(tmp_path):
-    # Pairs and seeds differ by far more than methods do; LFCC is ahead by 1, 2, 3 and 2 points.
+    # Pairs and seeds differ by far more than methods do; LFCC is ahead by 1 and 2, then 3 and 2 points.
     found = {("a -> b", 0): (50, 51), ("a -> b", 1): (60, 62), ("c -> d", 0): (10, 13), ("c -> d", 1): (20, 22)}
     rows = [
         row(m, pair, seed, top1)
@@ -40,7 +40,7 @@ def test_differences_are_those_of_equal_pairs_and_seeds(tmp_path):
     path.write_text(json.dumps(rows[::-1]))
     made = tables.make(path)
     text = made[0].read_text()
-    error = statistics.stdev([1, 2, 3, 2]) / 2
+    error = statistics.stdev([1.5, 2.5]) / 2**0.5
     assert "lfcc is ahead by" in text
     line = next(line for line in text.splitlines() if line.startswith("| scratch"))
     assert [cell.strip() for cell in line.split("|")[2:-1]] == [
@@ -51,6 +51,24 @@ def test_differences_are_those_of_equal_pairs_and_seeds(tmp_path):
     ]
     assert "8 runs on toy, 2 seeds, 3 epochs" in text
     assert made[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_method_that_has_fewer_seeds_is_compared_on_those_alone_and_lfcc_beside_dist_with_all(tmp_path):
+    found = {("lfcc", 0): 50, ("lfcc", 1): 90, ("lfcc_dist", 0): 52, ("lfcc_dist", 1): 93, ("kd", 0): 49}
+    rows = [row(m, pair, seed, top1) for (m, seed), top1 in found.items() for pair in ("a -> b", "c -> d")]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(rows))
+    lines = tables.make(path)[0].read_text().splitlines()
+    ahead = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[-3:-1]]
+        for line in lines
+        if "±" in line and line.startswith("| ")
+    }
+    assert ahead == {
+        "lfcc": ["", "2.50 ± 0.00"],
+        "lfcc_dist": ["-2.50 ± 0.00", ""],
+        "kd": ["1.00 ± 0.00", "3.00 ± 0.00"],
+    }
 
 
 def test_a_file_that_holds_no_results_is_named(tmp_path):
