@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path, help="files that experiments.compare wrote")
     for path in parser.parse_args().results:
         made = make(path)
-        print(f"{path}: {' and '.join(name.name for name in made)} are beside it")
+        print(f"{path}: made {' and '.join(name.name for name in made)} beside it")
 
 
 def make(path: Path) -> list[Path]:
