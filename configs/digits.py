@@ -87,7 +87,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.losses.lfcc.width = 128
     config.losses.lfcc.projector = "both"
     config.losses.lfcc.negatives = "teacher"
-    config.losses.lfcc.standardise = False
+    config.losses.lfcc.standardise = True
 
     config.optimizer = ConfigDict({"name": "adamw", "weight_decay": 0.05, "clip_norm": 0.0})
     config.optimizer.learning_rate = ConfigDict({"name": "cosine", "peak": 5e-3, "final": 0.0, "warmup_epochs": 2.0})

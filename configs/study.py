@@ -150,7 +150,7 @@ def _losses(method: str, student: str, runlocal: bool) -> dict[str, dict]:
     for name in blocks.keys() & weights:
         blocks[name]["weight"] = weights[name]
     if "lfcc" in blocks:
-        blocks["lfcc"] |= {"standardise": True, "width": 64 if runlocal else 128}
+        blocks["lfcc"]["width"] = 64 if runlocal else 128
     return {name: block | changed.get(name, {}) for name, block in blocks.items()}
 
 

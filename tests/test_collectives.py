@@ -27,7 +27,8 @@ def mesh():
 @pytest.fixture(scope="module")
 def split(mesh):
     """Returns the abstract array whose first axis is split over the devices."""
-    return lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, BATCH))
+    sharding = NamedSharding(mesh, BATCH)
+    return lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,14 @@ def test_lfcc_over_four_stages_and_three_grids_gathers_the_teachers_codes_once(
     found = collectives(jax.grad(loss, (0, 1)), params, features, features)
     found.pop("all-reduce")  # sums the projectors' gradients over the devices, as in any data-parallel training
     assert found == {"all-gather": 1, **expected}
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_codes_of_bfloat16_maps_are_gathered_in_bfloat16(mesh, split, everywhere, standardise):
+    params = everywhere(lfcc_init(jax.random.key(0), CHANNELS, CHANNELS, 8))
+    features = {stage: split(64, size, size, CHANNELS[stage], dtype=jnp.bfloat16) for stage, size in SIZES.items()}
+    loss = functools.partial(lfcc_loss, axis_name="data", standardise=standardise)
+    loss = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), BATCH, BATCH), out_specs=BATCH)
+    # Before XLA compiles it: on a CPU it would gather in float32.
+    text = jax.jit(loss).lower(params, features, features).as_text()
+    assert re.findall(r"all_gather.*-> tensor<(?:\d+x)+(\w+)>", text) == ["bf16"]

@@ -37,7 +37,7 @@ class LFCC(Method):
     projector: str = "both"
     temperature: float = 0.1
     negatives: str = "teacher"
-    standardise: bool = False
+    standardise: bool = True
     mesh: Mesh | None = None
 
     @nn.compact

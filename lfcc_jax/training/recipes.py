@@ -64,6 +64,7 @@ _LFCC = {
     "stages": ("stage1", "stage2", "stage3", "stage4"),
     "width": 128,
     "temperature": 0.1,
+    "standardise": True,
 }
 _METHODS: dict[str, Block] = {
     "scratch": {},
