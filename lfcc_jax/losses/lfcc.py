@@ -158,7 +158,7 @@ def lfcc_loss(
         nothing. With `axis_name`, a few small all-reduces more. In our study it is better with than without.
 
     Returns:
-      The loss of each example in nats, float32, without a reduction. Untrained, it is near log(batch).
+      The loss of each example in nats, float32, without a reduction. Where nothing tells images apart, log(batch).
 
     Raises:
       UserError: if a stage is missing, or no grid fits into it, or an argument makes no sense.
