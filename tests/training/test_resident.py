@@ -44,7 +44,7 @@ def test_a_run_with_its_images_in_device_memory_is_the_run_without_but_for_round
     for theirs, row in zip(streamed, ours, strict=True):
         assert row.keys() == theirs.keys()
         for name in row.keys() - {"train/images_per_second"}:
-            np.testing.assert_allclose(row[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(row[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_such_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(distilled, tmp_path, monkeypatch):
