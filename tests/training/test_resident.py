@@ -34,7 +34,7 @@ def test_all_examples_and_their_order_are_those_of_the_pipeline(data_dir):
 
 def test_a_run_with_its_images_in_device_memory_is_the_run_without_but_for_rounding(distilled, tmp_path):
     # SGD, because Adam makes a whole step of a gradient that is rounding alone.
-    optimizer = {"name": "sgd", "learning_rate": {"name": "cosine", "peak": 0.05}, "weight_decay": 1e-3}
+    optimizer = {"name": "sgd", "learning_rate": {"name": "cosine", "peak": 0.02}, "weight_decay": 1e-3}
     config = distilled(optimizer=optimizer, log_every_steps=3, checkpoint_every_steps=5)
     config["losses"]["crd_bank"] = {"width": 8, "draws": 16}  # which remembers something between steps
     train_and_evaluate(config, tmp_path / "streamed")
@@ -44,7 +44,7 @@ def test_a_run_with_its_images_in_device_memory_is_the_run_without_but_for_round
     for theirs, row in zip(streamed, ours, strict=True):
         assert row.keys() == theirs.keys()
         for name in row.keys() - {"train/images_per_second"}:
-            np.testing.assert_allclose(row[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(row[name], theirs[name], rtol=1e-3, atol=5e-4, err_msg=name)
 
 
 def test_such_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(distilled, tmp_path, monkeypatch):

@@ -176,9 +176,12 @@ def test_the_loss_falls():
 
 def test_the_gradient_is_that_of_finite_differences():
     run = run_of((1, 1), dropout=0.0)
+    for seed in range(2):
+        run.step(seed)  # zero-initialised norms leave the first inputs of many a ReLU at its kink
     with jax.numpy_dtype_promotion("standard"):
         data = to_global(batch(), run.mesh)
         params = trainable(run.state)
+        fresh = run.state.replace(opt_state=run.optimizer.init(params))
         direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
         size = float(optax.tree.norm(direction))
 
@@ -191,13 +194,13 @@ def test_the_gradient_is_that_of_finite_differences():
             return float(run.jitted(state, run.teacher_variables, data)[1]["loss"])
 
         # With plain SGD, momentum at zero and learning rate 0.1, the update is -0.1 times the gradient (Nesterov: 1.9).
-        after = trainable(run.jitted(run.state, run.teacher_variables, data)[0])
+        after = trainable(run.jitted(fresh, run.teacher_variables, data)[0])
         gradient = jax.tree.map(lambda new, old: (old - new) / 0.19, after, params)
     slope = sum(
         float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     )
     measured = (loss_at(0.005) - loss_at(-0.005)) / 0.01
-    np.testing.assert_allclose(slope / size, measured, rtol=0.03, atol=0.003)
+    np.testing.assert_allclose(slope / size, measured, rtol=0.003, atol=0.0003)
 
 
 def test_evaluation_counts_masked_examples_not_at_all():
