@@ -85,6 +85,8 @@ def _fits(value: Any, wanted: Any) -> bool:
     if kind is tuple:
         if not isinstance(value, (tuple, list)):
             return False
+        if not parts:  # a plain `tuple`, of anything
+            return True
         if parts[1:] == (...,):
             return all(_fits(item, parts[0]) for item in value)
         return len(value) == len(parts) and all(map(_fits, value, parts))
@@ -95,6 +97,8 @@ def _in_words(wanted: Any) -> str:
     kind, parts = get_origin(wanted) or wanted, get_args(wanted)
     if kind in (Union, UnionType):
         return " or ".join(map(_in_words, parts))
+    if kind is tuple and not parts:
+        return "a list"
     if kind is tuple:
         return f"a list of {len(parts) if parts[1:] != (...,) else 'any length'}, each {_in_words(parts[0])}"
     return _WORDS.get(kind) or "a block of names and values"

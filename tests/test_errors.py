@@ -44,6 +44,7 @@ def typed(
     flag: bool = False,
     count: int | None = None,
     pair: tuple[int, int] = (1, 2),
+    several: tuple = (),
 ):
     """Says what it takes."""
 
@@ -52,7 +53,7 @@ def test_values_of_the_types_that_are_asked_for_are_returned():
     for given in (
         {"number": 1},
         {"number": np.float32(0.5), "count": np.int64(3)},
-        {"number": 1.5, "block": {"name": "cosine"}, "flag": True, "count": None, "pair": [3, 4]},
+        {"number": 1.5, "block": {"name": "cosine"}, "flag": True, "count": None, "pair": [3, 4], "several": [5, "six"]},
     ):
         assert checked_arguments(typed, given, "here") == given
 
@@ -66,6 +67,7 @@ def test_values_of_the_types_that_are_asked_for_are_returned():
         ({"number": 1, "flag": 1}, "here.flag: 1 will not do; true or false will"),
         ({"number": 1, "count": 1.5}, "here.count: 1.5 will not do; a whole number or none will"),
         ({"number": 1, "pair": (1, 2, 3)}, "here.pair: .1, 2, 3. will not do; a list of 2, each a whole number will"),
+        ({"number": 1, "several": 5}, "here.several: 5 will not do; a list will"),
     ],
 )
 def test_values_of_other_types_are_refused(given, message):
