@@ -53,7 +53,14 @@ def test_values_of_the_types_that_are_asked_for_are_returned():
     for given in (
         {"number": 1},
         {"number": np.float32(0.5), "count": np.int64(3)},
-        {"number": 1.5, "block": {"name": "cosine"}, "flag": True, "count": None, "pair": [3, 4], "several": [5, "six"]},
+        {
+            "number": 1.5,
+            "block": {"name": "cosine"},
+            "flag": True,
+            "count": None,
+            "pair": [3, 4],
+            "several": [5, "six"],
+        },
     ):
         assert checked_arguments(typed, given, "here") == given
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lfcc_jax.data import augmentation as augmentations
+from lfcc_jax.data.remembered import remembered
 from lfcc_jax.data.source import Source, open_source
 from lfcc_jax.errors import UserError, checked_arguments
 
@@ -75,4 +76,6 @@ def open_splits(
     given |= {"num_classes": train.num_classes, "size": image_size if resized else 0}
     augment = augmentations.create(**checked_arguments(augmentations.create, given, "config.data.augmentation"))
     scale = tuple(given.get("scale", (0.08, 1.0)))
+    if not resident and not workers:  # those in device memory are read once anyway; processes share no memory
+        train, test = remembered(train), remembered(test)
     return Splits(train, test, image_size or train.image_size, resized, augment, scale, workers, resident)

@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from lfcc_jax import data
+from lfcc_jax.data.remembered import remembered
 from lfcc_jax.errors import UserError
 
 
@@ -52,6 +53,34 @@ def test_every_epoch_is_a_new_order_of_full_batches(numbered):
 def test_the_seed_fixes_the_order_and_another_changes_it(numbered):
     first, again, other = (labels(take(data.train_batches(numbered, 8, seed=s), 4)) for s in (0, 0, 1))
     assert first == again != other
+
+
+def test_images_of_one_size_are_read_once_and_stay_what_they_are(numbered):
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counted.reads += 1
+            return super().__getitem__(index)
+
+    counted = numbered._replace(examples=Counted(numbered.examples))
+    kept = remembered(counted)
+    for before, after in zip(
+        take(data.train_batches(counted, 8, seed=0), 20), take(data.train_batches(kept, 8, seed=0), 20), strict=True
+    ):
+        assert before.keys() == after.keys()
+        for name in before:
+            assert before[name].dtype == after[name].dtype
+            np.testing.assert_array_equal(before[name], after[name])
+    assert len(kept.examples) == 22
+    Counted.reads = 0
+    take(data.train_batches(kept, 8, seed=1), 20)
+    assert Counted.reads == 0
+    # Negative control: without it every image is read again.
+    take(data.train_batches(counted, 8, seed=1), 20)
+    assert Counted.reads >= 20 * 8
+    for other in (counted._replace(image_size=0), counted._replace(image_size=2**15)):
+        assert remembered(other) is other
 
 
 def test_a_training_batch_says_which_examples_it_holds(numbered):
