@@ -108,14 +108,15 @@ def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[P
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
     """Returns Markdown: a row for each method, with its mean over the pairs, and by how much LFCC is ahead of it.
 
-    LFCC stands there beside KD, and beside DIST where that was run; without either, the last method is in its place.
+    LFCC stands there beside KD, and beside DIST with either weight where those were run; without any of them, the last
+    method is in its place.
 
     Args:
       rows: as in `report`.
       methods: as in `report`.
       pairs: names of teacher and student.
     """
-    references = [method for method in ("lfcc", "lfcc_dist") if method in methods] or methods[-1:]
+    references = [method for method in ("lfcc", "lfcc_dist", "lfcc_dist_3") if method in methods] or methods[-1:]
     lines = []
     for method in methods:
         by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
