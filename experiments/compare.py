@@ -4,7 +4,9 @@
 
 The config file's `get_config` must know `method=teacher` and each of `--methods`; `--methods=all` are those that its
 `METHODS` lists, `--methods=ablation` those of its `ABLATION`, and so on. Runs that have ended are not run again, and
-one that was stopped goes on, so the same command may be repeated until all is done.
+one that was stopped goes on, so the same command may be repeated until all is done. A run of another config in the same
+place is refused, but for a linked directory, which is taken as it is: to change the students' epochs and keep the
+teachers, link those (`teacher_*`) into the new work directory.
 
 Of several pairs of networks, `--pairs=vit_nano_32:resnet_micro_32,mixer_nano_32:resnet_micro_32` or those that the
 file's `get_pairs` returns (`--pairs=all`), every method trains every student; `get_config` must then know `teacher=`
@@ -44,10 +46,10 @@ from experiments import comparison
 from lfcc_jax import main as cli
 from lfcc_jax.errors import UserError
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training.config import read_config
+from lfcc_jax.training.config import claim_workdir, read_config
 
 _METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; teachers have the first.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; teachers have the config's.")
 _PAIRS = flags.DEFINE_list("pairs", [], "teacher:student, or all that the config file lists; none for its own pair.")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "How many runs share the machine.", lower_bound=1)
 
@@ -103,7 +105,7 @@ def main() -> None:
             names = f"teacher={pair[0]},student={pair[1]},{names}"
             directory = f"{pair[0]}_{pair[1]}/{directory}"
         teacher = f"teacher_{pair[0]}" if pair else "teacher"
-        changed = {"seed": seed} if method == "teacher" else {"seed": seed, "teacher.checkpoint": workdir / teacher}
+        changed = {} if method == "teacher" else {"seed": seed, "teacher.checkpoint": workdir / teacher}
         all_names = ",".join(filter(None, [argument, names]))
         losses = module.get_config(all_names).losses
         for key, value in overrides.items():
@@ -189,8 +191,10 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
     """Yields each run with its summary as it ends."""
     if _PARALLEL.value == 1:
         for run in runs:
-            with _log_to(run.workdir):
-                summary = train_and_evaluate(run.config(module), run.workdir)
+            summary = _ended(run, module)
+            if summary is None:
+                with _log_to(run.workdir):
+                    summary = train_and_evaluate(run.config(module), run.workdir)
             yield run, summary
         return
     environment = os.environ | {
@@ -202,18 +206,18 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
     shares = _shares_of_cores()
 
     def in_process(run: Run) -> dict[str, Any]:
+        if (summary := _ended(run, module)) is not None:
+            return summary
         run.workdir.mkdir(parents=True, exist_ok=True)
-        summary = run.workdir / "summary.json"
-        if not summary.exists():
-            share = shares.get()
-            with (run.workdir / "log.txt").open("a") as log:
-                command = [*share, sys.executable, *run.command()]
-                done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
-            shares.put(share)
-            if done.returncode:
-                last = (run.workdir / "log.txt").read_text().strip().splitlines()[-1:]
-                raise UserError(f"{run.workdir} ended with status {done.returncode}: {''.join(last)}")
-        return json.loads(summary.read_text())
+        share = shares.get()
+        with (run.workdir / "log.txt").open("a") as log:
+            command = [*share, sys.executable, *run.command()]
+            done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+        shares.put(share)
+        if done.returncode:
+            last = (run.workdir / "log.txt").read_text().strip().splitlines()[-1:]
+            raise UserError(f"{run.workdir} ended with status {done.returncode}: {''.join(last)}")
+        return json.loads((run.workdir / "summary.json").read_text())
 
     with concurrent.futures.ThreadPoolExecutor(_PARALLEL.value) as pool:
         started = {pool.submit(in_process, run): run for run in runs}
@@ -222,6 +226,16 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
                 yield started[ended], ended.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ended(run: Run, module: ModuleType) -> dict[str, Any] | None:
+    """Returns the summary of a run that has ended, None of one that has not; one of another config is refused."""
+    summary = run.workdir / "summary.json"
+    if not summary.exists():
+        return None
+    if not run.workdir.is_symlink():
+        claim_workdir(run.workdir, run.config(module))
+    return json.loads(summary.read_text())
 
 
 def _shares_of_cores() -> queue.Queue[list[str]]:

@@ -106,6 +106,21 @@ def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_
     one = tmp_path / "vit_nano_resnet_pico" / "kd_0"
     assert json.loads((one / "config.json").read_text())["teacher"]["checkpoint"] == str(tmp_path / "teacher_vit_nano")
 
+    # In the same place another config is refused, that of an ended run as well; a linked teacher is taken as it is.
+    longer = [*command, "--config.epochs=2.0", "--methods=scratch", "--pairs=vit_nano:resnet_pico"]
+    refused = subprocess.run(longer, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "config.epochs is 1.0 there and 2.0 here" in refused.stderr
+    place = tmp_path / "longer"
+    place.mkdir()
+    (place / "teacher_vit_nano").symlink_to(tmp_path / "teacher_vit_nano")
+    linked = [*longer, f"--workdir={place}", "--parallel=1", "--seeds=3"]
+    done = subprocess.run(linked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads((place / "results.json").read_text())[0]
+    assert (row["epochs"], row["seed"]) == (2.0, 3)
+    assert json.loads((tmp_path / "teacher_vit_nano" / "summary.json").read_text())["epochs"] == 1.0
+
     wrong = subprocess.run([*command, "--pairs=vit_nano"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "error: --pairs: 'vit_nano' will not do; teacher:student will" in wrong.stderr
