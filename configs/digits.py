@@ -6,8 +6,7 @@ Not a row of any paper: a set-up small enough to see distillation work in minute
     scratch   the CNN alone, on a tenth of them
     kd        the CNN with the teacher's predictions on that tenth
     lfcc      the CNN with the teacher's predictions and low-frequency features
-
-    lfcc_dist the same with DIST in place of KD
+    lfcc_dist the same, the predictions by DIST in place of KD
 
 or one of the rivals in `RIVALS` below, alone beside the cross-entropy or, with `_kd`, beside the teacher's predictions.
 
@@ -15,7 +14,7 @@ A tenth, because a CNN that sees all of them needs no teacher: it is as good as 
 weight of LFCC come from short probes, some of which looked at the test images; the rivals have the weights that are
 usual for them on CIFAR-100 where we know any, and were not tuned at all. This is a demonstration, no benchmark.
 
-The teacher, scratch, kd and lfcc, with three seeds each, in under five minutes on 2 CPU cores:
+The teacher, and scratch, kd and lfcc with three seeds each, in under five minutes on 2 CPU cores:
 
     python -m experiments.compare --config=configs/digits.py
 

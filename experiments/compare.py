@@ -46,7 +46,7 @@ from experiments import comparison
 from lfcc_jax import main as cli
 from lfcc_jax.errors import UserError
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training.config import claim_workdir, read_config
+from lfcc_jax.training.config import check_same_run, read_config
 
 _METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; teachers have the config's.")
@@ -94,7 +94,7 @@ def main() -> None:
     filename, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     workdir = Path(flags.FLAGS.workdir or f"runs/{Path(filename).stem}_compare").resolve()
-    seeds = [int(seed) for seed in _SEEDS.value]
+    seeds = _seeds()
     module = _load(Path(filename))
     methods = _methods(module)
     pairs = _pairs(module, argument)
@@ -113,15 +113,18 @@ def main() -> None:
                 continue
             if key.startswith("losses.") and key.split(".")[1] not in losses:
                 continue
+            if key == "seed" and method != "teacher":  # the students' are --seeds
+                continue
             changed[key] = value
         changed = {key: str(value) if isinstance(value, Path) else value for key, value in changed.items()}
         place = workdir / (teacher if method == "teacher" else directory)
         return Run(Path(filename), all_names, changed, place, method, pair)
 
-    teachers = {r.workdir: r for r in (run("teacher", seeds[0], pair) for pair in pairs)}
+    teachers = {r.workdir: r for r in (run("teacher", 0, pair) for pair in pairs)}
     students = [run(method, seed, pair) for seed in seeds for pair in pairs for method in methods]
     for one in (*teachers.values(), *students):  # what will not do is said before anything is trained
         read_config(one.config(module))
+        _ended(one, module)
     if not jax.config.jax_compilation_cache_dir:
         # The seeds of a method share their programs; those are compiled once.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -169,11 +172,26 @@ def _load(filename: Path) -> ModuleType:
     return module
 
 
+def _seeds() -> list[int]:
+    """Returns the seeds of the students."""
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError as error:
+        raise UserError(f"--seeds: '{','.join(_SEEDS.value)}' will not do; whole numbers will, as 0,1,2") from error
+    if not seeds:
+        raise UserError("--seeds: none given; whole numbers will do, as 0,1,2")
+    return seeds
+
+
 def _methods(module: ModuleType) -> list[str]:
     """Returns what the config file calls the methods."""
     asked = _METHODS.value
-    group = "METHODS" if asked == ["all"] else asked[0].upper()
-    return list(getattr(module, group)) if len(asked) == 1 and hasattr(module, group) else asked
+    if not asked:
+        raise UserError("--methods: none given; name them, as scratch,kd")
+    if len(asked) > 1:
+        return asked
+    group = getattr(module, "METHODS" if asked == ["all"] else asked[0].upper(), None)
+    return list(group) if isinstance(group, tuple) else asked
 
 
 def _pairs(module: ModuleType, argument: str) -> list[tuple[str, str] | None]:
@@ -230,12 +248,12 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
 
 def _ended(run: Run, module: ModuleType) -> dict[str, Any] | None:
     """Returns the summary of a run that has ended, None of one that has not; one of another config is refused."""
-    summary = run.workdir / "summary.json"
-    if not summary.exists():
-        return None
-    if not run.workdir.is_symlink():
-        claim_workdir(run.workdir, run.config(module))
-    return json.loads(summary.read_text())
+    summary, linked = run.workdir / "summary.json", run.method == "teacher" and run.workdir.is_symlink()
+    if linked and not summary.exists():
+        raise UserError(f"{run.workdir} links to no teacher that has ended; it needs a summary.json")
+    if not linked:
+        check_same_run(run.workdir, run.config(module))
+    return json.loads(summary.read_text()) if summary.exists() else None
 
 
 def _shares_of_cores() -> queue.Queue[list[str]]:

@@ -66,9 +66,13 @@ def _about(rows: comparison.Rows) -> str:
 
 
 def _teachers(rows: comparison.Rows, pairs: list[tuple[str, str]]) -> str:
-    found = {pair[0]: comparison.rows_of(rows, pair)[0]["teacher_top1"] for pair in pairs}
-    taught = {name: f"{100 * top1:.2f}" for name, top1 in found.items() if top1 is not None}
-    return table(["teacher", "top-1, %"], [[name, top1] for name, top1 in taught.items()])
+    found: dict[str, set[float]] = {}
+    for teacher, _ in pairs:
+        mine = [row for row in rows if row["pair"].startswith(f"{teacher} -> ")]
+        found[teacher] = {row["teacher_top1"] for row in mine if row["teacher_top1"] is not None}
+    # A teacher that was trained again has several.
+    taught = {name: ", ".join(f"{100 * top1:.2f}" for top1 in sorted(all_top1)) for name, all_top1 in found.items()}
+    return table(["teacher", "top-1, %"], [[name, top1] for name, top1 in taught.items() if top1])
 
 
 def _measures(rows: comparison.Rows, methods: list[str]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lfcc_jax.data.source import Source
 
-# What images of one size may take, in bytes: six times all of CIFAR-100.
+# What the images of one split may take, in bytes: six times all of CIFAR-100.
 _LIMIT = 2**30
 
 
@@ -37,4 +37,6 @@ class _Examples:
             example = self._examples[index]
             self._images[index], self._labels[index] = example["image"], example["label"]
             self._known[index] = True  # last: another thread may look
-        return {"image": self._images[index], "label": self._labels[index]}
+        image = self._images[index]
+        image.setflags(write=False)  # of this view
+        return {"image": image, "label": self._labels[index]}

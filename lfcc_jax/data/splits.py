@@ -55,6 +55,7 @@ def open_splits(
       augmentation: keyword arguments of `lfcc_jax.data.augmentation.create`, but
         `num_classes` and `size`.
       workers: processes that read and decode images; 0 does so in threads of this one. Worth it for photographs.
+        Images of one size that threads have read stay in memory, if those of a split take no more than 1 GiB.
       resident: whether all images are read at once, and training images live in the memory of every device; many steps
         are then one program. Worth it for small images on a GPU or TPU; on a CPU such programs are slow.
 

@@ -93,23 +93,33 @@ def claim_workdir(workdir: epath.PathLike, config: Mapping[str, Any]) -> epath.P
     """
     workdir = epath.Path(workdir).expanduser().resolve()
     path = workdir / "config.json"
-    ours = json.loads(json.dumps(as_dict(config)))
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        differ = [f"{key} is {there} there and {here} here" for key, there, here in _differences(theirs, ours)]
-        if differ:
-            raise UserError(f"{workdir} holds a different run: {'; '.join(differ)}. Give another --workdir.")
-    elif (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds checkpoints of an unknown run: config.json is missing")
-    elif jax.process_index() == 0:
+    check_same_run(workdir, config)
+    if not path.exists() and jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--workdir: {workdir} cannot be a directory: {error}") from error
         partial = workdir / "config.json.partial"
-        partial.write_text(json.dumps(ours, indent=2) + "\n")
+        partial.write_text(json.dumps(as_dict(config), indent=2) + "\n")
         partial.rename(path)
     return workdir
+
+
+def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
+    """Does nothing if a work directory is free or that of the same run; writes nothing.
+
+    Raises:
+      UserError: if another run lives there, with every value that differs.
+    """
+    workdir = epath.Path(workdir).expanduser().resolve()
+    path = workdir / "config.json"
+    if path.exists():
+        ours, theirs = json.loads(json.dumps(as_dict(config))), json.loads(path.read_text())
+        differ = [f"{key} is {there} there and {here} here" for key, there, here in _differences(theirs, ours)]
+        if differ:
+            raise UserError(f"{workdir} holds a different run: {'; '.join(differ)}. Give another --workdir.")
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints of an unknown run: config.json is missing")
 
 
 def _differences(there: Any, here: Any, prefix: str = "config") -> list[tuple[str, Any, Any]]:

@@ -41,9 +41,10 @@ def test_the_demo_compares_methods_over_seeds_and_does_not_repeat_what_is_done(t
 
 
 def test_another_config_in_the_same_place_is_refused(tmp_path, data_dir):
-    first = compare(tmp_path, data_dir, "--methods=scratch", "--seeds=0")
+    # One method alone, which is also the name of a constant of that config file.
+    first = compare(tmp_path, data_dir, "--methods=kd", "--seeds=0")
     assert first.returncode == 0, first.stderr
-    second = compare(tmp_path, data_dir, "--methods=scratch", "--seeds=0", "--config.batch_size=16")
+    second = compare(tmp_path, data_dir, "--methods=kd", "--seeds=0", "--config.batch_size=16")
     assert second.returncode == 1
     assert "error: " in second.stderr
     assert "config.batch_size is 32 there and 16 here" in second.stderr
@@ -56,7 +57,15 @@ def test_what_will_not_do_is_said_before_anything_is_trained(tmp_path, data_dir)
     nobodys = compare(tmp_path, data_dir, "--config.losses.fitnet.weight=0.5")
     assert nobodys.returncode == 1
     assert "unknown config key: 'fitnet'" in nobodys.stderr
-    assert not any(tmp_path.iterdir())
+    for wrong, message in {"--seeds=0,a": "'0,a' will not do; whole numbers will", "--methods=": "none given"}.items():
+        refused = compare(tmp_path, data_dir, wrong)
+        assert refused.returncode == 1
+        assert f"error: {wrong.split('=')[0]}: {message}" in refused.stderr
+    (tmp_path / "teacher").symlink_to("nowhere")
+    dangling = compare(tmp_path, data_dir)
+    assert dangling.returncode == 1
+    assert "links to no teacher that has ended" in dangling.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
 def test_a_setting_of_a_loss_is_for_the_methods_that_have_it(tmp_path, data_dir):
@@ -66,9 +75,14 @@ def test_a_setting_of_a_loss_is_for_the_methods_that_have_it(tmp_path, data_dir)
         "--methods=scratch,fitnet",
         "--seeds=0",
         "--config.losses.fitnet.weight=0.5",
+        "--config.seed=7",  # of the teacher
         method="fitnet",
     )
     assert done.returncode == 0, done.stderr
+    seeds = {
+        place: json.loads((tmp_path / place / "config.json").read_text())["seed"] for place in ("teacher", "fitnet_0")
+    }
+    assert seeds == {"teacher": 7, "fitnet_0": 0}
     assert json.loads((tmp_path / "fitnet_0" / "config.json").read_text())["losses"]["fitnet"]["weight"] == 0.5
     assert "fitnet" not in json.loads((tmp_path / "scratch_0" / "config.json").read_text())["losses"]
 
