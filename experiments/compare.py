@@ -191,7 +191,7 @@ def _methods(module: ModuleType) -> list[str]:
     if len(asked) > 1:
         return asked
     group = getattr(module, "METHODS" if asked == ["all"] else asked[0].upper(), None)
-    return list(group) if isinstance(group, tuple) else asked
+    return list(group) if isinstance(group, tuple | list) else asked
 
 
 def _pairs(module: ModuleType, argument: str) -> list[tuple[str, str] | None]:

@@ -66,12 +66,12 @@ def _about(rows: comparison.Rows) -> str:
 
 
 def _teachers(rows: comparison.Rows, pairs: list[tuple[str, str]]) -> str:
-    found: dict[str, set[float]] = {}
+    taught = {}
     for teacher, _ in pairs:
         mine = [row for row in rows if row["pair"].startswith(f"{teacher} -> ")]
-        found[teacher] = {row["teacher_top1"] for row in mine if row["teacher_top1"] is not None}
-    # A teacher that was trained again has several.
-    taught = {name: ", ".join(f"{100 * top1:.2f}" for top1 in sorted(all_top1)) for name, all_top1 in found.items()}
+        # A teacher that was trained again has several accuracies.
+        found = {f"{100 * row['teacher_top1']:.2f}" for row in mine if row["teacher_top1"] is not None}
+        taught[teacher] = ", ".join(sorted(found))
     return table(["teacher", "top-1, %"], [[name, top1] for name, top1 in taught.items() if top1])
 
 
