@@ -44,7 +44,8 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import comparison
 from lfcc_jax import main as cli
-from lfcc_jax.errors import UserError
+from lfcc_jax import models
+from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.config import check_same_run, read_config
 
@@ -202,6 +203,9 @@ def _pairs(module: ModuleType, argument: str) -> list[tuple[str, str] | None]:
     for pair in pairs:
         if len(pair) != 2:
             raise UserError(f"--pairs: '{':'.join(pair)}' will not do; teacher:student will")
+        for name in pair:
+            if models.full_name(name) not in models.list_models():
+                raise unknown("network", name, models.list_models(), "--pairs")
     return pairs or [None]
 
 

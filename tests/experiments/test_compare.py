@@ -138,3 +138,6 @@ def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_
     wrong = subprocess.run([*command, "--pairs=vit_nano"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "error: --pairs: 'vit_nano' will not do; teacher:student will" in wrong.stderr
+    misspelt = subprocess.run([*command, "--pairs=vit_nano:resnet_pcio"], capture_output=True, text=True, check=False)
+    assert misspelt.returncode == 1
+    assert "error: --pairs: unknown network 'resnet_pcio'; did you mean 'resnet_pico'?" in misspelt.stderr
