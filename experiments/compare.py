@@ -47,7 +47,8 @@ from lfcc_jax import main as cli
 from lfcc_jax import models
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training.config import check_same_run, read_config
+from lfcc_jax.training.config import read_config
+from lfcc_jax.training.workdir import check_same_run
 
 _METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; teachers have the config's.")

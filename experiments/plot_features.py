@@ -25,11 +25,11 @@ import matplotlib.figure
 import numpy as np
 
 from lfcc_jax import compact, data, low_pass, models
+from lfcc_jax.cka import linear_cka
 from lfcc_jax.data.resize import central_crop
 from lfcc_jax.errors import UserError
-from lfcc_jax.spectrum import linear_cka, radial_spectrum
+from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training import pictures
-from lfcc_jax.training.checkpoint import describe_network, load_network
 from lfcc_jax.training.report import table
 
 Maps = dict[str, jax.Array]
@@ -78,7 +78,7 @@ def main() -> None:
 
 def _names(workdirs: list[str]) -> dict[str, str]:
     """Returns work directories by the names of their networks, or by where their paths differ if those are equal."""
-    made = [describe_network(workdir)["name"] for workdir in workdirs]
+    made = [models.describe(workdir)["name"] for workdir in workdirs]
     if len(set(made)) < len(made):
         paths = [Path(workdir).resolve() for workdir in workdirs]
         made = [str(path.relative_to(os.path.commonpath(paths))) for path in paths]
@@ -87,17 +87,13 @@ def _names(workdirs: list[str]) -> dict[str, str]:
 
 def features(workdir: str, images: np.ndarray) -> Maps:
     """Returns a trained network's feature maps of `images` `[count, height, width, channels]`, stage by stage."""
-    made = describe_network(workdir)
-    network = models.create(
-        made["name"], num_classes=made["num_classes"], image_size=made["image_size"], **made["overrides"]
-    )
-    variables = load_network(workdir, network)
+    network, variables = models.load(workdir)
 
     @jax.jit
     def apply(batch: jax.Array) -> Maps:
         x = batch.astype(jnp.float32) / 255
-        if batch.shape[1:3] != (made["image_size"],) * 2:
-            x = central_crop(batch, made["image_size"], crop=network.crop, interpolation=network.interpolation)
+        if batch.shape[1:3] != (network.image_size,) * 2:
+            x = central_crop(batch, network.image_size, crop=network.crop, interpolation=network.interpolation)
         found = network.apply(variables, x, train=False).features
         return {stage: x for stage, x in found.items() if x.ndim == 4}
 

@@ -3,6 +3,7 @@
 What is here is the portable core, which needs jax and numpy alone: low-pass filters, the losses, and spectra.
 """
 
+from lfcc_jax.cka import linear_cka as linear_cka
 from lfcc_jax.filters import KINDS as KINDS
 from lfcc_jax.filters import compact as compact
 from lfcc_jax.filters import compact_grids as compact_grids
@@ -13,5 +14,4 @@ from lfcc_jax.losses import lfcc_codes as lfcc_codes
 from lfcc_jax.losses import lfcc_init as lfcc_init
 from lfcc_jax.losses import lfcc_loss as lfcc_loss
 from lfcc_jax.spectrum import energy_below as energy_below
-from lfcc_jax.spectrum import linear_cka as linear_cka
 from lfcc_jax.spectrum import radial_spectrum as radial_spectrum

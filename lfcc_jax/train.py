@@ -1,7 +1,6 @@
 """A whole run, from config to trained student, to be read from top to bottom."""
 
 import contextlib
-import datetime
 import functools
 import json
 import time
@@ -16,14 +15,13 @@ from etils import epath
 from lfcc_jax import data, models
 from lfcc_jax.data.resize import central_crop
 from lfcc_jax.errors import UserError, checked_arguments
-from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training import pictures
 from lfcc_jax.training.assembly import Images, assemble, teacher_network
-from lfcc_jax.training.checkpoint import Checkpoints, describe_network, load_network, save_network
-from lfcc_jax.training.config import claim_workdir, read_config
-from lfcc_jax.training.evaluation import evaluate
+from lfcc_jax.training.checkpoint import Checkpoints
+from lfcc_jax.training.config import read_config
+from lfcc_jax.training.evaluation import evaluate, make_eval_step
 from lfcc_jax.training.preemption import Preempted, watch_signals
-from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say, table
+from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say
 from lfcc_jax.training.resident import ResidentFeed
 from lfcc_jax.training.sharding import (
     DevicePrefetch,
@@ -34,7 +32,9 @@ from lfcc_jax.training.sharding import (
     weight_shardings,
 )
 from lfcc_jax.training.state import start_from
-from lfcc_jax.training.step import make_eval_step, to_float
+from lfcc_jax.training.step import to_float
+from lfcc_jax.training.summary import describe_student, spectra, summarize, summary_table
+from lfcc_jax.training.workdir import claim_workdir
 
 
 class DivergedError(UserError):
@@ -84,14 +84,14 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
     assembly = assemble(run, images)  # every name and key is looked at before a file is read
     if run.student.get("checkpoint"):
-        describe_network(run.student["checkpoint"])  # it is there; read once there is a state
+        models.describe(run.student["checkpoint"])  # it is there; read once there is a state
     teacher = teacher_variables = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
         if not path:
             raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
-        teacher = teacher_network(run, images, made=describe_network(path))
-        teacher_variables = load_network(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
+        teacher = teacher_network(run, images, made=models.describe(path))
+        teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
         assembly = assemble(run, images, teacher)
     student = assembly.student
 
@@ -114,7 +114,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(assembly.init, out_shardings=placement, compiler_options=options)(jax.random.key(run.seed))
         if path := run.student.get("checkpoint"):
-            state = start_from(state, load_network(path, student, placement.student))
+            state = start_from(state, models.load_variables(path, student, placement.student))
     first_step = int(state.step)
     if splits.resident:
         batches = ResidentFeed(data.read_all(splits.train), batches, mesh, run.batch_size, run.log_every_steps)
@@ -221,56 +221,23 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
                 )
             progress.resume(step)
 
-    # -- What the run leaves behind ------------------------------------------------------------------------------------
+    # -- Final outputs -------------------------------------------------------------------------------------------------
     rows = read_metrics(workdir)
-    tests = [row for row in rows if "test/accuracy" in row and row["step"] > 0]
-    last, best = tests[-1], max(tests, key=lambda row: row["test/accuracy"])
-    summary = {
-        "dataset": splits.train.name,
-        "teacher": run.teacher["name"] if teacher else None,
-        "student": run.student["name"],
-        "losses": " + ".join(assembly.losses),
-        "seed": run.seed,
-        "epochs": run.epochs,
-        "steps": total_steps,
-        "parameters": sizes["student"],
-        "head_parameters": sizes["heads"],
-        "top1_last": last["test/accuracy"],
-        "top1_best": best["test/accuracy"],
-        "best_step": best["step"],
-        "top5_last": last["test/top5"],
-        "calibration_error": last["test/calibration_error"],
-        "teacher_top1": last.get("test/teacher_accuracy"),
-        "agreement": last.get("test/agreement"),
-        "kl_to_teacher": last.get("test/kl"),
-        **{key.removeprefix("test/").replace("/", "_"): last[key] for key in last if key.startswith("test/cka/")},
-        "seconds_per_step": run.batch_size / last["train/images_per_second"],
-        "images_per_second": last["train/images_per_second"],
-        "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    description = {
-        "name": run.student["name"],
-        "num_classes": splits.train.num_classes,
-        "image_size": splits.image_size,
-        "overrides": {"image_channels": splits.train.image_channels}
-        | {key: value for key, value in run.student.items() if key not in ("name", "checkpoint")},
-        "made_by": summary,
-    }
-    save_network(workdir / "student", state.evaluated, description)
+    summary = summarize(run, assembly, splits.train.name, rows, total_steps, sizes, mesh)
+    description = describe_student(run, images) | {"made_by": summary}
+    models.save(workdir / "student", state.evaluated, description)
     some_images = to_global(next(test_batches()), mesh)["image"]
     networks = {f"student {run.student['name']}": (student, state.evaluated)}
     if teacher:
         networks[f"teacher {run.teacher['name']}"] = (teacher, teacher_variables)
-    spectra = {name: _spectra(*network, prepare, some_images, mesh) for name, network in networks.items()}
+    contents = {name: spectra(*network, prepare, some_images, mesh) for name, network in networks.items()}
     if jax.process_index() == 0:
         pictures.learning_curves(workdir / "learning_curves.png", rows)
-        pictures.spectra(workdir / "spectra.png", spectra)
-        (workdir / "spectra.json").write_text(json.dumps(spectra, indent=2) + "\n")
+        pictures.spectra(workdir / "spectra.png", contents)
+        (workdir / "spectra.json").write_text(json.dumps(contents, indent=2) + "\n")
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    say(table(["result", "value"], [[name, _show(value)] for name, value in summary.items()]))
-    say(f"all of it is in {workdir}")
+    say(summary_table(summary))
+    say(f"results written to {workdir}")
     return summary
 
 
@@ -320,30 +287,3 @@ def _finite_means(
             + "A lower learning rate, a longer warm-up or optimizer.clip_norm may help."
         )
     return {name: float(np.mean(v)) for name, v in values.items()}
-
-
-def _spectra(
-    network: models.Network, variables: Any, prepare: Callable[[jax.Array], jax.Array], images: jax.Array, mesh: Any
-) -> dict[str, dict[str, list[float]]]:
-    """Returns the radial spectrum of each stage's map."""
-
-    def spectra(variables: Any, images: jax.Array) -> dict[str, Any]:
-        features = network.apply(variables, prepare(images), train=False).features
-        return {stage: radial_spectrum(x) for stage, x in features.items() if x.ndim == 4}
-
-    found = jax.device_get(jax.jit(spectra, out_shardings=replicated(mesh))(variables, images))
-    sizes = network.feature_info()
-    return {
-        stage: {"cycles_per_image": (frequencies * sizes[stage].height).tolist(), "power": power.tolist()}
-        for stage, (frequencies, power) in found.items()
-    }
-
-
-def _show(value: Any) -> str:
-    return (
-        f"{value:.4f}"
-        if isinstance(value, float) and value < 100
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )

@@ -14,7 +14,6 @@ import pytest
 from lfcc_jax import models
 from lfcc_jax.errors import UserError
 from lfcc_jax.train import DivergedError, train_and_evaluate
-from lfcc_jax.training.checkpoint import load_network
 from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.report import read_metrics
 
@@ -22,7 +21,7 @@ from lfcc_jax.training.report import read_metrics
 def student_of(workdir, config):
     block = dict(config["student"])
     network = models.create(block.pop("name"), 10, 8, image_channels=1, **block)
-    return jax.tree.map(np.array, load_network(workdir, network))
+    return jax.tree.map(np.array, models.load_variables(workdir, network))
 
 
 def assert_same_student(workdir, other, config):

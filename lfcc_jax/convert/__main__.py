@@ -18,7 +18,6 @@ from lfcc_jax.convert.files import read_state_dict, sha256, write_safetensors
 from lfcc_jax.convert.names import timm_name
 from lfcc_jax.convert.timm import from_timm, to_timm
 from lfcc_jax.errors import UserError
-from lfcc_jax.training.checkpoint import describe_network, load_network, save_network
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,15 +86,14 @@ def _teacher_from_timm(given: argparse.Namespace) -> None:
         "overrides": overrides,
         "made_by": origin,
     }
-    save_network(out, variables, description)
+    models.save(out, variables, description)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
     print(f"{given.model}, {count:,} parameters, {network.num_classes} classes: {out}")
 
 
 def _student_to_timm(given: argparse.Namespace) -> None:
-    about = describe_network(given.checkpoint)
-    network = models.create(about["name"], about["num_classes"], about["image_size"], **about["overrides"])
-    variables = load_network(given.checkpoint, network)
+    about = models.describe(given.checkpoint)
+    network, variables = models.load(given.checkpoint)
     state = to_timm(about["name"], variables, image_size=about["image_size"], **about["overrides"])
     constants = {
         key: json.dumps(getattr(network, key)) for key in ("image_size", "mean", "std", "crop", "interpolation")

@@ -1,7 +1,5 @@
-"""Checkpoints of a run (state and data iterator together), and the finished network that a run leaves behind."""
+"""Checkpoints of a run: its state and its data iterator, saved together."""
 
-import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +10,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from lfcc_jax import models
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.report import say
 
@@ -121,115 +118,3 @@ def _quiet_aborted_reads(unraisable: Any) -> None:
     """Drops the tracebacks of reads that were under way when another failed; that failure itself is raised."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
-
-
-def save_network(directory: epath.PathLike, variables: Any, description: Mapping[str, Any]) -> None:
-    """Writes a network that needs nothing of the run that made it: its variables, and a `network.json` about them.
-
-    Args:
-      directory: made new; one that exists is replaced.
-      variables: `params`, and `batch_stats` if there are any.
-      description: the arguments of `models.create` (`name`, `num_classes`, `image_size`, `overrides`), and what else is
-        worth knowing, as JSON.
-    """
-    directory = epath.Path(directory)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "variables", variables, force=True)
-    if jax.process_index() == 0:
-        (directory / "network.json").write_text(json.dumps(description, indent=2) + "\n")
-
-
-def describe_network(path: epath.PathLike) -> dict[str, Any]:
-    """Returns what `save_network` wrote about a network: its `network.json`.
-
-    Args:
-      path: the directory, or the work directory of the run that wrote it.
-
-    Raises:
-      UserError: if nothing is there.
-    """
-    about = _network_directory(path) / "network.json"
-    try:
-        description = json.loads(about.read_text())
-        overrides = description.get("overrides", {})
-        if missing := [key for key in ("name", "num_classes", "image_size") if key not in description]:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{about} is damaged: {error}") from error
-    return description | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}}
-
-
-def load_network(path: epath.PathLike, network: models.Network, shardings: Any = None) -> Any:
-    """Returns the variables that `save_network` wrote, if they are those of `network`.
-
-    Args:
-      path: the directory, or the work directory of the run that wrote it.
-      network: what the variables are for.
-      shardings: where to put them, as a tree like the variables; on the default device if None.
-
-    Raises:
-      UserError: if nothing is there; if any array is missing, unknown or of another shape, all of which are named; or
-        if the networks differ in what is no array, for example the number of heads.
-    """
-    directory = _network_directory(path)
-    shapes = network.variable_shapes()
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(directory / "variables").item_metadata
-        if stored is None:
-            raise UserError(f"{directory / 'variables'} is damaged: it does not say what arrays it holds")
-        _check_leaves(directory, stored.tree, shapes, network)
-        _check_fields(directory, network)
-        if shardings is None:
-            shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
-        target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
-        return checkpointer.restore(directory / "variables", target)
-
-
-def _network_directory(path: epath.PathLike) -> epath.Path:
-    directory = epath.Path(path).expanduser().resolve()
-    if (directory / "student").exists():
-        directory = directory / "student"
-    if not (directory / "network.json").exists():
-        raise UserError(
-            f"no finished network in {directory}: a run writes network.json and variables/ into <workdir>/student when "
-            "it ends"
-        )
-    return directory
-
-
-def _check_leaves(directory: epath.Path, stored: Any, shapes: Any, network: models.Network) -> None:
-    there, here = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (stored, shapes))
-    )
-    wrong = [
-        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'unknown')} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
-    if wrong:
-        made = describe_network(directory)
-        raise UserError(
-            f"{directory} holds a {made['name']} with {made['num_classes']} classes, not this "
-            f"{type(network).__name__} with {network.num_classes}: {'; '.join(wrong)}"
-        )
-
-
-# What a network may be given anew without becoming another one.
-_FREE_FIELDS = (
-    *("parent", "name", "crop", "interpolation", "dtype", "remat", "scan", "dropout", "drop_path"),
-    *("narrow", "layer_scale"),  # these only say how training starts
-)
-
-
-def _check_fields(directory: epath.Path, network: models.Network) -> None:
-    made = describe_network(directory)
-    stored = models.create(made["name"], made["num_classes"], made["image_size"], **made["overrides"])
-    fields = [field.name for field in dataclasses.fields(network) if field.name not in _FREE_FIELDS]
-    wrong = [
-        f"{name} is {getattr(stored, name, 'unknown')} there and {getattr(network, name)} here"
-        for name in fields
-        if getattr(stored, name, "unknown") != getattr(network, name)
-    ]
-    if wrong:
-        raise UserError(f"{directory} holds another {made['name']}: {'; '.join(wrong)}")

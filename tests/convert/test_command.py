@@ -9,7 +9,6 @@ from test_timm import state_of
 from lfcc_jax import models
 from lfcc_jax.convert.__main__ import main
 from lfcc_jax.convert.files import read_state_dict, sha256
-from lfcc_jax.training.checkpoint import describe_network, load_network
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def checkpoint(tmp_path_factory):
 def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, capsys):
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "teacher")])
     assert "resnet18, 11,180,103 parameters, 7 classes" in capsys.readouterr().out
-    about = describe_network(tmp_path / "teacher")
+    about = models.describe(tmp_path / "teacher")
     assert (about["name"], about["num_classes"], about["image_size"]) == ("resnet18", 7, 224)
     origin = about["made_by"]
     assert origin["source"] == "resnet18.safetensors"
@@ -31,7 +30,7 @@ def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, caps
     assert origin["crop"] == 0.875
     assert origin["interpolation"] == "bilinear"
 
-    variables = load_network(tmp_path / "teacher", models.create("resnet18", 7))
+    variables = models.load_variables(tmp_path / "teacher", models.create("resnet18", 7))
     state = read_state_dict(checkpoint)
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], state["fc.weight"].T)
 
@@ -51,11 +50,11 @@ def test_a_teacher_gets_a_new_head_and_its_own_constants(checkpoint, tmp_path):
     arguments = ["--head", "new", "--num-classes", "100", "--image-size", "64", "--mean", "0.5", "--std", "0.25"]
     arguments += ["--crop", "0.95", "--interpolation", "bicubic"]
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(out), *arguments])
-    about = describe_network(out)
+    about = models.describe(out)
     network = models.create(about["name"], about["num_classes"], about["image_size"], **about["overrides"])
     assert (network.num_classes, network.image_size, network.mean, network.std) == (100, 64, (0.5,), (0.25,))
     assert (network.crop, network.interpolation) == (0.95, "bicubic")
-    variables = load_network(out, network)
+    variables = models.load_variables(out, network)
     assert network.apply(variables, jax.numpy.ones((1, 64, 64, 3))).logits.shape == (1, 100)
 
 

@@ -6,7 +6,8 @@ from ml_collections import ConfigDict, FieldReference
 from configs import digits
 from lfcc_jax import methods
 from lfcc_jax.errors import UserError
-from lfcc_jax.training.config import claim_workdir, parse_argument, read_config
+from lfcc_jax.training.config import parse_argument, read_config
+from lfcc_jax.training.workdir import claim_workdir
 
 GOOD = {"data": {}, "student": {}, "losses": {}, "optimizer": {}, "epochs": 1, "batch_size": 8}
 

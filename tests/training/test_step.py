@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from lfcc_jax import methods, models
-from lfcc_jax.spectrum import cka_from_terms, hsic_terms
+from lfcc_jax.cka import cka_from_terms, hsic_terms
 from lfcc_jax.training import optimizer as optimizers
-from lfcc_jax.training.evaluation import evaluate
+from lfcc_jax.training.evaluation import evaluate, make_eval_step
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global, weight_shardings
 from lfcc_jax.training.state import init_state, trainable
-from lfcc_jax.training.step import make_eval_step, make_train_step
+from lfcc_jax.training.step import make_train_step
 
 SMALL = {"resnet_pico": {"widths": (4, 4, 8, 8)}, "vit_pico": {"width": 12}, "mixer_pico": {"width": 12}}
 

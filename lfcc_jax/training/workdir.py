@@ -1,0 +1,58 @@
+"""The work directory of a run: claimed by the first start, recognized by every later one."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from lfcc_jax.errors import UserError
+from lfcc_jax.training.config import as_dict
+
+
+def claim_workdir(workdir: epath.PathLike, config: Mapping[str, Any]) -> epath.Path:
+    """Returns the work directory, made new or that of the same run.
+
+    Writes `config.json` into it, by which a directory is known as a run's.
+
+    Raises:
+      UserError: if another run lives there, with every value that differs.
+    """
+    workdir = epath.Path(workdir).expanduser().resolve()
+    path = workdir / "config.json"
+    check_same_run(workdir, config)
+    if not path.exists() and jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir: {workdir} cannot be a directory: {error}") from error
+        partial = workdir / "config.json.partial"
+        partial.write_text(json.dumps(as_dict(config), indent=2) + "\n")
+        partial.rename(path)
+    return workdir
+
+
+def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
+    """Does nothing if a work directory is free or that of the same run; writes nothing.
+
+    Raises:
+      UserError: if another run lives there, with every value that differs.
+    """
+    workdir = epath.Path(workdir).expanduser().resolve()
+    path = workdir / "config.json"
+    if path.exists():
+        ours, theirs = json.loads(json.dumps(as_dict(config))), json.loads(path.read_text())
+        differ = [f"{key} is {there} there and {here} here" for key, there, here in _differences(theirs, ours)]
+        if differ:
+            raise UserError(f"{workdir} holds a different run: {'; '.join(differ)}. Give another --workdir.")
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints of an unknown run: config.json is missing")
+
+
+def _differences(there: Any, here: Any, prefix: str = "config") -> list[tuple[str, Any, Any]]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted(there.keys() | here.keys())
+        absent = "absent"
+        return [d for k in keys for d in _differences(there.get(k, absent), here.get(k, absent), f"{prefix}.{k}")]
+    return [] if there == here else [(prefix, there, here)]
