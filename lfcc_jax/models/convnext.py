@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, kernel_init
+from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, PatchConv, kernel_init
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -73,7 +73,7 @@ class ConvNeXt(Network):
             if s > 1:
                 x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"stage{s}_down_norm")(x)
             name, size = ("stem_conv", self.patch) if s == 1 else (f"stage{s}_down_conv", 2)
-            x = nn.Conv(width, (size, size), size, "VALID", kernel_init=init, dtype=self.dtype, name=name)(x)
+            x = PatchConv(width, size, init, dtype=self.dtype, name=name)(x)
             if s == 1:
                 x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="stem_norm")(x)
             here = rates[done : done + depth]

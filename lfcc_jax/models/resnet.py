@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import unknown
-from lfcc_jax.models.layers import batch_norm, conv
+from lfcc_jax.models.layers import StemConv, batch_norm, conv
 from lfcc_jax.models.network import IMAGENET, Network, Output
 
 
@@ -91,8 +91,9 @@ class ResNet(Network):
             raise unknown("block", self.block, _BLOCKS)
         block = nn.remat(_BLOCKS[self.block], static_argnums=(2,)) if self.remat else _BLOCKS[self.block]
         x = self.normalise(images)
-        size, stride = (3, 1) if self.small else (7, 2)
-        x = conv(self.stem_width or self.widths[0], size, stride, dtype=self.dtype, name="stem_conv")(x)
+        width = self.stem_width or self.widths[0]
+        stem = partial(conv, width, 3) if self.small else partial(StemConv, width)
+        x = stem(dtype=self.dtype, name="stem_conv")(x)
         x = nn.relu(batch_norm(train, self.dtype, "stem_norm")(x))
         if not self.small:
             x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])

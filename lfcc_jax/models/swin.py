@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, Mlp, kernel_init, trunc_normal
+from lfcc_jax.models.layers import DropPath, Mlp, PatchConv, kernel_init, trunc_normal
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -162,8 +162,7 @@ class Swin(Network):
         init = kernel_init(self.narrow)
         rates = drop_path_rates(self.drop_path, sum(self.depths))
         x = self.normalise(images)
-        patch = (self.patch, self.patch)
-        x = nn.Conv(self.width, patch, patch, "VALID", kernel_init=init, dtype=self.dtype, name="patch_embed")(x)
+        x = PatchConv(self.width, self.patch, init, dtype=self.dtype, name="patch_embed")(x)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="patch_norm")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         features, done = {}, 0

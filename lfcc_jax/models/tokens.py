@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
+from lfcc_jax.models.layers import PatchConv
 from lfcc_jax.models.network import Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -73,10 +74,7 @@ class TokenNetwork(Network):
                 f"taps are four rising numbers of blocks, the last of them the depth, {self.depth}; got {taps}"
             )
         x = self.normalise(images)
-        patch = (self.patch, self.patch)
-        x = nn.Conv(
-            self.width, patch, patch, "VALID", kernel_init=self.patch_init, dtype=self.dtype, name="patch_embed"
-        )(x)
+        x = PatchConv(self.width, self.patch, self.patch_init, dtype=self.dtype, name="patch_embed")(x)
         grid = x.shape[1:3]
         x = self.embed(x.reshape(x.shape[0], -1, self.width), train)
         rates = drop_path_rates(self.drop_path, self.depth)

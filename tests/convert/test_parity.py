@@ -12,6 +12,7 @@ from random_weights import random_images, random_state_dict
 
 from lfcc_jax import convert, models
 from lfcc_jax.errors import UserError
+from lfcc_jax.models import layers
 
 GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm.npz")
 TOLERANCE = 1e-5
@@ -61,7 +62,7 @@ def made_for(name):
 
 
 def _tanh_gelu(monkeypatch):
-    monkeypatch.setattr(nn, "gelu", lambda x, approximate: jax.nn.gelu(x, approximate=True))
+    monkeypatch.setattr(layers, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
 
 
 def _layer_norm_epsilon(monkeypatch):

@@ -1,0 +1,1 @@
+"""Benchmarks that run on the accelerator at hand."""

@@ -1,0 +1,440 @@
+"""Times the real training steps of configs/imagenet.py, next to PyTorch's where torch and timm are installed.
+
+    python -m experiments.bench.steps --pairs=swin_tiny:resnet18,resnet50:deit_tiny_patch16_224 --methods=kd,lfcc,ofa \
+        --batch-size=256 --dtype=bfloat16 --minutes=4 --out=steps.json
+
+Random images are already on the device, so the input pipeline is not measured. All programs are compiled first and then
+take turns, so that a machine that slows down slows all of them. FLOPs and bytes are XLA's own count for one device; its
+ceilings, a bfloat16 matrix product and a copy, are measured in the same process. The PyTorch rows are timm's networks
+trained by KD with the same optimizer, autocast and channels_last; they flip images and augment no further, so
+compare them with `--augmentation=flip`. What does not fit into `--minutes` is skipped and listed.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Torch needs memory on the same device.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import imagenet
+from lfcc_jax import models
+from lfcc_jax.data import augmentation
+from lfcc_jax.errors import UserError, checked_arguments
+from lfcc_jax.training.assembly import Images, assemble
+from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.report import table
+from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
+
+CLASSES, EXAMPLES = 1000, 1_281_167  # of ImageNet-1K
+ROUNDS = 5
+TURN_SECONDS = 0.8
+# Fractions of the budget by which XLA, and then torch, must have compiled.
+XLA_UNTIL, TORCH_UNTIL = 0.65, 0.85
+
+
+@dataclasses.dataclass
+class Row:
+    """One program and what was measured of it."""
+
+    pair: str
+    method: str
+    engine: str
+    seconds: list[float] = dataclasses.field(default_factory=list)  # per step, one entry per round
+    compile_seconds: float = 0.0
+    temporary_bytes: int | None = None
+    flops: float | None = None
+    bytes_accessed: float | None = None
+
+    @property
+    def best(self) -> float:
+        """Seconds per step in the fastest round."""
+        return min(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Slowest round over fastest, minus 1."""
+        return max(self.seconds) / self.best - 1
+
+
+class JaxStep:
+    """The training step of one config, compiled, with its state on the device."""
+
+    def __init__(self, options: argparse.Namespace, mesh: jax.sharding.Mesh, row: Row):
+        self.row, self._mesh = row, mesh
+        self._batch_size, self._size = options.batch_size, options.image_size
+        run = read_config(run_config(options, row.pair, row.method))
+        self._assembly = assemble(run, Images(CLASSES, self._size, 3, EXAMPLES))
+        settings = run.data["augmentation"] if options.augmentation == "recipe" else {"flip": True}
+        settings = {"num_classes": CLASSES, "size": 0} | settings
+        self._augment = augmentation.create(
+            **checked_arguments(augmentation.create, settings, "config.data.augmentation")
+        )
+
+    def lower(self) -> None:
+        """Traces the step."""
+        shape = self._size, self._size, 3
+        arguments = self._assembly.step_arguments(self._mesh, self._batch_size, shape)
+        self._lowered = self._assembly.train_step(self._mesh, self._augment).lower(*arguments)
+
+    def compile(self) -> None:
+        """Compiles the step and draws the networks' weights. Runs in a thread."""
+        began = time.monotonic()
+        self._program = self._lowered.compile()
+        self.row.compile_seconds = time.monotonic() - began
+        cost, memory = self._program.cost_analysis(), self._program.memory_analysis()
+        self.row.flops, self.row.bytes_accessed = cost.get("flops"), cost.get("bytes accessed")
+        self.row.temporary_bytes = memory.temp_size_in_bytes
+        # Random numbers are drawn once and are slow to compile.
+        lazy = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        state = jax.jit(self._assembly.init, compiler_options=lazy)(jax.random.key(0))
+        self._state = jax.device_put(state, replicated(self._mesh))
+        self._taught = None
+        if network := self._assembly.teacher:
+            images = jnp.zeros(network.image_shape())
+            taught = jax.jit(network.init, compiler_options=lazy)(jax.random.key(1), images)
+            self._taught = jax.device_put(taught, replicated(self._mesh))
+
+    def run(self, batch: dict[str, jax.Array], steps: int) -> float:
+        """Takes some steps and returns seconds per step."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            self._state, metrics = self._program(self._state, self._taught, batch)
+        jax.block_until_ready((self._state, metrics))
+        return (time.perf_counter() - began) / steps
+
+
+class TorchStep:
+    """A process that trains timm's networks by KD; see `experiments.bench.torch_steps`."""
+
+    def __init__(self, options: argparse.Namespace, row: Row):
+        self.row = row
+        teacher, student = map(models.full_name, row.pair.split(":"))
+        config = run_config(options, row.pair, "kd")
+        given = {
+            "teacher": teacher,
+            "student": student,
+            "compiled": row.engine == "torch.compile",
+            "optimizer": config["optimizer"] | {"learning_rate": 1e-4},
+            "ema_decay": config["ema_decay"],
+            **{key: getattr(options, key) for key in ("batch_size", "image_size", "dtype")},
+        }
+        command = [sys.executable, "-m", "experiments.bench.torch_steps", json.dumps(given)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._errors: list[str] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+        # An unread pipe would block the process once it is full.
+        threading.Thread(target=lambda: self._errors.extend(self._process.stderr), daemon=True).start()
+
+    def ask(self, steps: int) -> None:
+        """Asks for some steps; the first time for none, which compiles."""
+        with contextlib.suppress(BrokenPipeError):  # a process that ended says why in `answer`
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """Returns what the process measured.
+
+        Raises:
+          UserError: if it failed, or does not answer within `timeout` seconds.
+        """
+        try:
+            answer = self._answers.get(timeout=max(timeout, 0.1))
+        except queue.Empty:
+            raise UserError("out of time") from None
+        if not answer:
+            said = [line.strip() for line in self._errors if line.strip()]
+            raise UserError(said[-1][:160] if said else f"exit status {self._process.poll()}")
+        return json.loads(answer)
+
+    def run(self, _: Any, steps: int) -> float:
+        """Takes some steps and returns seconds per step."""
+        self.ask(steps)
+        return self.answer(60.0 + 60.0 * steps)["seconds"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                self._answers.put(line)
+        self._process.wait()
+        self._answers.put("")
+
+
+def run_config(options: argparse.Namespace, pair: str, method: str) -> dict[str, Any]:
+    """Returns the config of one run of configs/imagenet.py at this benchmark's batch size and dtype."""
+    teacher, student = pair.split(":")
+    config = as_dict(imagenet.get_config(f"teacher={teacher},student={student},method={method}"))
+    return config | {"batch_size": options.batch_size, "dtype": options.dtype}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Compiles and times all programs and returns the report."""
+    began = time.monotonic()
+
+    def left(until: float = 1.0) -> float:
+        return began + until * 60 * options.minutes - time.monotonic()
+
+    mesh = create_mesh()
+    check_batch_size(options.batch_size, mesh, "--batch-size")
+    jax_steps = [
+        JaxStep(options, mesh, Row(pair, method, "lfcc_jax")) for method in options.methods for pair in options.pairs
+    ]
+    skipped: dict[str, str] = {}
+    torch_steps = []
+    if all(importlib.util.find_spec(name) for name in ("torch", "timm")):
+        engines = ("torch eager", "torch.compile")
+        rows = [Row(pair, "kd", engine) for engine in engines for pair in options.pairs]
+        torch_steps = [TorchStep(options, row) for row in rows]  # imports torch meanwhile
+    else:
+        skipped["torch"] = "torch and timm are not installed"
+
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, min(8, os.cpu_count() // 2)))
+    compiling = {}
+    try:
+        for step in jax_steps:
+            if left(XLA_UNTIL) <= 0:
+                skipped[_name(step.row)] = "not lowered in time"
+                continue
+            step.lower()
+            compiling[step] = pool.submit(step.compile)
+        concurrent.futures.wait(compiling.values(), timeout=max(left(XLA_UNTIL), 0.1))
+        ready = []
+        for step, future in compiling.items():
+            if not future.done():
+                future.cancel()
+                skipped[_name(step.row)] = "not compiled in time"
+            elif error := future.exception():
+                skipped[_name(step.row)] = _one_line(error)
+            else:
+                ready.append(step)
+        # Only now: XLA times candidates for each kernel on the device while it compiles, and would be disturbed.
+        for step in torch_steps:
+            step.ask(0)
+        for step in torch_steps:
+            try:
+                step.row.compile_seconds = step.answer(left(TORCH_UNTIL))["seconds"]
+                ready.append(step)
+            except UserError as error:
+                skipped[_name(step.row)] = str(error)
+                step.close()
+
+        ceilings = measure_ceilings()
+        rows = take_turns(ready, random_batch(options, mesh), left, skipped)
+    finally:
+        for step in torch_steps:
+            step.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+    unfinished = any(not future.done() for future in compiling.values())
+    return _report(options, rows, ceilings, skipped, time.monotonic() - began) | {"unfinished": unfinished}
+
+
+def random_batch(options: argparse.Namespace, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """Returns random images and labels on the devices."""
+    rng, count, size = np.random.default_rng(0), options.batch_size, options.image_size
+    batch = {
+        "image": rng.integers(0, 256, (count, size, size, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, count, np.int32),
+        "index": np.arange(count, dtype=np.int32),
+    }
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def measure_ceilings() -> dict[str, float]:
+    """Returns FLOP/s of a bfloat16 matrix product and bytes/s of a copy on one device: the best of five tries."""
+    small = jax.default_backend() == "cpu"
+    n, length = (512, 1 << 22) if small else (8192, 1 << 29)
+    square = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16)
+    vector = jnp.ones((length,), jnp.float32)
+    product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+
+    def best(function: Any, x: jax.Array, calls: int = 5) -> float:
+        jax.block_until_ready(function(x))
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            for _ in range(calls):
+                y = function(x)
+            jax.block_until_ready(y)
+            times.append((time.perf_counter() - began) / calls)
+        return min(times)
+
+    return {
+        "matmul_flops_per_second": 2 * n**3 / best(product, square),
+        "copy_bytes_per_second": 2 * vector.nbytes / best(copy, vector),
+    }
+
+
+def take_turns(steps: Sequence[Any], batch: dict[str, jax.Array], left: Any, skipped: dict[str, str]) -> list[Row]:
+    """Times all programs in turns until the budget or `ROUNDS` is used up, and returns the rows that have a time."""
+    counts = {}
+    for step in steps:
+        if counts and left() <= 0:
+            skipped[_name(step.row)] = "not timed in time"
+            continue
+        try:
+            step.run(batch, 1)
+            counts[step] = max(1, min(50, round(TURN_SECONDS / step.run(batch, 1))))
+        except Exception as error:  # one program that is out of memory is no reason to lose the others
+            skipped[_name(step.row)] = _one_line(error)
+    for _ in range(ROUNDS):
+        began = time.monotonic()
+        for step, count in list(counts.items()):
+            try:
+                step.row.seconds.append(step.run(batch, count))
+            except Exception as error:
+                skipped[_name(step.row)] = _one_line(error)
+                del counts[step]
+        if left() < time.monotonic() - began:
+            break
+    return [step.row for step in counts]
+
+
+def _report(
+    options: argparse.Namespace, rows: list[Row], ceilings: dict[str, float], skipped: dict[str, str], wall: float
+) -> dict[str, Any]:
+    kd = {row.pair: row.best for row in rows if row.engine == "lfcc_jax" and row.method == "kd"}
+    measured = []
+    for row in rows:
+        entry = dataclasses.asdict(row) | {
+            "milliseconds": 1e3 * row.best,
+            "median_milliseconds": 1e3 * statistics.median(row.seconds),
+            "spread": row.spread,
+            "images_per_second": options.batch_size / row.best,
+            "relative_to_kd": row.best / kd[row.pair] if row.pair in kd else None,
+        }
+        if row.flops and row.bytes_accessed:
+            entry["matmul_fraction"] = row.flops / row.best / ceilings["matmul_flops_per_second"]
+            entry["copy_fraction"] = row.bytes_accessed / row.best / ceilings["copy_bytes_per_second"]
+        measured.append(entry)
+    versions = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "torch", "timm"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": "python -m experiments.bench.steps " + " ".join(sys.argv[1:]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpu_cores": os.cpu_count(),
+        "versions": versions,
+        **{key: getattr(options, key) for key in ("batch_size", "image_size", "dtype", "augmentation")},
+        "ceilings": ceilings,
+        "rows": measured,
+        "skipped": skipped,
+        "wall_seconds": wall,
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Returns a report as a paragraph and a table."""
+
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    header = ["teacher -> student", "method", "engine", "ms", "spread", "/ kd", "images/s", "compile, s"]
+    header += ["temporaries, GiB", "GFLOP", "GB accessed", "of matmul", "of copy"]
+    order = {pair: i for i, pair in enumerate(dict.fromkeys(row["pair"] for row in report["rows"]))}
+    rows = [
+        [
+            row["pair"].replace(":", " -> "),
+            row["method"],
+            row["engine"],
+            number(row["milliseconds"], ".2f"),
+            number(row["spread"], ".1%"),
+            number(row["relative_to_kd"], ".3f"),
+            number(row["images_per_second"], ",.0f"),
+            number(row["compile_seconds"], ".1f"),
+            number(row["temporary_bytes"] and row["temporary_bytes"] / 2**30, ".2f"),
+            number(row["flops"] and row["flops"] / 1e9, ",.0f"),
+            number(row["bytes_accessed"] and row["bytes_accessed"] / 1e9, ",.1f"),
+            number(row.get("matmul_fraction"), ".1%"),
+            number(row.get("copy_fraction"), ".1%"),
+        ]
+        for row in sorted(report["rows"], key=lambda row: order[row["pair"]])
+    ]
+    ceilings = report["ceilings"]
+    rounds = max((len(row["seconds"]) for row in report["rows"]), default=0)
+    text = (
+        f"{report['devices']} x {report['device']}, {report['cpu_cores']} CPU cores; "
+        f"{', '.join(f'{name} {version}' for name, version in report['versions'].items())}; {report['date']}. "
+        f"Batch {report['batch_size']}, {report['image_size']} x {report['image_size']}, {report['dtype']}, "
+        f"augmentation: {report['augmentation']}; best of {rounds} rounds in turns. Ceilings of one device: "
+        f"bfloat16 matrix product {ceilings['matmul_flops_per_second'] / 1e12:,.3g} TFLOP/s, copy "
+        f"{ceilings['copy_bytes_per_second'] / 1e12:,.3g} TB/s. {report['wall_seconds']:.0f} s in all.\n\n"
+    )
+    text += table(header, rows)
+    if report["skipped"]:
+        text += "\n\nSkipped:\n" + "\n".join(f"* {name}: {why}" for name, why in report["skipped"].items())
+    return text
+
+
+def _name(row: Row) -> str:
+    return f"{row.pair} {row.method}, {row.engine}"
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measures, prints the table, writes the JSON file, and returns the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--pairs", type=names, default="swin_tiny:resnet18", help="teacher:student, ...")
+    parser.add_argument("--methods", type=names, default="kd,lfcc", help="as in configs/imagenet.py")
+    parser.add_argument("--batch-size", type=int, default=256, help="over all devices")
+    parser.add_argument("--image-size", type=int, default=224, help="in pixels")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--augmentation", choices=("recipe", "flip"), default="recipe")
+    parser.add_argument("--minutes", type=float, default=4.0, help="budget for everything, compilation included")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    for pair in options.pairs:
+        if pair.count(":") != 1:
+            parser.error(f"--pairs must be teacher:student separated by commas, got '{pair}'")
+    try:
+        report = measure(options)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    unfinished = report.pop("unfinished")
+    print(markdown(report), flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if unfinished:
+        os._exit(0)  # an interpreter that ends while XLA compiles in a thread crashes
+    return report
+
+
+if __name__ == "__main__":
+    main()

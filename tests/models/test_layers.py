@@ -1,0 +1,93 @@
+"""Layers that compute a standard operation another way, against the plain operation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from lfcc_jax.models import layers
+
+
+def value_and_gradients(function, *arguments):
+    """Returns a function's value, and the gradients of its product with fixed noise."""
+
+    def loss(*arguments):
+        y = function(*arguments)
+        return jnp.sum(y * jax.random.normal(jax.random.key(9), y.shape)), y
+
+    gradients, y = jax.jit(jax.grad(loss, tuple(range(len(arguments))), has_aux=True))(*arguments)
+    return y, gradients
+
+
+def assert_equal_to(expected, actual, tolerance=1e-6):
+    """Compares trees of arrays; errors are relative to the largest value of an array."""
+    assert jax.tree.structure(expected) == jax.tree.structure(actual)
+    for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        np.testing.assert_allclose(y, x, rtol=0, atol=tolerance * np.abs(x).max())
+
+
+def test_gelu_equals_the_exact_formula_forward_and_backward():
+    x = np.linspace(-12, 12, 4001, dtype=np.float32)
+    wide = x.astype(np.float64)
+    cdf = 0.5 * (1 + scipy.special.erf(wide / np.sqrt(2)))
+    density = np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(layers.gelu(x), wide * cdf, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), cdf + wide * density, rtol=0, atol=1e-6)
+    # The approximation by tanh is not within that tolerance.
+    assert np.abs(jax.nn.gelu(x, approximate=True) - wide * cdf).max() > 1e-4
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.linspace(-6, 6, 1001, dtype=jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    exact = wide * 0.5 * (1 + scipy.special.erf(wide / np.sqrt(2)))
+    y = layers.gelu(x)
+    assert y.dtype == jnp.bfloat16
+    # Half a unit in the last of 8 bits is 2^-9 of the value; below -3, float32 cancels in 1 + erf.
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (9, 11)])
+@pytest.mark.parametrize("size", [2, 4])
+def test_patch_conv_equals_a_strided_convolution(size, height, width):
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+    bias_init = nn.initializers.normal(1.0)
+    settings = {"kernel_init": nn.initializers.lecun_normal(), "bias_init": bias_init}
+    ours = layers.PatchConv(5, size, **settings)
+    plain = nn.Conv(5, (size, size), size, "VALID", **settings)
+    variables = plain.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(1), x))
+    assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 16), (16, 15), (15, 13), (5, 6), (1, 1)])
+def test_stem_conv_equals_a_7x7_convolution_with_stride_2(height, width):
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+    ours, plain = layers.StemConv(5), layers.conv(5, 7, 2, dtype=jnp.float32, name=None)
+    variables = plain.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(1), x))
+    assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
+
+
+@pytest.mark.parametrize("ours", [layers.PatchConv(5, 2, nn.initializers.lecun_normal()), layers.StemConv(5)])
+def test_a_transposed_kernel_is_not_within_the_tolerance(ours):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    variables = ours.init(jax.random.key(1), x)
+    transposed = jax.tree.map(lambda v: v.swapaxes(0, 1) if v.ndim == 4 else v, variables)
+    with pytest.raises(AssertionError):
+        assert_equal_to(ours.apply(variables, x), ours.apply(transposed, x))
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [layers.PatchConv(5, 2, nn.initializers.lecun_normal(), dtype=jnp.bfloat16), layers.StemConv(5, jnp.bfloat16)],
+)
+def test_patch_and_stem_conv_in_bfloat16_keep_float32_parameters(ours):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    variables = ours.init(jax.random.key(1), x)
+    assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    y = ours.apply(variables, x)
+    assert y.dtype == jnp.bfloat16
+    assert_equal_to(ours.clone(dtype=jnp.float32).apply(variables, x), y.astype(jnp.float32), tolerance=2**-6)
