@@ -3,8 +3,7 @@
 import torch
 
 try:
-    torch.ops.torchvision.nms  # noqa: B018
-    _operators = None
+    import torchvision  # noqa: F401 - where it loads, it registers the operators itself
 except (AttributeError, RuntimeError):
     # torchvision built for another torch lacks its operators, which no network here calls, and fails on import.
     _operators = torch.library.Library("torchvision", "DEF")
