@@ -101,11 +101,19 @@ def cka_from_terms(terms: Float[Array, "3"]) -> Float[Array, ""]:
 
 
 def _gram(x: Float[Array, "batch *_"], where: Bool[Array, " batch"]) -> Float[Array, "batch batch"]:
-    """Returns the inner products between examples that count, without those of an example with itself."""
-    x = x.reshape(x.shape[0], -1).astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = x - jnp.mean(x, axis=0, keepdims=True)  # changes nothing but the rounding: HSIC is blind to a shift
-    counts = where[:, None] & where[None, :] & ~jnp.eye(x.shape[0], dtype=bool)
-    return jnp.where(counts, jnp.matmul(x, x.T, precision="highest"), 0)
+    """Returns inner products of centered examples; zero on the diagonal and where either example is masked out."""
+    # HSIC is blind to a shift of all examples by one vector; centering only keeps its sums free of cancellation.
+    x = x.reshape(x.shape[0], -1)
+    if x.dtype.itemsize >= 4:
+        x = x - jnp.mean(x, axis=0, keepdims=True, where=where[:, None])
+    # Maps in half precision are read as they are: their products are exact in float32, and so centered afterward.
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    both = where[:, None] & where[None, :]
+    k = jnp.where(both, jnp.matmul(x, x.T, precision="highest", preferred_element_type=dtype), 0)
+    n = jnp.maximum(jnp.sum(where, dtype=dtype), 1)
+    row = jnp.sum(k, axis=1, keepdims=True) / n
+    k = k - row - row.T + jnp.sum(row) / n
+    return jnp.where(both & ~jnp.eye(x.shape[0], dtype=bool), k, 0)
 
 
 def _hsic(k: Float[Array, "batch batch"], m: Float[Array, "batch batch"], n: Float[Array, ""]) -> Float[Array, ""]:

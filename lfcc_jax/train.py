@@ -19,7 +19,7 @@ from lfcc_jax.training import pictures
 from lfcc_jax.training.assembly import Images, assemble, teacher_network
 from lfcc_jax.training.checkpoint import Checkpoints
 from lfcc_jax.training.config import read_config
-from lfcc_jax.training.evaluation import evaluate, make_eval_step
+from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say
 from lfcc_jax.training.resident import ResidentFeed
@@ -27,7 +27,6 @@ from lfcc_jax.training.sharding import (
     DevicePrefetch,
     check_batch_size,
     create_mesh,
-    replicated,
     to_global,
     weight_shardings,
 )
@@ -140,7 +139,6 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- Programs ------------------------------------------------------------------------------------------------------
     prepare = _test_images(splits, student)
     train_step = assembly.train_step(mesh, splits.augmentation, resident=splits.resident)
-    eval_step = jax.jit(make_eval_step(student, teacher, prepare), out_shardings=replicated(mesh))
 
     def read_test_batches() -> Iterator[dict[str, Any]]:
         crop = {"crop": student.crop, "interpolation": student.interpolation}
@@ -149,13 +147,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         )
 
     test_batches = functools.partial(iter, list(read_test_batches())) if splits.resident else read_test_batches
-
-    def evaluate_now() -> dict[str, float]:
-        return evaluate(eval_step, state.evaluated, teacher_variables, test_batches(), mesh)
-
+    evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
     writer = MetricsWriter(workdir, first_step)
     if first_step == 0:
-        results = evaluate_now()
+        results = evaluate(state.evaluated)
         writer.write(0, {"epoch": 0.0} | {f"test/{name}": value for name, value in results.items()})
         if teacher:
             say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
@@ -206,7 +201,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
                 say(progress.line(step, means))
             results = None
             if evaluating:
-                results = evaluate_now()
+                results = evaluate(state.evaluated)
                 row |= {f"test/{name}": value for name, value in results.items()}
                 say(
                     f"epoch {step / steps_per_epoch:g}: test "

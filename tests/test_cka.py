@@ -66,3 +66,18 @@ def test_unrelated_wide_features_have_no_cka_where_the_biased_estimate_is_half()
 def test_linear_cka_rejects_invalid_arguments(call, says):
     with pytest.raises(UserError, match=says):
         call()
+
+
+def test_hsic_of_bfloat16_maps_is_that_of_their_rounded_values():
+    x, y = (jnp.asarray(maps(16, 4, 4, 8, seed=s) + 3, jnp.bfloat16) for s in (0, 1))
+    expected = hsic_terms(x.astype(jnp.float32), y.astype(jnp.float32))
+    np.testing.assert_allclose(hsic_terms(x, y), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_hsic_ignores_nan_in_masked_examples():
+    x, y = jnp.asarray(maps(9, 3) + 2), jnp.asarray(maps(9, 2, 2, 1, seed=1))
+    where = jnp.arange(9) % 4 != 1
+    for dtype in (jnp.float32, jnp.bfloat16):
+        a, b = x.astype(dtype), y.astype(dtype)
+        spoiled = hsic_terms(a.at[1].set(jnp.nan), b.at[5].set(jnp.inf), where)
+        np.testing.assert_array_equal(spoiled, hsic_terms(a, b, where))

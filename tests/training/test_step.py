@@ -1,5 +1,4 @@
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +7,7 @@ import optax
 import pytest
 
 from lfcc_jax import methods, models
-from lfcc_jax.cka import cka_from_terms, hsic_terms
 from lfcc_jax.training import optimizer as optimizers
-from lfcc_jax.training.evaluation import evaluate, make_eval_step
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global, weight_shardings
 from lfcc_jax.training.state import init_state, trainable
 from lfcc_jax.training.step import make_train_step
@@ -201,68 +198,3 @@ def test_the_gradient_is_that_of_finite_differences():
     )
     measured = (loss_at(0.005) - loss_at(-0.005)) / 0.01
     np.testing.assert_allclose(slope / size, measured, rtol=0.003, atol=0.0003)
-
-
-def test_evaluation_counts_masked_examples_not_at_all():
-    student, teacher = network("resnet_pico"), network("vit_pico")
-    images = jnp.zeros((1, 8, 8, 1))
-    variables = [jax.jit(model.init)(jax.random.key(i), images) for i, model in enumerate((student, teacher))]
-    step = jax.jit(make_eval_step(student, teacher))
-    data = batch(0)
-    few = step(*variables, {name: x[:5] for name, x in data.items()} | {"mask": np.ones(5, bool)})
-    masked = step(*variables, data | {"mask": np.arange(16) < 5})
-    assert masked["count"] == 5
-    assert set(masked) == set(few)
-    for name, value in few.items():
-        np.testing.assert_allclose(masked[name], value, rtol=1e-3 if "cka" in name else 1e-5, atol=1e-6, err_msg=name)
-
-
-def test_evaluation_over_batches_is_that_of_the_definitions_over_all_examples():
-    student, teacher = network("mixer_pico"), network("vit_pico")
-    images = jnp.zeros((1, 8, 8, 1))
-    variables = [jax.jit(model.init)(jax.random.key(i), images) for i, model in enumerate((student, teacher))]
-    # A mixer's classifier starts at zero.
-    kernel = variables[0]["params"]["head"]["kernel"]
-    variables[0]["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(2), kernel.shape)
-    parts = [batch(seed) | {"mask": np.arange(16) < used} for seed, used in enumerate((16, 16, 8))]
-    got = evaluate(jax.jit(make_eval_step(student, teacher)), *variables, parts, create_mesh())
-
-    labels = np.concatenate([part["label"][part["mask"]] for part in parts])
-    seen = np.concatenate([part["image"][part["mask"]] for part in parts]) / np.float32(255)
-    ours, theirs = (jax.jit(m.apply)(v, seen) for m, v in zip((student, teacher), variables, strict=True))
-    log_p, log_q = (np.asarray(jax.nn.log_softmax(output.logits), np.float64) for output in (ours, theirs))
-    hit = log_p.argmax(1) == labels
-    confidence = np.exp(log_p).max(1)
-    error = 0.0
-    for low in np.arange(15) / 15:
-        inside = (confidence > low) & (confidence <= low + 1 / 15)
-        error += abs(hit[inside].sum() - confidence[inside].sum()) / len(labels)
-    expected = {
-        "accuracy": hit.mean(),
-        "top5": np.mean([label in row.argsort()[-5:] for row, label in zip(log_p, labels, strict=True)]),
-        "loss": -log_p[np.arange(len(labels)), labels].mean(),
-        "calibration_error": error,
-        "teacher_accuracy": np.mean(log_q.argmax(1) == labels),
-        "agreement": np.mean(log_p.argmax(1) == log_q.argmax(1)),
-        "kl": np.mean(np.sum(np.exp(log_q) * (log_q - log_p), axis=1)),
-    }
-    starts = (0, 16, 32, 40)
-    for stage in ("stage1", "stage2", "stage3", "stage4"):
-        terms = [
-            hsic_terms(ours.features[stage][a:b], theirs.features[stage][a:b]) for a, b in itertools.pairwise(starts)
-        ]
-        expected[f"cka/{stage}"] = cka_from_terms(sum(terms))
-    assert set(got) == set(expected)
-    assert expected["calibration_error"] > 0.05
-    assert expected["accuracy"] < expected["top5"] < 1
-    for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
-
-
-def test_a_network_agrees_with_itself_in_every_respect():
-    model = network("vit_pico")
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    parts = [batch() | {"mask": np.ones(16, bool)}]
-    got = evaluate(jax.jit(make_eval_step(model, model)), variables, variables, parts, create_mesh())
-    assert (got["agreement"], got["kl"]) == (1.0, 0.0)
-    np.testing.assert_allclose([got[f"cka/stage{s}"] for s in (1, 2, 3, 4)], 1, rtol=1e-5)
