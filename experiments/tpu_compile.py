@@ -26,12 +26,14 @@ from jax.sharding import AxisType, Mesh
 from lfcc_jax import main as cli
 from lfcc_jax.data import augmentation, noise
 from lfcc_jax.errors import UserError, checked_arguments, unknown
-from lfcc_jax.training.assembly import Images, assemble
-from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.assembly import Assembly, Images, assemble
+from lfcc_jax.training.config import RunConfig, as_dict, read_config
+from lfcc_jax.training.evaluation import make_comparison_step
 from lfcc_jax.training.report import table
-from lfcc_jax.training.sharding import check_batch_size, create_mesh
+from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice: generation and chips.")
+_EVALUATION = flags.DEFINE_bool("evaluation", False, "Compile the evaluation instead; nothing is kept.")
 _REPORTS = flags.DEFINE_string("reports", "experiments/results/tpu_compile", "Where reports are kept.")
 
 # Classes, training images and their size (0 if it varies) of data sets that need not be here.
@@ -43,6 +45,9 @@ _NOT_COMPILED = ("seed", "log_every_steps", "eval_every_epochs", "checkpoint_eve
 def main() -> None:
     """Compiles what the flags say, or finds that it was, and prints the report."""
     config = as_dict(flags.FLAGS.config)
+    if _EVALUATION.value:
+        print(_report_table(compile_evaluation(config, _TOPOLOGY.value), _TOPOLOGY.value))
+        return
     key = {"config": {k: v for k, v in config.items() if k not in _NOT_COMPILED}, "topology": _TOPOLOGY.value}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(_REPORTS.value) / f"{name}.json"
@@ -53,8 +58,7 @@ def main() -> None:
         report = compile_step(config, _TOPOLOGY.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
-    rows = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in report.items()]
-    print(table(["of one chip", _TOPOLOGY.value], rows))
+    print(_report_table(report, _TOPOLOGY.value))
     path.parent.with_suffix(".md").write_text(_all_reports(path.parent))
 
 
@@ -87,6 +91,36 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     Raises:
       UserError: for a config or topology that will not do.
     """
+    run, mesh, assembly, images, from_host = _built(config, topology)
+    settings = {"num_classes": images.num_classes, "size": images.size if from_host != images.size else 0}
+    settings |= run.data.get("augmentation", {})
+    augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation"))
+    arguments = assembly.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
+    began = time.monotonic()
+    program = assembly.train_step(mesh, augment).lower(*arguments).compile()
+    return _report(run, assembly, topology, program, time.monotonic() - began)
+
+
+def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
+    """Returns what XLA says of the evaluation of a config's student beside its teacher; as `compile_step`.
+
+    Raises:
+      UserError: for a config or topology that will not do, or a config without a teacher.
+    """
+    run, mesh, assembly, images, _ = _built(config, topology)
+    if assembly.teacher is None:
+        raise UserError("--evaluation compares a student to its teacher, and config.teacher.name is empty")
+    state, teacher, batch = assembly.step_arguments(mesh, run.batch_size, (images.size, images.size, images.channels))
+    batch["mask"] = jax.ShapeDtypeStruct((run.batch_size,), bool, sharding=batch["label"].sharding)
+    step = make_comparison_step(assembly.student, assembly.teacher, mesh)
+    began = time.monotonic()
+    placement = (replicated(mesh), batch_sharding(mesh))
+    program = jax.jit(step, out_shardings=placement).lower(state.evaluated, teacher, batch).compile()
+    return _report(run, assembly, topology, program, time.monotonic() - began)
+
+
+def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Assembly, Images, int]:
+    """Returns a config's run, its mesh and networks, and the size of its images as they come from the host."""
     run = read_config(config)
     mesh = topology_mesh(topology, **checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
@@ -98,15 +132,11 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     else:
         raise unknown("data set", name, _DATA, "config.data.name")
     image_size = run.data.get("image_size") or size
-    assembly = assemble(run, Images(classes, image_size, 3, count))
-    settings = {"num_classes": classes, "size": image_size if size and image_size != size else 0}
-    settings |= run.data.get("augmentation", {})
-    augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation"))
-    from_host = size or image_size
-    arguments = assembly.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
-    began = time.monotonic()
-    program = assembly.train_step(mesh, augment).lower(*arguments).compile()
-    seconds = time.monotonic() - began
+    images = Images(classes, image_size, 3, count)
+    return run, mesh, assemble(run, images), images, size or image_size
+
+
+def _report(run: RunConfig, assembly: Assembly, topology: str, program: Any, seconds: float) -> dict[str, Any]:
     memory, cost = program.memory_analysis(), program.cost_analysis()
     report = {
         "teacher": run.teacher.get("name") or "none",
@@ -124,6 +154,11 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     for kind, (count, sent) in sorted(collectives(program.as_text()).items()):
         report |= {kind: count, f"{kind} bytes": sent}
     return report | {"compile_seconds": round(seconds), "jax": jax.__version__}
+
+
+def _report_table(report: dict[str, Any], topology: str) -> str:
+    rows = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in report.items()]
+    return table(["of one chip", topology], rows)
 
 
 def _all_reports(directory: Path) -> str:
