@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, PatchConv, kernel_init
+from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, PatchConv, kernel_init, layer_norm
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -32,7 +32,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="depthwise_conv",
         )(x)
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
+        y = layer_norm(1e-6, self.dtype, "norm")(y)
         y = Mlp(int(width * self.mlp_ratio), self.kernel_init, dtype=self.dtype, name="mlp")(y, train)
         y = LayerScale(self.layer_scale, self.dtype, name="scale")(y)
         return x + DropPath()(y, drop_path, train)
@@ -48,7 +48,6 @@ class ConvNeXt(Network):
       mlp_ratio: hidden width of the MLPs over the stage's.
       layer_scale: initial value of the layer scales.
       narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
-      dropout: of the pooled vector, before the classifier.
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
 
@@ -58,7 +57,6 @@ class ConvNeXt(Network):
     mlp_ratio: float = 4.0
     layer_scale: float = 1e-6
     narrow: bool = False
-    dropout: float = 0.0
     drop_path: float = 0.0
 
     @nn.compact
@@ -71,19 +69,17 @@ class ConvNeXt(Network):
         features, done = {}, 0
         for s, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), start=1):
             if s > 1:
-                x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"stage{s}_down_norm")(x)
+                x = layer_norm(1e-6, self.dtype, f"stage{s}_down_norm")(x)
             name, size = ("stem_conv", self.patch) if s == 1 else (f"stage{s}_down_conv", 2)
             x = PatchConv(width, size, init, dtype=self.dtype, name=name)(x)
             if s == 1:
-                x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="stem_norm")(x)
+                x = layer_norm(1e-6, self.dtype, "stem_norm")(x)
             here = rates[done : done + depth]
             (x,) = stack(self, f"stage{s}_blocks", [block], here, x, train)
             features[f"stage{s}"], done = x, done + depth
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x.mean(axis=(1, 2)))
+        x = layer_norm(1e-6, self.dtype, "norm")(x.mean(axis=(1, 2)))
         features["pooled"] = x
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        logits = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(x)
-        return Output(logits.astype(jnp.float32), features)
+        return Output(self.classify(x, train, init), features)
 
 
 _FIELDS = {"image_size": 224, "crop": 0.875} | IMAGENET

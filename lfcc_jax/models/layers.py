@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.errors import UserError
+
 # How most vision networks start kernels and position embeddings, as in timm.
 trunc_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
 
@@ -18,6 +20,21 @@ def kernel_init(narrow: bool) -> Any:
     At a width of 48 the first is a seventh of the second, and the network learns much slower.
     """
     return nn.initializers.lecun_normal() if narrow else trunc_normal
+
+
+def uniform_init(fan: int) -> Any:
+    """Returns the initializer that is uniform within 1 / sqrt(fan), PyTorch's default for kernels and biases."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -(fan**-0.5), fan**-0.5)
+
+
+def patch_inits(narrow: bool, inputs: int) -> tuple[Any, Any]:
+    """Returns the initializers of a Transformer's patch embedding, kernel and bias: PyTorch's default, as in timm.
+
+    Args:
+      narrow: Whether the network is one of ours, which start at 1 / sqrt(inputs) with bias 0.
+      inputs: Numbers in a patch.
+    """
+    return (kernel_init(narrow), nn.initializers.zeros) if narrow else (uniform_init(inputs),) * 2
 
 
 class DropPath(nn.Module):
@@ -59,6 +76,8 @@ class Mlp(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Returns an array of the shape of `x`."""
         width = x.shape[-1]
+        if self.hidden < 1:
+            raise UserError(f"the hidden width of an MLP must be positive, got {self.hidden}: its ratio is too small")
         x = nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype, name="fc1")(x)
         x = gelu(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -83,10 +102,10 @@ def as_last(vector: Float[Array, " channels"], x: Array) -> Array:
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-# He initialisation as torch has it, by what a kernel gives.
-_he = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+# PyTorch's Kaiming fan-out initialization.
+_he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Flax counts a depthwise kernel's outputs over all groups; each of them reads and gives one channel.
-_he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+_he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any, name: str) -> nn.Conv:
@@ -145,6 +164,9 @@ class PatchConv(nn.Module):
         bias = self.param("bias", self.bias_init, (self.features,))
         x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
         rows, columns = (n // self.size for n in x.shape[1:3])
+        if not rows or not columns:
+            least, given = f"{self.size} x {self.size}", " x ".join(map(str, x.shape[1:3]))
+            raise UserError(f"images are too small: {self.name} needs maps of at least {least}, got {given}")
         x = to_blocks(x[:, : rows * self.size, : columns * self.size], self.size)
         return x @ kernel.reshape(-1, self.features) + as_last(bias, x)
 
@@ -178,16 +200,53 @@ class StemConv(nn.Module):
         )
 
 
-def batch_norm(train: bool, dtype: Any, name: str, *, zero: bool = False) -> nn.BatchNorm:
-    """Returns torch's BatchNorm, with running statistics that keep nine tenths of what they were.
+BATCH_NORM_EPSILON = 1e-5
 
-    One difference remains: torch adds to its running variance the unbiased one, of n values n / (n - 1) times as large.
 
-    Args:
-      train: whether to normalise with the batch's statistics.
-      dtype: of the computation.
-      name: of the layer.
-      zero: whether the scale starts at zero, and so silences the branch.
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm, with momentum 0.9 (PyTorch's 0.1).
+
+    Under `jit` on a sharded batch, statistics are those of the global batch. One difference from PyTorch remains: its
+    running variance uses the unbiased estimate, larger by a factor of n / (n - 1) for n values.
+
+    Mean and variance come from one pass over the data, as in `nn.BatchNorm`, but around the mean of the first image
+    instead of around zero: E[x^2] - E[x]^2 cancels when the mean is large compared with the deviation.
+
+    Attributes:
+      train: Whether to normalize by the batch's statistics and update the running ones.
+      dtype: Dtype of the result. Statistics are float32 or wider.
+      zero: Whether the scale starts at zero, which silences the branch.
+
+    Reference: Chan et al., Algorithms for Computing the Sample Variance, 1983 (shifted data).
     """
-    scale = nn.initializers.zeros if zero else nn.initializers.ones
-    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, scale_init=scale, dtype=dtype, name=name)
+
+    train: bool
+    dtype: Any = jnp.float32
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
+        """Returns `x` with zero mean and unit variance in each channel, scaled and shifted."""
+        shape, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.zeros if self.zero else nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        if self.train:
+            shift = jax.lax.stop_gradient(x[0].mean(axes[:-1]))
+            x = x - as_last(shift, x)
+            mean = x.mean(axes)
+            variance = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
+            if not self.is_initializing():
+                running_mean.value = 0.9 * running_mean.value + 0.1 * (shift + mean)
+                running_variance.value = 0.9 * running_variance.value + 0.1 * variance
+        else:
+            mean, variance = running_mean.value, running_variance.value
+        factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale
+        return ((x - as_last(mean, x)) * as_last(factor, x) + as_last(bias, x)).astype(self.dtype)
+
+
+def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
+    """Returns a LayerNorm whose variance takes a second pass, as the one-pass variance cancels at large means."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.layers import batch_norm, conv
+from lfcc_jax.models.layers import BatchNorm, conv, uniform_init
 from lfcc_jax.models.network import IMAGENET, Network, Output
 
 
@@ -48,11 +48,11 @@ class Block(nn.Module):
         y = x
         if self.expansion > 1:
             y = conv(inside, 1, dtype=self.dtype, name="expand_conv")(y)
-            y = nn.relu6(batch_norm(train, self.dtype, "expand_norm")(y))
+            y = nn.relu6(BatchNorm(train, self.dtype, name="expand_norm")(y))
         y = conv(inside, 3, self.stride, groups=inside, dtype=self.dtype, name="depthwise_conv")(y)
-        y = nn.relu6(batch_norm(train, self.dtype, "depthwise_norm")(y))
+        y = nn.relu6(BatchNorm(train, self.dtype, name="depthwise_norm")(y))
         y = conv(self.width, 1, dtype=self.dtype, name="project_conv")(y)
-        y = batch_norm(train, self.dtype, "project_norm")(y)
+        y = BatchNorm(train, self.dtype, name="project_norm")(y)
         return x + y if x.shape == y.shape else y
 
 
@@ -62,12 +62,10 @@ class MobileNetV2(Network):
     Attributes:
       multiplier: of all widths, which are then rounded to multiples of 8.
       small: for images of tens of pixels: the first convolution and the second group keep the size.
-      dropout: of the pooled vector, before the classifier.
     """
 
     multiplier: float = 1.0
     small: bool = False
-    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
@@ -76,7 +74,7 @@ class MobileNetV2(Network):
         x = self.normalise(images)
         stride = 1 if self.small else 2
         x = conv(scaled_width(32, self.multiplier), 3, stride, dtype=self.dtype, name="stem_conv")(x)
-        x = nn.relu6(batch_norm(train, self.dtype, "stem_norm")(x))
+        x = nn.relu6(BatchNorm(train, self.dtype, name="stem_norm")(x))
         features = {}
         for g, group in enumerate(GROUPS):
             width = scaled_width(group.width, self.multiplier)
@@ -87,11 +85,9 @@ class MobileNetV2(Network):
             if g in _STAGES:
                 features[_STAGES[g]] = x
         x = conv(scaled_width(1280, max(1.0, self.multiplier)), 1, dtype=self.dtype, name="last_conv")(x)
-        features["stage4"] = x = nn.relu6(batch_norm(train, self.dtype, "last_norm")(x))
+        features["stage4"] = x = nn.relu6(BatchNorm(train, self.dtype, name="last_norm")(x))
         features["pooled"] = pooled = x.mean(axis=(1, 2))
-        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(pooled)
-        return Output(logits.astype(jnp.float32), features)
+        return Output(self.classify(pooled, train, uniform_init(self.num_classes)), features)
 
 
 def scaled_width(width: int, multiplier: float) -> int:

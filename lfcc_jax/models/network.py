@@ -45,7 +45,8 @@ class Network(nn.Module):
       std: what the image is then divided by; likewise.
       crop: share of the resized image, along each side, that is kept when the network is evaluated.
       interpolation: with which that image is resized, `bilinear` or `bicubic`.
-      dtype: of the computation. Parameters, statistics and logits stay float32.
+      dtype: Dtype of the computation, but for the classifier's. Parameters, statistics and logits stay float32.
+      dropout: Dropout rate of the pooled vector; some families drop inside their blocks, too.
       remat: computes the inside of each block again in the backward pass instead of storing it.
       scan: compiles equal blocks as one loop, which changes no parameter and no result; not where BatchNorm is.
     """
@@ -58,6 +59,7 @@ class Network(nn.Module):
     crop: float = 1.0
     interpolation: str = "bicubic"
     dtype: Any = jnp.float32
+    dropout: float = 0.0
     remat: bool = False
     scan: bool = False
 
@@ -81,6 +83,29 @@ class Network(nn.Module):
             )
         mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.mean, self.std))
         return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
+
+    def classify(
+        self,
+        pooled: Float[Array, "batch channels"],
+        train: bool,
+        kernel_init: Any,
+        bias_init: Any = nn.initializers.zeros,
+    ) -> Float[Array, "batch classes"]:
+        """Returns the logits of the pooled vectors, after dropout, from a layer called `head`.
+
+        It computes in float32 (or wider) whatever `dtype` is: rounded to bfloat16, some of 1000 logits are equal.
+        """
+        x = nn.Dropout(self.dropout)(pooled, deterministic=not train)
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        head = nn.Dense(
+            self.num_classes,
+            dtype=dtype,
+            precision="highest",
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            name="head",
+        )
+        return head(x).astype(jnp.float32)
 
     def image_shape(self, image_size: int | None = None) -> tuple[int, int, int, int]:
         """Returns the shape of a batch of one image."""

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.errors import unknown
-from lfcc_jax.models.layers import StemConv, batch_norm, conv
+from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.models.layers import BatchNorm, StemConv, conv, uniform_init
 from lfcc_jax.models.network import IMAGENET, Network, Output
 
 
@@ -22,14 +22,14 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
-        norm = partial(batch_norm, train, self.dtype)
+        norm = partial(BatchNorm, train, self.dtype)
         y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(norm("norm1")(y))
+        y = nn.relu(norm(name="norm1")(y))
         y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
-        y = norm("norm2", zero=True)(y)
+        y = norm(zero=True, name="norm2")(y)
         if x.shape != y.shape:
             x = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
-            x = norm("shortcut_norm")(x)
+            x = norm(name="shortcut_norm")(x)
         return nn.relu(x + y)
 
 
@@ -43,16 +43,16 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
-        norm = partial(batch_norm, train, self.dtype)
+        norm = partial(BatchNorm, train, self.dtype)
         y = conv(self.width // 4, 1, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(norm("norm1")(y))
+        y = nn.relu(norm(name="norm1")(y))
         y = conv(self.width // 4, 3, self.stride, dtype=self.dtype, name="conv2")(y)
-        y = nn.relu(norm("norm2")(y))
+        y = nn.relu(norm(name="norm2")(y))
         y = conv(self.width, 1, dtype=self.dtype, name="conv3")(y)
-        y = norm("norm3", zero=True)(y)
+        y = norm(zero=True, name="norm3")(y)
         if x.shape != y.shape:
             x = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
-            x = norm("shortcut_norm")(x)
+            x = norm(name="shortcut_norm")(x)
         return nn.relu(x + y)
 
 
@@ -73,7 +73,6 @@ class ResNet(Network):
       stem_width: channels of the first convolution; as the first stage's if 0.
       small: for images of tens of pixels: begins with a 3x3 convolution instead of a 7x7 one and pooling, both with
         stride 2.
-      dropout: of the pooled vector, before the classifier.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -82,19 +81,20 @@ class ResNet(Network):
     block: str = "basic"
     stem_width: int = 0
     small: bool = False
-    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
         """Returns logits and features; see `Output`."""
         if self.block not in _BLOCKS:
             raise unknown("block", self.block, _BLOCKS)
+        if self.block == "bottleneck" and any(width % 4 for width in self.widths):
+            raise UserError(f"widths of bottleneck blocks must be multiples of 4, got {tuple(self.widths)}")
         block = nn.remat(_BLOCKS[self.block], static_argnums=(2,)) if self.remat else _BLOCKS[self.block]
         x = self.normalise(images)
         width = self.stem_width or self.widths[0]
         stem = partial(conv, width, 3) if self.small else partial(StemConv, width)
         x = stem(dtype=self.dtype, name="stem_conv")(x)
-        x = nn.relu(batch_norm(train, self.dtype, "stem_norm")(x))
+        x = nn.relu(BatchNorm(train, self.dtype, name="stem_norm")(x))
         if not self.small:
             x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         features = {}
@@ -103,9 +103,8 @@ class ResNet(Network):
                 x = block(width, stride if b == 0 else 1, self.dtype, name=f"stage{s}_block{b}")(x, train)
             features[f"stage{s}"] = x
         features["pooled"] = pooled = x.mean(axis=(1, 2))
-        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(pooled)
-        return Output(logits.astype(jnp.float32), features)
+        init = uniform_init(pooled.shape[-1])
+        return Output(self.classify(pooled, train, init, init), features)
 
 
 _LARGE = {"image_size": 224, "crop": 0.875, "interpolation": "bilinear"} | IMAGENET

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, Mlp, PatchConv, kernel_init, trunc_normal
+from lfcc_jax.models.layers import DropPath, Mlp, PatchConv, kernel_init, layer_norm, patch_inits, trunc_normal
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -117,12 +117,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
         """Returns maps of the shape of `x`, `[B, H, W, C]`."""
-        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
+        y = layer_norm(1e-5, self.dtype, "norm1")(x)
         attention = WindowAttention(
             self.heads, self.window, self.shift, self.kernel_init, self.dropout, self.dtype, name="attn"
         )
         x = x + DropPath()(attention(y, train), drop_path, train)
-        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(x)
+        y = layer_norm(1e-5, self.dtype, "norm2")(x)
         y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.kernel_init, self.dropout, self.dtype, name="mlp")(y, train)
         return x + DropPath()(y, drop_path, train)
 
@@ -138,7 +138,6 @@ class Swin(Network):
       window: side of a window, in cells; a smaller map is one window.
       mlp_ratio: hidden width of the MLPs over the stage's.
       narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
-      dropout: in attention and MLP, and of the pooled vector.
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
 
@@ -149,32 +148,34 @@ class Swin(Network):
     window: int = 7
     mlp_ratio: float = 4.0
     narrow: bool = False
-    dropout: float = 0.0
     drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
         """Returns logits and features; see `Output`."""
         if images.shape[1] % self.patch or images.shape[2] % self.patch:
-            raise UserError(f"patches of {self.patch} pixels do not divide an image of {images.shape[1:3]} pixels")
+            raise UserError(
+                f"patch must divide the image size, got patch={self.patch} and images of {images.shape[1:3]}"
+            )
         if any(depth % 2 for depth in self.depths):
-            raise UserError(f"depths must be even, as regular and shifted windows take turns; got {self.depths}")
+            raise UserError(f"depths must be even because regular and shifted windows alternate, got {self.depths}")
         init = kernel_init(self.narrow)
         rates = drop_path_rates(self.drop_path, sum(self.depths))
         x = self.normalise(images)
-        x = PatchConv(self.width, self.patch, init, dtype=self.dtype, name="patch_embed")(x)
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="patch_norm")(x)
+        inits = patch_inits(self.narrow, self.patch**2 * self.image_channels)
+        x = PatchConv(self.width, self.patch, *inits, dtype=self.dtype, name="patch_embed")(x)
+        x = layer_norm(1e-5, self.dtype, "patch_norm")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         features, done = {}, 0
         for s, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True), start=1):
             if s > 1:
                 x = merge_patches(x)
-                x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"stage{s}_merge_norm")(x)
+                x = layer_norm(1e-5, self.dtype, f"stage{s}_merge_norm")(x)
                 width = self.width * 2 ** (s - 1)
                 merge = nn.Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=f"stage{s}_merge")
                 x = merge(x)
             if x.shape[-1] % heads:
-                raise UserError(f"{heads} heads do not divide a width of {x.shape[-1]}")
+                raise UserError(f"heads must divide the width of stage {s}, {x.shape[-1]}, got {heads}")
             window = min(self.window, x.shape[1]), min(self.window, x.shape[2])
             shift = tuple(0 if n <= self.window else self.window // 2 for n in x.shape[1:3])
             settings = (init, self.mlp_ratio, self.dropout, self.dtype)
@@ -182,11 +183,9 @@ class Swin(Network):
             here = rates[done : done + depth]
             (x,) = stack(self, f"stage{s}_blocks", pair, here, x, train)
             features[f"stage{s}"], done = x, done + depth
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        x = layer_norm(1e-5, self.dtype, "norm")(x)
         features["pooled"] = pooled = x.mean(axis=(1, 2))
-        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        logits = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(pooled)
-        return Output(logits.astype(jnp.float32), features)
+        return Output(self.classify(pooled, train, init), features)
 
 
 def merge_patches(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height/2 width/2 channels*4"]:

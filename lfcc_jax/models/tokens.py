@@ -3,11 +3,10 @@
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import PatchConv
+from lfcc_jax.models.layers import PatchConv, layer_norm
 from lfcc_jax.models.network import Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -23,7 +22,6 @@ class TokenNetwork(Network):
       width: channels of a token.
       depth: number of blocks.
       taps: after which blocks the four stages end; evenly spaced if empty.
-      dropout: inside the blocks, and of the pooled vector.
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
 
@@ -31,16 +29,15 @@ class TokenNetwork(Network):
     width: int = 192
     depth: int = 4
     taps: tuple[int, ...] = ()
-    dropout: float = 0.0
     drop_path: float = 0.0
 
     # Tokens in front of those of the patches.
     prefix: ClassVar[int] = 0
 
     @property
-    def patch_init(self) -> Any:
-        """How the patch embedding starts."""
-        return nn.initializers.lecun_normal()
+    def patch_inits(self) -> tuple[Any, Any]:
+        """Initializers of the patch embedding's kernel and bias."""
+        return nn.initializers.lecun_normal(), nn.initializers.zeros
 
     @property
     def head_init(self) -> Any:
@@ -57,7 +54,7 @@ class TokenNetwork(Network):
 
     def norm(self) -> nn.Module:
         """Returns the last normalisation."""
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")
+        return layer_norm(1e-6, self.dtype, "norm")
 
     def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """Returns the vector that is classified: the mean of the tokens."""
@@ -67,14 +64,14 @@ class TokenNetwork(Network):
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
         """Returns logits and features; see `Output`."""
         if images.shape[1] % self.patch or images.shape[2] % self.patch:
-            raise UserError(f"patches of {self.patch} pixels do not divide an image of {images.shape[1:3]} pixels")
+            raise UserError(
+                f"patch must divide the image size, got patch={self.patch} and images of {images.shape[1:3]}"
+            )
         taps = self.taps or even_taps(self.depth)
         if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] != self.depth:
-            raise UserError(
-                f"taps are four rising numbers of blocks, the last of them the depth, {self.depth}; got {taps}"
-            )
+            raise UserError(f"taps must be four increasing block counts that end at depth={self.depth}, got {taps}")
         x = self.normalise(images)
-        x = PatchConv(self.width, self.patch, self.patch_init, dtype=self.dtype, name="patch_embed")(x)
+        x = PatchConv(self.width, self.patch, *self.patch_inits, dtype=self.dtype, name="patch_embed")(x)
         grid = x.shape[1:3]
         x = self.embed(x.reshape(x.shape[0], -1, self.width), train)
         rates = drop_path_rates(self.drop_path, self.depth)
@@ -83,9 +80,7 @@ class TokenNetwork(Network):
             f"stage{s}": x[:, self.prefix :].reshape(-1, *grid, self.width) for s, x in enumerate(stages, start=1)
         }
         features["pooled"] = pooled = self.pool(self.norm()(stages[-1]))
-        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        head = nn.Dense(self.num_classes, kernel_init=self.head_init, dtype=self.dtype, name="head")
-        return Output(head(pooled).astype(jnp.float32), features)
+        return Output(self.classify(pooled, train, self.head_init), features)
 
 
 def even_taps(depth: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, Mlp, kernel_init, trunc_normal
+from lfcc_jax.models.layers import DropPath, Mlp, kernel_init, layer_norm, patch_inits, trunc_normal
 from lfcc_jax.models.network import IMAGENET
 from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
@@ -46,10 +46,10 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens width"], train: bool, drop_path: Array | None = None
     ) -> Float[Array, "batch tokens width"]:
         """Returns the tokens, of the same shape."""
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
+        y = layer_norm(1e-6, self.dtype, "norm1")(x)
         y = Attention(self.heads, self.kernel_init, self.dropout, self.dtype, name="attn")(y, train)
         x = x + DropPath()(y, drop_path, train)
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
+        y = layer_norm(1e-6, self.dtype, "norm2")(x)
         y = Mlp(self.hidden, self.kernel_init, self.dropout, self.dtype, name="mlp")(y, train)
         return x + DropPath()(y, drop_path, train)
 
@@ -70,9 +70,9 @@ class ViT(TokenNetwork):
     prefix: ClassVar[int] = 1
 
     @property
-    def patch_init(self) -> Any:
-        """How the patch embedding starts."""
-        return kernel_init(self.narrow)
+    def patch_inits(self) -> tuple[Any, Any]:
+        """Initializers of the patch embedding's kernel and bias."""
+        return patch_inits(self.narrow, self.patch**2 * self.image_channels)
 
     @property
     def head_init(self) -> Any:
@@ -89,7 +89,7 @@ class ViT(TokenNetwork):
     def block(self) -> Block:
         """Returns one block, detached."""
         if self.width % self.heads:
-            raise UserError(f"{self.heads} heads do not divide a width of {self.width}")
+            raise UserError(f"heads must divide width={self.width}, got {self.heads}")
         hidden = int(self.width * self.mlp_ratio)
         return Block(self.heads, hidden, kernel_init(self.narrow), self.dropout, self.dtype, parent=None)
 

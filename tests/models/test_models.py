@@ -78,6 +78,17 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights_and_logits(name
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_logits_of_a_bfloat16_network_are_computed_in_float32(name):
+    variables = variables_of(name)
+    logits, features = run(small(name, dtype=jnp.bfloat16), variables, images())
+    head = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["head"])
+    expected = np.asarray(features["pooled"], np.float64) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    # A bfloat16 layer is not within that tolerance.
+    assert np.abs(logits.astype(jnp.bfloat16) - expected).max() > 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_dropout_acts_in_training_only(name):
     model = small(name, dropout=0.5)
     variables = variables_of(name)
@@ -141,14 +152,22 @@ def test_tokens_are_put_back_where_their_patches_were():
     [
         ({"name": "vit_nana"}, "unknown network 'vit_nana'; did you mean 'vit_nano'"),
         ({"name": "vit_pico", "dropuot": 0.1}, "unknown key 'dropuot'; did you mean 'dropout'"),
-        ({"name": "vit_pico", "patch": 3}, "patches of 3 pixels do not divide"),
-        ({"name": "mixer_pico", "patch": 3}, "patches of 3 pixels do not divide"),
-        ({"name": "swin_femto_32", "patch": 3}, "patches of 3 pixels do not divide"),
+        ({"name": "vit_pico", "patch": 3}, "patch must divide the image size, got patch=3"),
+        ({"name": "mixer_pico", "patch": 3}, "patch must divide the image size, got patch=3"),
+        ({"name": "swin_femto_32", "patch": 3}, "patch must divide the image size, got patch=3"),
         ({"name": "swin_femto_32", "depths": (2, 2, 3, 2)}, r"depths must be even.* got \(2, 2, 3, 2\)"),
-        ({"name": "swin_femto_32", "heads": (5, 2, 4, 8)}, "5 heads do not divide a width of 24"),
-        ({"name": "vit_pico", "heads": 5}, "5 heads do not divide a width of 48"),
-        ({"name": "vit_pico", "taps": (1, 2, 3)}, r"taps are four rising numbers of blocks, .* got \(1, 2, 3\)"),
-        ({"name": "vit_pico", "taps": (1, 2, 3, 5)}, "the last of them the depth, 4"),
+        ({"name": "swin_femto_32", "heads": (5, 2, 4, 8)}, "heads must divide the width of stage 1, 24, got 5"),
+        ({"name": "vit_pico", "heads": 5}, "heads must divide width=48, got 5"),
+        ({"name": "vit_pico", "taps": (1, 2, 3)}, r"taps must be four increasing block counts .* got \(1, 2, 3\)"),
+        ({"name": "vit_pico", "taps": (1, 2, 3, 5)}, "that end at depth=4"),
+        ({"name": "convnext_tiny"}, "images are too small .* stage3_down_conv needs maps of at least 2 x 2, got 1 x 1"),
+        ({"name": "convnext_pico_32", "patch": 16}, "stem_conv needs maps of at least 16 x 16, got 8 x 8"),
+        ({"name": "vit_pico", "mlp_ratio": 0.01}, "the hidden width of an MLP must be positive, got 0"),
+        ({"name": "mixer_pico", "token_ratio": 0.01}, "the hidden width of an MLP must be positive, got 0"),
+        (
+            {"name": "resnet50", "widths": (6, 8, 16, 32)},
+            r"widths of bottleneck blocks must be multiples of 4, got \(6,",
+        ),
         ({"name": "resnet18", "block": "bottelneck"}, "unknown block 'bottelneck'; did you mean 'bottleneck'"),
         ({"name": "resnet18", "image_channels": 1}, "images of 1 channels need a mean and a std of 1 numbers or one"),
         ({"name": "vit_pico", "num_classes": 0}, "num_classes=0 will not do"),
@@ -285,3 +304,52 @@ def test_stochastic_depth_grows_from_zero():
     first, second = train(0), train(1)
     np.testing.assert_array_equal(first["stage1"], second["stage1"])
     assert not np.array_equal(first["stage4"], second["stage4"])
+
+
+# Tensors whose initialization is PyTorch's own in timm, with the bound of the uniform distribution.
+UNIFORM = [
+    ("resnet18", ("head", "kernel"), 512**-0.5),
+    ("resnet18", ("head", "bias"), 512**-0.5),
+    ("mobilenetv2_100", ("head", "kernel"), 1000**-0.5),
+    ("swin_pico", ("patch_embed", "kernel"), 48**-0.5),
+    ("swin_pico", ("patch_embed", "bias"), 48**-0.5),
+    ("deit_tiny", ("patch_embed", "kernel"), 768**-0.5),
+    ("deit_tiny", ("patch_embed", "bias"), 768**-0.5),
+]
+# He initialization by the outputs of a kernel, a normal distribution that is not truncated.
+NORMAL = [
+    ("resnet18", ("stage1_block0", "conv1", "kernel"), (2 / (9 * 64)) ** 0.5),
+    ("resnet18", ("stem_conv", "kernel"), (2 / (49 * 64)) ** 0.5),
+    ("mobilenetv2_100", ("group1_block0", "expand_conv", "kernel"), (2 / 96) ** 0.5),
+    ("mobilenetv2_100", ("group5_block1", "depthwise_conv", "kernel"), (2 / 9) ** 0.5),
+]
+
+
+def initial_values(name, path):
+    """Returns one parameter of a fresh network; nothing else is computed."""
+    model = models.create(name, 1000, image_size=32)
+
+    @jax.jit
+    def init(key):
+        return functools.reduce(lambda tree, key: tree[key], path, model.init(key, jnp.zeros((1, 32, 32, 3)))["params"])
+
+    return np.asarray(init(jax.random.key(0)), np.float64)
+
+
+@pytest.mark.parametrize(("name", "path", "bound"), UNIFORM)
+def test_initial_values_are_uniform_where_timm_has_them_so(name, path, bound):
+    x = initial_values(name, path)
+    assert np.abs(x).max() <= bound
+    # The standard error of the mean is std / sqrt(n); that of the deviation of a uniform variable is 0.45 of it.
+    std = bound / 3**0.5
+    assert abs(x.mean()) < 5 * std / x.size**0.5
+    assert abs(x.std() - std) < 5 * 0.45 * std / x.size**0.5
+
+
+@pytest.mark.parametrize(("name", "path", "std"), NORMAL)
+def test_initial_values_are_normal_where_timm_has_them_so(name, path, std):
+    x = initial_values(name, path)
+    assert abs(x.mean()) < 5 * std / x.size**0.5
+    assert abs(x.std() - std) < 5 * std / (2 * x.size) ** 0.5
+    # Truncation at two standard deviations, the usual one, leaves nothing beyond 2.28 of the distribution's own.
+    assert np.abs(x).max() > 2.5 * std
