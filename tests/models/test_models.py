@@ -160,7 +160,7 @@ def test_tokens_are_put_back_where_their_patches_were():
         ({"name": "vit_pico", "heads": 5}, "heads must divide width=48, got 5"),
         ({"name": "vit_pico", "taps": (1, 2, 3)}, r"taps must be four increasing block counts .* got \(1, 2, 3\)"),
         ({"name": "vit_pico", "taps": (1, 2, 3, 5)}, "that end at depth=4"),
-        ({"name": "convnext_tiny"}, "images are too small .* stage3_down_conv needs maps of at least 2 x 2, got 1 x 1"),
+        ({"name": "convnext_tiny"}, "images are too small: stage3_down_conv needs maps of at least 2 x 2, got 1 x 1"),
         ({"name": "convnext_pico_32", "patch": 16}, "stem_conv needs maps of at least 16 x 16, got 8 x 8"),
         ({"name": "vit_pico", "mlp_ratio": 0.01}, "the hidden width of an MLP must be positive, got 0"),
         ({"name": "mixer_pico", "token_ratio": 0.01}, "the hidden width of an MLP must be positive, got 0"),
