@@ -13,6 +13,23 @@ def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def expectation(p: Float[Array, "*batch classes"], x: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+    """Returns the sum of `p * x` over the last axis, where a probability of zero times infinity is zero.
+
+    Neither infinities nor NaNs of `x` reach the sum or its gradient where `p` is zero.
+
+    Args:
+      p: Probabilities, or other weights.
+      x: What is averaged, usually log-probabilities; minus infinity for an impossible class.
+
+    Examples:
+      >>> print(expectation(jnp.array([0.5, 0.5, 0.0]), jnp.array([2.0, 4.0, -jnp.inf])))
+      3.0
+    """
+    impossible = p == 0
+    return jnp.sum(jnp.where(impossible, 0, p) * jnp.where(impossible, 0, x), axis=-1)
+
+
 def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     """Scales vectors along `axis` to length one, in float32 or wider; zeros stay zeros, and get no gradient.
 
