@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # The square of a norm under which a vector counts as zero.
 _SQUARED_ZERO = 1e-24
@@ -28,6 +28,15 @@ def expectation(p: Float[Array, "*batch classes"], x: Float[Array, "*batch class
     """
     impossible = p == 0
     return jnp.sum(jnp.where(impossible, 0, p) * jnp.where(impossible, 0, x), axis=-1)
+
+
+def zero_masked(x: Float[Array, "batch *_"], where: Bool[Array, " batch"]) -> Float[Array, "batch *_"]:
+    """Replaces masked examples by zeros, with no gradient.
+
+    Dropping their losses is not enough: in the gradient of a shared parameter, a NaN of theirs meets a zero cotangent,
+    and 0 * NaN is NaN.
+    """
+    return jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, 0)
 
 
 def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:

@@ -23,8 +23,8 @@ def divergence(log_p, log_q):
         return dot(np.exp(log_p), log_p - log_q)
 
 
-def kd(s, t, y, T=1.0):
-    return T**2 * divergence(log_softmax(t / T), log_softmax(s / T))
+def kd(s, t, y, temperature=1.0):
+    return temperature**2 * divergence(log_softmax(t / temperature), log_softmax(s / temperature))
 
 
 def standardized_kd(s, t, y):
@@ -79,7 +79,7 @@ def standardized(student, teacher, labels):
 
 LOSSES = {
     "kd": (lambda s, t, y: losses.kd(s, t), kd),
-    "kd at T=4": (lambda s, t, y: losses.kd(s, t, temperature=4.0), functools.partial(kd, T=4.0)),
+    "kd at T=4": (lambda s, t, y: losses.kd(s, t, temperature=4.0), functools.partial(kd, temperature=4.0)),
     "standardized kd": (standardized, standardized_kd),
     "ttm": (lambda s, t, y: losses.ttm(s, t), ttm),
     "wttm": (lambda s, t, y: losses.wttm(s, t), wttm),
