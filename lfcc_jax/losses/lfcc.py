@@ -1,4 +1,4 @@
-"""LFCC: low-frequency components of both networks' features, told apart by a contrastive loss.
+"""LFCC: a contrastive loss between the low-frequency components of both networks' features.
 
 A reconstruction. The equations of the paper (Wu et al, arXiv 2405.18524) are not public beyond its abstract, which
 names multi-scale low-pass filters, a compact space and a sample-level contrastive loss; all else here is our choice.
