@@ -166,7 +166,7 @@ def test_numpy_and_torch_files_are_read(checkpoint, tmp_path):
     ("arguments", "message"),
     [
         (["--model", "resnet81"], "unknown network 'resnet81'; did you mean 'resnet18'"),
-        ([], "--model: missing"),
+        ([], "--model is required"),
         (["--model", "resnet18", "--checkpoint", "nowhere.safetensors"], "no checkpoint file at nowhere.safetensors"),
         (["--model", "resnet18", "--checkpoint", "x.onnx"], "unknown kind of checkpoint file '.onnx'"),
         (["--model", "resnet18", "--checkpoint", "text.safetensors"], "is no .safetensors checkpoint"),
