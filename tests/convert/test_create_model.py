@@ -19,19 +19,19 @@ CASES = [
         "resnet18",
         32,
         {"blocks": (1, 1, 2, 1), "widths": (8, 8, 16, 24), "stem_width": 64},
-        '"resnet18", num_classes=5, layers=(1, 1, 2, 1), channels=(8, 8, 16, 24)',
+        '"resnet18", num_classes=5, channels=(8, 8, 16, 24), layers=(1, 1, 2, 1)',
     ),
     (
         "resnet50",
         32,
         {"blocks": (1, 1, 1, 1), "widths": (32, 32, 64, 96)},
-        '"resnet50", num_classes=5, layers=(1, 1, 1, 1), channels=(8, 8, 16, 24)',
+        '"resnet50", num_classes=5, channels=(8, 8, 16, 24), layers=(1, 1, 1, 1)',
     ),
     (
         "resnet18",
         32,
         {"block": "bottleneck", "widths": (64, 64, 64, 64), "blocks": (1, 1, 1, 1)},
-        '"resnet50", num_classes=5, layers=(1, 1, 1, 1), channels=(16, 16, 16, 16)',
+        '"resnet50", num_classes=5, channels=(16, 16, 16, 16), layers=(1, 1, 1, 1)',
     ),
     ("resnet18", 32, {"widths": (8, 8, 8, 8)}, None),  # so is its stem, which timm's is not
     ("resnet18", 32, {"strides": (1, 2, 2, 1)}, None),
