@@ -15,6 +15,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError, unknown
@@ -53,7 +54,7 @@ def operator(
     butterworth   :math:`1 / \sqrt{1 + (f / cutoff)^{2 \cdot order}}`                  half-sample symmetric
     ============= ==================================================================== =========================
 
-    Every row sums to one, so a constant stays what it was.
+    Every row sums to one, so constants are preserved.
 
     Args:
       kind: "box", "gaussian", "ideal", "dct" or "butterworth".
@@ -236,16 +237,18 @@ def apply_operators(
     rows: Float[Array | np.ndarray, "out_height height"],
     columns: Float[Array | np.ndarray, "out_width width"],
     x: Float[Array, "*batch height width channels"],
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "*batch out_height out_width channels"]:
     """Applies one operator along the height and one along the width of a map: `A x B'` in each channel.
 
     Args:
       rows: A, the operator along the height.
       columns: B, the operator along the width.
-      x: feature maps, channels last.
+      x: Feature maps, channels last.
+      dtype: Of the result; that of `x` by default.
 
     Returns:
-      The filtered maps in the dtype of `x`.
+      The filtered maps.
 
     Examples:
       >>> x = jnp.ones((2, 6, 4, 3))
@@ -255,7 +258,7 @@ def apply_operators(
     *batch, height, width, channels = x.shape
     y = _matmul(jnp.asarray(rows, x.dtype), x.reshape(*batch, height, width * channels))
     y = y.reshape(*batch, rows.shape[0], width, channels)
-    return _matmul(jnp.asarray(columns, y.dtype), y).astype(x.dtype)
+    return _matmul(jnp.asarray(columns, y.dtype), y).astype(dtype or x.dtype)
 
 
 def compact(
@@ -285,7 +288,10 @@ def compact(
 
 
 def compact_grids(
-    x: Float[Array, "*batch height width channels"], kind: str, grids: Sequence[int]
+    x: Float[Array, "*batch height width channels"],
+    kind: str,
+    grids: Sequence[int],
+    dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     """Shrinks a feature map to several grids, reading the map once.
 
@@ -296,9 +302,10 @@ def compact_grids(
       x: feature maps, channels last, of any floating dtype.
       kind: one of `KINDS`; see `operator`.
       grids: the sizes of the grids.
+      dtype: Of the result; that of `x` by default.
 
     Returns:
-      One compact map for each grid, in the dtype of `x`.
+      One compact map for each grid, accumulated in float32 or wider.
 
     Raises:
       UserError: if the kind is unknown, or a grid does not fit into the map.
@@ -313,21 +320,24 @@ def compact_grids(
     for grid in grids:
         _check_sizes(height, grid)
         _check_sizes(width, grid)
-    return apply_operator_pairs([(operator(kind, height, grid), operator(kind, width, grid)) for grid in grids], x)
+    pairs = [(operator(kind, height, grid), operator(kind, width, grid)) for grid in grids]
+    return apply_operator_pairs(pairs, x, dtype)
 
 
 def apply_operator_pairs(
     pairs: Sequence[tuple[Float[Array | np.ndarray, "_ height"], Float[Array | np.ndarray, "_ width"]]],
     x: Float[Array, "*batch height width channels"],
+    dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     """Applies several pairs of operators to one map, in one pass over it where that is faster: `A x B'` for each.
 
     Args:
       pairs: (A, B), the operators along the height and along the width.
-      x: feature maps, channels last.
+      x: Feature maps, channels last.
+      dtype: Of the result; that of `x` by default.
 
     Returns:
-      The filtered maps in the dtype of `x`, one for each pair.
+      The filtered maps, one for each pair, accumulated in float32 or wider.
 
     Examples:
       >>> pairs = [(operator("box", 6, k), operator("box", 4, k)) for k in (1, 2)]
@@ -339,11 +349,12 @@ def apply_operator_pairs(
     *batch, height, width, channels = x.shape
     worthwhile = _KRONECKER_POINTS_SMALL if height * width <= _SMALL_MAP else _KRONECKER_POINTS
     if sum(points) > worthwhile * len(points):
-        return tuple(apply_operators(rows, columns, x) for rows, columns in pairs)
+        return tuple(apply_operators(rows, columns, x, dtype) for rows, columns in pairs)
     constant = all(isinstance(a, np.ndarray) for pair in pairs for a in pair)
     xp = np if constant else jnp
     kronecker = xp.concatenate([xp.kron(rows, columns) for rows, columns in pairs])
-    y = _matmul(jnp.asarray(kronecker, x.dtype), x.reshape(*batch, height * width, channels)).astype(x.dtype)
+    y = _matmul(jnp.asarray(kronecker, x.dtype), x.reshape(*batch, height * width, channels))
+    y = y.astype(dtype or x.dtype)
     parts = jnp.split(y, np.cumsum(points)[:-1], axis=-2)
     return tuple(part.reshape(*batch, *size, channels) for part, size in zip(parts, sizes, strict=True))
 
@@ -396,7 +407,7 @@ def _low_pass_conv(x: Array, kind: str, cutoff: float) -> Array:
     return y.reshape(x.shape).astype(x.dtype)
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
+# --- Validation -------------------------------------------------------------------------------------------------------
 
 
 def _check_kind(kind: str) -> None:
@@ -405,13 +416,13 @@ def _check_kind(kind: str) -> None:
 
 
 def check_map(x: Array) -> None:
-    """Refuses what is not a feature map.
+    """Raises unless `x` is a feature map.
 
     Args:
-      x: what should be `[..., height, width, channels]`, of a floating dtype.
+      x: Expected to be `[..., height, width, channels]`, of a floating dtype.
 
     Raises:
-      UserError: if it is not.
+      UserError: If it is not.
 
     Examples:
       >>> check_map(jnp.ones((7, 7)))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError, unknown
@@ -50,19 +51,21 @@ def learned_compact_grids(
     params: dict[str, dict[str, Float[Array, "_ _"]]],
     x: Float[Array, "*batch height width channels"],
     grids: Sequence[int],
+    dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     r"""Shrinks a feature map to several grids with a learned filter.
 
     As `compact_grids`, with the operators :math:`A = \mathrm{softmax}(rows)` and :math:`B = \mathrm{softmax}(columns)`.
-    Whatever is learned, an output stays a weighted mean of the map, so a constant stays what it was.
+    Whatever is learned, an output stays a weighted mean of the map, so constants are preserved.
 
     Args:
       params: from `learned_filter_init`.
       x: feature maps of the size given there, channels last.
       grids: the sizes of the grids, all of them in `params`.
+      dtype: Of the result; that of `x` by default.
 
     Returns:
-      One compact map for each grid, in the dtype of `x`.
+      One compact map for each grid, accumulated in float32 or wider.
 
     Raises:
       UserError: if `params` has no filter for a grid, or one for maps of another size.
@@ -84,4 +87,4 @@ def learned_compact_grids(
                 f"and was given one of {x.shape[-3]} x {x.shape[-2]}."
             )
         pairs.append((jax.nn.softmax(rows, axis=-1), jax.nn.softmax(columns, axis=-1)))
-    return apply_operator_pairs(pairs, x)
+    return apply_operator_pairs(pairs, x, dtype)

@@ -1,12 +1,16 @@
-"""Checkpoint files: `.safetensors` and `.npz` with numpy, `.pth` where torch is installed."""
+"""Checkpoint files: `.safetensors` and `.npz` with numpy, torch's own where torch is installed."""
 
+import argparse
+import contextlib
 import hashlib
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -18,27 +22,31 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
     """Returns the tensors of a checkpoint file by name, as numpy arrays or torch tensors.
 
     Args:
-      path: ends in `.safetensors`, `.npz`, `.pth`, `.pt` or `.bin`; the last three are torch's, read without running
-        any code that they may hold.
+      path: Ends in `.safetensors`, `.npz`, `.pth`, `.pth.tar`, `.pt` or `.bin`. All but the first two are torch's, and
+        are read without running any code that they may hold.
 
     Raises:
-      UserError: if there is no such file, its kind is unknown, it is no checkpoint, or torch is not installed.
+      UserError: If there is no such file, its kind is unknown, it is no checkpoint, it does not fit into memory, or
+        torch is not installed.
     """
     path = Path(path)
-    if path.suffix not in _READERS:
+    suffix = next((suffix for suffix in _READERS if path.name.endswith(suffix)), None)
+    if suffix is None:
         raise unknown("kind of checkpoint file", path.suffix or path.name, _READERS, str(path))
     if not path.is_file():
         raise UserError(f"no checkpoint file at {path}")
     try:
-        state = _READERS[path.suffix](path)
+        state = _READERS[suffix](path)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is no {path.suffix} checkpoint of tensors alone; of a trainer's, save the state_dict by itself"
+            f"{path} is no {suffix} checkpoint of tensors alone; of a trainer's, save the state_dict by itself"
         ) from error
     except _UNREADABLE as error:
-        raise UserError(f"{path} is no {path.suffix} checkpoint: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is no {suffix} checkpoint: {' '.join(str(error).split())[:200]}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit into memory: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}, not tensors by name (a state dict)")
     return dict(state)
@@ -48,15 +56,23 @@ def write_safetensors(path: str | Path, state: Mapping[str, np.ndarray], about: 
     """Writes tensors by name, and a few words about them, to a new file.
 
     Raises:
-      UserError: if the file exists, or does not end in `.safetensors`.
+      UserError: If the file exists, cannot be written, or does not end in `.safetensors`.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"timm reads .safetensors; got {path}")
-    if path.exists():
-        raise UserError(f"{path} is there already; name another file, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(dict(state), path, dict(about))
+    if os.path.lexists(path):
+        raise UserError(f"{path} already exists; name another file, or remove it")
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(dict(state), partial, dict(about))
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:
@@ -66,8 +82,18 @@ def sha256(path: str | Path) -> str:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
+    arrays = np.load(path, allow_pickle=False)
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise UserError(f"{path} is an .npy file of one array, not an .npz file of arrays by name")
+    with arrays:
         return dict(arrays)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    tensors = safetensors.deserialize(path.read_bytes())
+    if unsupported := sorted({x["dtype"] for _, x in tensors} - _DTYPES.keys()):
+        raise UserError(f"{path} has tensors of dtype {', '.join(unsupported)}; supported: {', '.join(_DTYPES)}")
+    return {name: np.frombuffer(x["data"], _DTYPES[x["dtype"]]).reshape(x["shape"]) for name, x in tensors}
 
 
 def _read_torch(path: Path) -> Any:
@@ -77,13 +103,29 @@ def _read_torch(path: Path) -> Any:
         raise UserError(
             f"{path}: reading torch's files needs torch (pip install torch); .safetensors does not"
         ) from error
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # timm's trainer saves its arguments, too, which are harmless.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
+# By safetensors' names. Its 8-bit floats mean nothing without scales, which every quantizer keeps in its own way.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": safetensors.numpy.load_file,
+    ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     ".pth": _read_torch,
+    ".pth.tar": _read_torch,
     ".pt": _read_torch,
     ".bin": _read_torch,
 }

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lfcc_jax.models import Network, full_name
+from lfcc_jax.models import Network
 from lfcc_jax.models.convnext import ConvNeXt
 from lfcc_jax.models.swin import Swin
 
@@ -21,19 +21,8 @@ _CONVNEXT_AUTHORS = (
 )
 
 
-def timm_name(name: str) -> str | None:
-    """Returns what timm calls a network, or None for those that it lacks: for small images, and the benchmark's own.
-
-    Examples:
-      >>> timm_name("swin_tiny"), timm_name("swin_pico")
-      ('swin_tiny_patch4_window7_224', None)
-    """
-    full = full_name(name)
-    return None if re.search(r"_(pico|nano|micro|femto)(_|$)|_32$", full) else full
-
-
 def timm_names(network: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tensors under the names that today's timm gives them; those that are not known keep theirs."""
+    """Returns the tensors under the names used by current timm; unknown names are kept."""
     for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]

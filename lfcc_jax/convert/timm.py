@@ -50,8 +50,8 @@ def from_timm(
       `params`, and `batch_stats` if it has BatchNorm, float32 numpy arrays.
 
     Raises:
-      UserError: naming every tensor that is missing, unexpected or of another shape; for an unknown name; for another
-        number of classes than the checkpoint's.
+      UserError: naming every tensor that is missing, unexpected, of another shape, not floating or not finite; for an
+        unknown name; for another number of classes than the checkpoint's.
     """
     if head not in _HEADS:
         raise unknown("treatment of the head", head, _HEADS)
@@ -75,13 +75,16 @@ def from_timm(
             state[row.timm] = _resized(network, row, state[row.timm], wanted[row.timm])
     _check(f"this is no checkpoint of {name}", wanted, {key: value.shape for key, value in state.items()})
 
+    _check_numbers(f"this is no usable checkpoint of {name}", {row.timm: state[row.timm] for row in rows})
+
     arrays = {path: np.empty(shapes[path], np.float32) for path in {row.path for row in rows}}
     for row in rows:
         arrays[row.path][... if row.block is None else row.block] = row.layout.from_timm(state[row.timm])
     variables = unflatten_dict(arrays)
     if head == "new":
-        images = jnp.zeros(network.image_shape())
-        made = jax.jit(lambda key: network.init(key, images)["params"]["head"])(jax.random.key(seed))
+        made = jax.jit(lambda key: network.init(key, jnp.zeros(network.image_shape()))["params"]["head"])(
+            jax.random.key(seed)
+        )
         variables["params"]["head"] = jax.tree.map(np.asarray, made)
     return variables
 
@@ -99,7 +102,7 @@ def to_timm(name: str, variables: Mapping[str, Any], **overrides: object) -> dic
       momentum needs, is 0.
 
     Raises:
-      UserError: naming every array that is missing, unexpected or of another shape; for an unknown name.
+      UserError: naming every array that is missing, unexpected, of another shape or not finite; for an unknown name.
     """
     arrays = {path: np.asarray(value, np.float32) for path, value in flatten_dict(dict(variables)).items()}
     network = models.create(name, _classes(arrays.get((*_HEAD, "bias"))), **overrides)
@@ -113,6 +116,9 @@ def to_timm(name: str, variables: Mapping[str, Any], **overrides: object) -> dic
         else:
             array = arrays[row.path] if row.block is None else arrays[row.path][row.block]
             state[row.timm] = np.ascontiguousarray(row.layout.to_timm(array))
+    _check_numbers(
+        f"these are no usable variables of {name}", {r.timm: state[r.timm] for r in table(network) if r.path}
+    )
     return state
 
 
@@ -150,18 +156,40 @@ def _resized(network: Network, row: Row, value: np.ndarray, wanted: tuple[int, .
     return value
 
 
+def _shown(name: object) -> str:
+    """Returns the name of a tensor as it can be printed on one line."""
+    return str(name) if str(name).isprintable() else repr(name)
+
+
 def _is_square(n: int) -> bool:
     return n > 0 and math.isqrt(n) ** 2 == n
+
+
+def _check_numbers(what: str, state: Mapping[str, np.ndarray]) -> None:
+    """Raises unless all numbers are finite in float32, and variances not negative."""
+    wrong = []
+    for name, value in sorted(state.items()):
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            wrong.append(f"{name} is {value.dtype}, not floating")
+            continue
+        with np.errstate(over="ignore"):
+            value = value.astype(np.float32)
+        if bad := value.size - np.count_nonzero(np.isfinite(value)):
+            wrong.append(f"{name} has {bad} of {value.size} numbers that are NaN or infinite in float32")
+        elif name.endswith("running_var") and (value < 0).any():
+            wrong.append(f"{name} has negative variances")
+    if wrong:
+        raise UserError(f"{what}: {'; '.join(wrong)}")
 
 
 def _check(what: str, wanted: Shapes, given: Shapes) -> None:
     if given and not wanted.keys() & given.keys():
         raise UserError(
-            f"{what}: no tensor has a name that is expected; the first is {min(given)}, and {min(wanted)} is wanted. "
-            "Is it of another network?"
+            f"{what}: no tensor has a name that is expected; the first is {_shown(min(given))}, and {min(wanted)} is "
+            "wanted. Is it of another network?"
         )
     missing = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
-    unexpected = [f"{name} is unexpected" for name in sorted(given.keys() - wanted.keys())]
+    unexpected = [f"{_shown(name)} is unexpected" for name in sorted(given.keys() - wanted.keys())]
     misshapen = [
         f"{name} is {list(given[name])}, not {list(wanted[name])}"
         for name in sorted(wanted.keys() & given.keys())

@@ -1,12 +1,15 @@
-"""Losses on logits that treat classes unequally: the true one apart (DKD, OFA), or each against the batch (DIST)."""
+"""Losses on logits that treat classes unequally: the true one apart (DKD, OFA), or each against the batch (DIST).
+
+As in `lfcc_jax.losses.logits`, a logit of minus infinity masks its class.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lfcc_jax.losses.numerics import norm, widen
+from lfcc_jax.losses.numerics import expectation, norm, widen
 
-# A logit that no softmax sees. Finite, because the difference of two infinite ones is nan.
+# Masked-out logit. Finite, because the difference of two infinite ones is nan.
 _NEVER = -1e30
 # The least standard deviation of probabilities, over their mean, by which a correlation divides.
 _LEAST_SPREAD = 1e-2
@@ -62,8 +65,9 @@ def dkd(
 
     true_s, not_s, others_s = split(student_logits)
     true_t, not_t, others_t = split(jax.lax.stop_gradient(teacher_logits))
-    target_term = jnp.exp(true_t) * (true_t - true_s) + jnp.exp(not_t) * (not_t - not_s)
-    others_term = jnp.sum(jnp.where(is_true, 0, jnp.exp(others_t) * (others_t - others_s)), axis=-1)
+    binary_s, binary_t = jnp.stack([true_s, not_s], axis=-1), jnp.stack([true_t, not_t], axis=-1)
+    target_term = expectation(jnp.exp(binary_t), binary_t - binary_s)
+    others_term = expectation(jnp.where(is_true, 0, jnp.exp(others_t)), others_t - others_s)
     return temperature**2 * (alpha * target_term + beta * others_term)
 
 
@@ -104,7 +108,7 @@ def ofa(
     log_p = jax.nn.log_softmax(widen(student_logits) / temperature)
     p_teacher = jax.nn.softmax(widen(jax.lax.stop_gradient(teacher_logits)) / temperature)
     is_true = jax.nn.one_hot(labels, log_p.shape[-1], dtype=log_p.dtype)
-    return -jnp.sum(((p_teacher + is_true) ** exponent - is_true) * log_p, axis=-1)
+    return -expectation((p_teacher + is_true) ** exponent - is_true, log_p)
 
 
 def dist(
@@ -123,7 +127,8 @@ def dist(
       \rho(a, b) = \frac{(a - \bar a) \cdot (b - \bar b)}{|a - \bar a|\, |b - \bar b| + 10^{-8}}
 
     with p = softmax(z / T). No gradient reaches the teacher. As in the authors' code, what does not vary has
-    correlation 0, also with itself: a class that nobody predicts counts as a disagreement. Unlike there, the student's
+    correlation 0, also with itself: a class that nobody predicts counts as a disagreement, and so does a class that is
+    masked in all examples, which costs :math:`\gamma / C`. Unlike there, the student's
     :math:`|a - \bar a|` is at least that of a standard deviation of 1 % of the mean: otherwise the gradient grows to
     1e7 where a classifier starts from zeros, as in MLP-Mixer and ResMLP.
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.losses.numerics import unit
+from lfcc_jax.losses.numerics import unit, zero_masked
 
 NEGATIVES = ("teacher", "both", "symmetric")
 
-# A logit that no softmax sees. Finite, because the gradient of a logsumexp over -inf alone is nan.
+# Masked-out logit. Finite, because the gradient of a logsumexp over -inf alone is nan.
 _NEVER = -1e30
 
 
@@ -64,11 +64,11 @@ def info_nce(
         no gradient.
       teacher: codes of the teacher for the same examples. They are not detached: see `jax.lax.stop_gradient`.
       temperature: above 0. To learn it, give `jnp.exp(log_temperature)`.
-      negatives: which codes an example is told apart from.
+      negatives: which codes serve as negatives.
       axis_name: the mesh axis, or axes, over which the batch is split, inside `jax.shard_map`.
       ring: whether codes go round a ring of devices instead of being gathered. Needs `axis_name`.
       chunk_size: how many negatives to deal with at a time.
-      where: which examples count. The others lose 0 and are nobody's negatives.
+      where: which examples count. Masked examples get loss 0, are never negatives, and may hold anything, NaN too.
       labels: classes. An example of the same class is nobody's negative.
 
     Returns:
@@ -154,6 +154,8 @@ def info_nce_many(
        [1.3863 1.3863 1.3863 1.3863]]
     """
     _check(students, teachers, temperature, negatives, axis_name, ring, chunk_size, where, labels)
+    if where is not None:
+        students, teachers = ([zero_masked(x, where) for x in codes] for codes in (students, teachers))
     count, batch = len(students), students[0].shape[0]
     # Each softmax has anchors, positives, and negatives: places in `keys`, among the codes of the other examples.
     # Student codes are keys, and are sent to other devices, only if they are somebody's negatives.
@@ -325,6 +327,19 @@ def _replicated(x: Array) -> Array:
     return jax.reshard(x, jax.NamedSharding(sharding.mesh, jax.P(*[None] * x.ndim)))
 
 
+def check_marks(batch: int, **marks: Array | None) -> None:
+    """Raises unless every array of `marks` has one value for each example of the batch.
+
+    Raises:
+      UserError: If one has another shape than `[batch]`.
+    """
+    for name, given in marks.items():
+        if given is not None and given.shape != (batch,):
+            raise UserError(
+                f"{name}: one value for each of the {batch} examples is needed; got shape {list(given.shape)}."
+            )
+
+
 def _check(
     students: Sequence[Array],
     teachers: Sequence[Array],
@@ -349,11 +364,7 @@ def _check(
                 "A student code and its teacher code have the same shape [batch, dim], and all codes the same batch; "
                 f"got {list(student.shape)} and {list(teacher.shape)}."
             )
-    for name, given in (("where", where), ("labels", labels)):
-        if given is not None and given.shape != (batch,):
-            raise UserError(
-                f"{name}: one value for each of the {batch} examples is needed; got shape {list(given.shape)}."
-            )
+    check_marks(batch, where=where, labels=labels)
     if isinstance(temperature, int | float) and not temperature > 0:
         raise UserError(f"temperature: a number above 0 is needed; got {temperature!r}.")
     if ring and axis_name is None:

@@ -39,7 +39,7 @@ def fitnet(
       Romero et al., `FitNets: Hints for Thin Deep Nets <https://arxiv.org/abs/1412.6550>`_, 2015 (between CNNs weight
       100 at the second stage; the heterogeneous benchmark uses weight 1 at all four).
     """
-    student, teacher = _matched(student, teacher)
+    student, teacher = match_sizes(student, teacher)
     return jnp.mean(jnp.square(student - teacher), axis=(1, 2, 3))
 
 
@@ -72,7 +72,7 @@ def at(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"
     def attention(x: Array) -> Array:
         return unit(jnp.mean(jnp.square(x), axis=3).reshape(x.shape[0], -1))
 
-    student, teacher = _matched(student, teacher)
+    student, teacher = match_sizes(student, teacher)
     return jnp.mean(jnp.square(attention(student) - attention(teacher)), axis=1)
 
 
@@ -111,7 +111,7 @@ def nst(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _
         products = jnp.einsum("bpc,bpd->bcd", a, b, precision="highest")
         return jnp.mean(jnp.square(products), axis=(1, 2))
 
-    ours, theirs = map(channels, _matched(student, teacher))
+    ours, theirs = map(channels, match_sizes(student, teacher))
     return kernel(theirs, theirs) + kernel(ours, ours) - 2 * kernel(ours, theirs)
 
 
@@ -145,7 +145,7 @@ def vid(
       Ahn et al., `Variational Information Distillation for Knowledge Transfer <https://arxiv.org/abs/1904.05835>`_,
       2019 (weight 1, summed over the stages).
     """
-    predicted, teacher = _matched(predicted, teacher)
+    predicted, teacher = match_sizes(predicted, teacher)
     variance = (jax.nn.softplus(widen(log_scale)) + 1e-5)[None, None, None, :]
     return 0.5 * jnp.mean(jnp.square(predicted - teacher) / variance + jnp.log(variance), axis=(1, 2, 3))
 
@@ -181,7 +181,7 @@ def hcl(
       Chen et al., `Distilling Knowledge via Knowledge Review <https://arxiv.org/abs/2104.09044>`_, 2021 (weight 5 on
       CIFAR-100 with a warm-up of 20 epochs, 1 on ImageNet).
     """
-    student, teacher = _matched(student, teacher)
+    student, teacher = match_sizes(student, teacher)
     difference = student - teacher  # the means are linear
     total = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
     weight = weights = 1.0
@@ -193,8 +193,25 @@ def hcl(
     return total / weights
 
 
-def _matched(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"]) -> tuple[Array, Array]:
-    """Returns both maps at the smaller height and width, float32 or wider, the teacher's without a gradient."""
+def match_sizes(
+    student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"]
+) -> tuple[Float[Array, "batch height width _"], Float[Array, "batch height width _"]]:
+    """Shrinks both maps to the smaller height and width with the box filter.
+
+    The losses here do this themselves. Call it first to project a large map linearly, without a bias: the result is the
+    same, and the projection acts on the smaller map.
+
+    Args:
+      student: Maps of the student, any floating dtype.
+      teacher: Maps of the teacher; the channels may differ.
+
+    Returns:
+      Both maps, float32 or wider. No gradient reaches the teacher.
+
+    Examples:
+      >>> [x.shape for x in match_sizes(jnp.ones((2, 56, 56, 64)), jnp.ones((2, 14, 14, 384)))]
+      [(2, 14, 14, 64), (2, 14, 14, 384)]
+    """
     maps = widen(student), widen(jax.lax.stop_gradient(teacher))
     if student.shape[1:3] == teacher.shape[1:3]:
         return maps

@@ -1,4 +1,4 @@
-"""LFCC: low-frequency components of both networks' features, told apart by a contrastive loss.
+"""LFCC: a contrastive loss between the low-frequency components of both networks' features.
 
 A reconstruction. The equations of the paper (Wu et al, arXiv 2405.18524) are not public beyond its abstract, which
 names multi-scale low-pass filters, a compact space and a sample-level contrastive loss; all else here is our choice.
@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.filters import KINDS, apply_operator_pairs, compact_grids
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
-from lfcc_jax.losses.contrastive import info_nce_many
-from lfcc_jax.losses.numerics import widen
+from lfcc_jax.losses.contrastive import check_marks, info_nce_many
+from lfcc_jax.losses.numerics import zero_masked
 
 LFCC_KINDS = (*KINDS, "learned", "none")
 PROJECTORS = ("both", "student", "mlp")
@@ -151,7 +151,7 @@ def lfcc_loss(
       axis_name: as in `info_nce`: inside `jax.shard_map`, the mesh axis over which the batch is split.
       ring: as in `info_nce`.
       chunk_size: as in `info_nce`.
-      where: as in `info_nce`: which examples count.
+      where: as in `info_nce`: which examples count. Features of the others may hold anything, NaN too.
       labels: as in `info_nce`: classes, if examples of one class are not to be told apart.
       standardise: whether each number of a code has its mean over the batch taken off and is divided by its standard
         deviation, before the cosine. What all images have in common, which is most of a pooled map, then counts for
@@ -175,10 +175,17 @@ def lfcc_loss(
       Wu et al, `Aligning in a Compact Space: Contrastive Knowledge Distillation between Heterogeneous Architectures
       <https://arxiv.org/abs/2405.18524>`_, 2024
     """
-    student_codes, teacher_codes = lfcc_codes(params, student_features, teacher_features, kind=kind, grids=grids)
+    student_codes, teacher_codes = lfcc_codes(
+        params, student_features, teacher_features, kind=kind, grids=grids, where=where
+    )
     if standardise:
         # One network at a time: a teacher without a projector stays constant, and nothing is sent for its gradient.
         student_codes, teacher_codes = (_standardised(x, axis_name, where) for x in (student_codes, teacher_codes))
+    # Once standardized, codes lose little by rounding, and travel between devices no wider than the maps.
+    student_codes, teacher_codes = (
+        {name: x.astype(maps[name.rpartition("/")[0]].dtype) for name, x in codes.items()}
+        for codes, maps in ((student_codes, student_features), (teacher_codes, teacher_features))
+    )
     losses = info_nce_many(
         list(student_codes.values()),
         list(teacher_codes.values()),
@@ -200,6 +207,7 @@ def lfcc_codes(
     *,
     kind: str = "box",
     grids: Sequence[int] = (1, 2, 4),
+    where: Bool[Array, " batch"] | None = None,
 ) -> tuple[dict[str, Float[Array, "batch _"]], dict[str, Float[Array, "batch _"]]]:
     """Returns the codes that `lfcc_loss` compares, before they are scaled to length one.
 
@@ -209,10 +217,11 @@ def lfcc_codes(
       teacher_features: as in `lfcc_loss`.
       kind: as in `lfcc_loss`.
       grids: as in `lfcc_loss`.
+      where: as in `lfcc_loss`; the maps of masked examples are taken to be zeros.
 
     Returns:
-      The student's and the teacher's codes by stage and grid, in the dtype of the features. The gradient of the latter
-      stops before the features.
+      The student's and the teacher's codes by stage and grid, float32 or wider. The gradient of the latter stops before
+      the features.
 
     Raises:
       UserError: if a stage is missing, or no grid fits into it, or an argument makes no sense.
@@ -237,21 +246,26 @@ def lfcc_codes(
         maps = {network: features[network][stage] for network in features}
         _check_maps(stage, maps, params)
         maps["teacher"] = jax.lax.stop_gradient(maps["teacher"])
+        if where is not None:
+            check_marks(maps["student"].shape[0], where=where)
+            maps = {network: zero_masked(x, where) for network, x in maps.items()}
         fitting = _fitting(grids, maps["student"].shape[1:3], maps["teacher"].shape[1:3], stage)
         for network, x in maps.items():
+            # What all images share can be far larger than what tells them apart, and is only taken off later: rounding
+            # a code to bfloat16 before that would round away the difference.
+            wide = jnp.promote_types(x.dtype, jnp.float32)
             if kind == "learned":
                 if "filters" not in params:
                     raise UserError("kind='learned' needs filters in params: give learned_sizes to lfcc_init.")
-                compacted = learned_compact_grids(params["filters"][network][stage], x, fitting)
+                compacted = learned_compact_grids(params["filters"][network][stage], x, fitting, wide)
             elif kind == "none":
-                compacted = apply_operator_pairs(
-                    [tuple(_samples(n, grid) for n in x.shape[1:3]) for grid in fitting], x
-                )
+                pairs = [tuple(_samples(n, grid) for n in x.shape[1:3]) for grid in fitting]
+                compacted = apply_operator_pairs(pairs, x, wide)
             else:
-                compacted = compact_grids(x, kind, fitting)
+                compacted = compact_grids(x, kind, fitting, wide)
             # One matrix product projects the points of all grids.
             points = jnp.concatenate([y.reshape(y.shape[0], -1, y.shape[-1]) for y in compacted], axis=1)
-            points = _project(params[network].get(stage, {}), points).astype(x.dtype)
+            points = _project(params[network].get(stage, {}), points)
             ends = [sum(grid**2 for grid in fitting[:i]) for i in range(1, len(fitting))]
             for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
                 codes[network][f"{stage}/{grid}"] = y.reshape(y.shape[0], -1)
@@ -261,9 +275,9 @@ def lfcc_codes(
 def _standardised(
     codes: dict[str, Array], axis_name: str | tuple[str, ...] | None, where: Array | None
 ) -> dict[str, Array]:
-    """Returns codes with mean 0 and variance 1 over the global batch, computed in float32 or wider."""
+    """Returns codes with mean 0 and variance 1 over the global batch."""
     leaves, structure = jax.tree.flatten(codes)
-    x = widen(jnp.concatenate(leaves, axis=1))  # all at once: one message between devices
+    x = jnp.concatenate(leaves, axis=1)  # all at once: one message between devices
     counted = jnp.ones_like(x[:, :1]) if where is None else where[:, None].astype(x.dtype)
 
     def total(values: Array) -> Array:
@@ -275,9 +289,7 @@ def _standardised(
     x = x - sums[:, 1:] / count
     x = x * jax.lax.rsqrt(total(jnp.square(x) * counted) / count + _VARIANCE_FLOOR)
     ends = np.cumsum([leaf.shape[1] for leaf in leaves])[:-1]
-    # Back to the dtype they came in: they travel between devices no wider than before.
-    parts = [part.astype(leaf.dtype) for part, leaf in zip(jnp.split(x, ends, axis=1), leaves, strict=True)]
-    return jax.tree.unflatten(structure, parts)
+    return jax.tree.unflatten(structure, jnp.split(x, ends, axis=1))
 
 
 def _samples(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:
@@ -316,8 +328,6 @@ def _project(
 
 
 def _dense(layer: Mapping[str, Array], x: Float[Array, "batch points channels"]) -> Float[Array, "batch points width"]:
-    # A few points of each map are cheap to project in float32, and the kernels' gradients are then summed in it.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.einsum("bnc,cd->bnd", x, layer["kernel"]) + layer["bias"][None, None, :]
 
 

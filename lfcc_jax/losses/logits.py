@@ -1,12 +1,17 @@
-"""Losses on logits: cross-entropy with labels, and the divergence from a teacher."""
+"""Losses on logits: cross-entropy with labels, and the divergence from a teacher.
+
+A logit of minus infinity masks its class: the class has probability zero, and zero times infinity counts as zero. So a
+loss is infinite where the student masks a class that the target gives a positive probability, and finite otherwise;
+gradients are finite in both cases. At least one logit of each example must be finite.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lfcc_jax.losses.numerics import norm, widen
+from lfcc_jax.losses.numerics import expectation, norm, widen
 
-# The least standard deviation by which logits are divided.
+# Lower bound on the standard deviation.
 _LEAST_SPREAD = 1e-2
 
 
@@ -24,7 +29,8 @@ def cross_entropy(
     Args:
       logits: unnormalised log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
       labels: the true class of each example, in `[0, classes)`; or probabilities :math:`y`, as of mixed images.
-      label_smoothing: :math:`\epsilon`, the probability spread evenly over all classes, in [0, 1).
+      label_smoothing: :math:`\epsilon`, the probability spread evenly over all classes, in [0, 1). Masked classes get
+        their part too, so that smoothing makes the loss of an example with a masked class infinite.
 
     Returns:
       The loss of each example in nats, `[...]`, float32 or wider.
@@ -41,7 +47,9 @@ def cross_entropy(
     if jnp.issubdtype(labels.dtype, jnp.integer):
         of_label = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
     else:
-        of_label = jnp.sum(labels * log_p, axis=-1)
+        of_label = expectation(labels, log_p)
+    if not label_smoothing:  # 0 times the mean is NaN where a class is masked
+        return -of_label
     return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(axis=-1)
 
 
@@ -93,7 +101,8 @@ def standardise_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
       logits: :math:`z`, `[..., classes]`, any floating dtype; the student's and the teacher's alike.
 
     Returns:
-      Logits of mean 0 and standard deviation 1 (less where that of `logits` is below 0.01), float32 or wider.
+      Logits of mean 0 and standard deviation 1 (less where that of `logits` is below 0.01), float32 or wider. Masked
+      classes, of logit minus infinity, stay masked and are left out of the mean and the deviation.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -108,9 +117,12 @@ def standardise_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
       temperature 2, weight 9, and weight 0.1 for the cross-entropy).
     """
     logits = widen(logits)
-    centred = logits - logits.mean(axis=-1, keepdims=True)
-    deviation = norm(centred) / max(logits.shape[-1] - 1, 1) ** 0.5
-    return centred / (jnp.maximum(deviation, _LEAST_SPREAD) + 1e-7)
+    masked = jnp.isneginf(logits)
+    centered = logits - jnp.mean(logits, axis=-1, keepdims=True, where=~masked)
+    finite = jnp.where(masked, 0, centered)
+    degrees = jnp.sum(~masked, axis=-1, keepdims=True, dtype=logits.dtype) - 1
+    deviation = norm(finite) / jnp.sqrt(jnp.maximum(degrees, 1))
+    return jnp.where(masked, -jnp.inf, finite / (jnp.maximum(deviation, _LEAST_SPREAD) + 1e-7))
 
 
 def ttm(
@@ -189,4 +201,4 @@ def _flattened(teacher_logits: Float[Array, "*batch classes"], exponent: float) 
 
 def _divergence(log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """Returns KL(p || q)."""
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return expectation(jnp.exp(log_p), log_p - log_q)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # The square of a norm under which a vector counts as zero.
 _SQUARED_ZERO = 1e-24
@@ -11,6 +11,32 @@ _SQUARED_ZERO = 1e-24
 def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns `x` in float32, or as it is if it is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def expectation(p: Float[Array, "*batch classes"], x: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+    """Returns the sum of `p * x` over the last axis, where a probability of zero times infinity is zero.
+
+    Neither infinities nor NaNs of `x` reach the sum or its gradient where `p` is zero.
+
+    Args:
+      p: Probabilities, or other weights.
+      x: What is averaged, usually log-probabilities; minus infinity for an impossible class.
+
+    Examples:
+      >>> print(expectation(jnp.array([0.5, 0.5, 0.0]), jnp.array([2.0, 4.0, -jnp.inf])))
+      3.0
+    """
+    impossible = p == 0
+    return jnp.sum(jnp.where(impossible, 0, p) * jnp.where(impossible, 0, x), axis=-1)
+
+
+def zero_masked(x: Float[Array, "batch *_"], where: Bool[Array, " batch"]) -> Float[Array, "batch *_"]:
+    """Replaces masked examples by zeros, with no gradient.
+
+    Dropping their losses is not enough: in the gradient of a shared parameter, a NaN of theirs meets a zero cotangent,
+    and 0 * NaN is NaN.
+    """
+    return jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, 0)
 
 
 def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:

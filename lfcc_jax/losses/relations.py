@@ -1,7 +1,7 @@
 """Losses between the relations that two networks see between the examples of a batch.
 
-Features are flattened example by example, and theirs need not be as many as ours. The relations are those of the whole
-batch, on any number of devices under `jax.jit`.
+Features are flattened example by example, and feature sizes may differ. The relations are those of the whole batch, on
+any number of devices under `jax.jit`.
 """
 
 import jax

@@ -41,7 +41,7 @@ class CRDBank(Method):
             codes[network] = unit(nn.Dense(self.width, name=network)(pooled))
         classes = self.variable("memory", "class", lambda: jnp.full(size, -1, jnp.int32))
         drawn = jax.random.randint(self.make_rng("dropout"), (self.draws,), 0, size)
-        # In the first epoch most classes are not known yet, but an image is never its own negative.
+        # Labels fill in during the first epoch (-1 until then); an image is never its own negative.
         left_out = (batch["label"][:, None] == classes.value[drawn][None]) | (index[:, None] == drawn[None])
 
         loss = 0.0

@@ -17,7 +17,8 @@ class SRRL(Method):
       \frac{1}{D} |P(f^s) - f^t|^2 + \frac{1}{C} |W^t P(f^s) + b^t - z^t|^2
 
     with P a linear map and batch normalisation. The authors' P ends with a ReLU as well, since a CNN's pooled features
-    are not negative; those of a Transformer are, so it is left out here. They use it beside `kd`, with weight 1.
+    are not negative; those of a Transformer are, so it is left out here. They use it with `kd`, with weight 1. Classes
+    that the teacher masks with a logit of minus infinity are left out of the second term.
 
     Reference: Yang et al., `Knowledge Distillation via Softmax Regression Representation Learning
     <https://openreview.net/forum?id=ZzwDy_wiWv>`_, 2021.
@@ -32,8 +33,7 @@ class SRRL(Method):
         projected = BatchNorm(name="norm")(nn.Dense(theirs.shape[-1], use_bias=False, name="projection")(ours))
         kernel, bias, logits = jax.lax.stop_gradient((teacher.head["kernel"], teacher.head["bias"], teacher.logits))
         read = projected @ kernel + bias[None, :]
-        return {"srrl": _mean_square(projected - theirs) + _mean_square(read - logits)}
-
-
-def _mean_square(x: Array) -> Array:
-    return jnp.mean(jnp.square(x), axis=1)
+        masked = jnp.isneginf(logits)
+        errors = jnp.where(masked, 0, read - logits)
+        of_features = jnp.mean(jnp.square(projected - theirs), axis=1)
+        return {"srrl": of_features + jnp.mean(jnp.square(errors), axis=1, where=~masked)}

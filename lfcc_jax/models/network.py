@@ -114,8 +114,8 @@ class Network(nn.Module):
 
     def variable_shapes(self) -> dict[str, Any]:
         """Returns shapes and dtypes of all variables, computing nothing."""
-        images = jnp.zeros(self.image_shape(), jnp.float32)
-        return jax.eval_shape(lambda key: self.init(key, images), jax.random.key(0))
+        images = jax.ShapeDtypeStruct(self.image_shape(), jnp.float32)
+        return jax.eval_shape(self.init, jax.random.key(0), images)
 
     def feature_info(self, image_size: int | None = None) -> dict[str, FeatureInfo]:
         """Returns the size of every feature for images of `image_size` pixels, computing nothing."""

@@ -9,7 +9,7 @@ from lfcc_jax.errors import checked_arguments, unknown
 from lfcc_jax.training.schedules import Schedule
 
 # Those of equal blocks are stacked, and so have one axis more than a vector.
-_NEVER_DECAYED = ("bias", "scale", "pos_embed", "position_bias", "class_token")
+_NEVER_DECAYED = ("bias", "scale", "pos_embed", "position_bias", "class_token", "rows", "columns")
 # Of ResMLP's affine maps. timm keeps them as [1, 1, channels], so that they decay in all recipes that use it.
 _DECAYED_VECTORS = ("alpha", "beta")
 
@@ -53,7 +53,8 @@ def adamw(
 def decay_mask(params: Any) -> Any:
     """Returns True for each weight that decays, the same as with timm.
 
-    Not biases, norms and other vectors, nor position and class tokens; but ResMLP's affine maps do.
+    Not biases, norms and other vectors, nor position and class tokens; but ResMLP's affine maps do. Nor the `rows` and
+    `columns` of learned filters, which are logits: decay would turn every filter into the global mean.
     """
 
     def decays(path: tuple, leaf: jax.Array) -> bool:

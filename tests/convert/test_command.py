@@ -1,4 +1,7 @@
+import argparse
+import errno
 import json
+import zipfile
 
 import jax
 import numpy as np
@@ -6,9 +9,10 @@ import pytest
 import safetensors.numpy
 from test_timm import state_of
 
-from lfcc_jax import models
+from lfcc_jax import convert, models
 from lfcc_jax.convert.__main__ import main
 from lfcc_jax.convert.files import read_state_dict, sha256
+from lfcc_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,96 @@ def test_a_teacher_gets_a_new_head_and_its_own_constants(checkpoint, tmp_path):
     assert network.apply(variables, jax.numpy.ones((1, 64, 64, 3))).logits.shape == (1, 100)
 
 
+def write_raw_safetensors(path, name, dtype, shape, data):
+    """Writes a file of one tensor, of any dtype."""
+    header = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def test_paths_may_be_relative_as_in_the_readme(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", "runs/teacher"])
+    main(["--to-timm", "--checkpoint", "runs/teacher", "--out", "runs/student.safetensors"])
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["student.safetensors", "teacher"]
+
+
+def test_a_failed_conversion_leaves_nothing_and_can_be_repeated(checkpoint, tmp_path, monkeypatch):
+    save, out = models.save, tmp_path / "teacher"
+
+    def save_onto_a_full_disk(directory, variables, description):
+        save(directory, variables, description)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(models, "save", save_onto_a_full_disk)
+    command = ["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(out)]
+    with pytest.raises(SystemExit, match="cannot write .*No space left on device"):
+        main(command)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    main(command)
+    assert models.load(out)[0].num_classes == 7
+
+
+def test_to_timm_says_in_one_line_what_it_cannot_write(checkpoint, tmp_path):
+    main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "teacher")])
+    (tmp_path / "file").write_text("precious")
+    for out in ("/proc/x.safetensors", str(tmp_path / "file" / "x.safetensors")):
+        with pytest.raises(SystemExit, match=f"error: cannot write {out}"):
+            main(["--to-timm", "--checkpoint", str(tmp_path / "teacher"), "--out", out])
+
+
+def test_a_grayscale_network_comes_back(tmp_path):
+    settings = {"image_channels": 1, "mean": (0.5,), "std": (0.25,)}
+    safetensors.numpy.save_file(state_of("resnet18", **settings), tmp_path / "gray.safetensors")
+    arguments = ["--image-channels", "1", "--mean", "0.5", "--std", "0.25"]
+    out = tmp_path / "teacher"
+    main(["--model", "resnet18", "--checkpoint", str(tmp_path / "gray.safetensors"), "--out", str(out), *arguments])
+    network, variables = models.load(out)
+    assert network.image_channels == 1
+    assert variables["params"]["stem_conv"]["kernel"].shape == (7, 7, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bn1.running_mean", np.nan, "bn1.running_mean has 1 of 64 numbers that are NaN or infinite"),
+        ("layer1.0.bn1.running_var", np.inf, "layer1.0.bn1.running_var has 1 of 64 numbers that are NaN or infinite"),
+        ("layer1.0.bn1.running_var", -1.0, "layer1.0.bn1.running_var has negative variances"),
+        ("fc.bias", np.float64(1e200), "fc.bias has 1 of 7 numbers that are NaN or infinite in float32"),
+        ("conv1.weight", np.int8(1), "conv1.weight is int8, not floating"),
+    ],
+)
+def test_numbers_that_a_network_cannot_use_are_refused_by_the_name_of_their_tensor(name, value, message):
+    state = state_of("resnet18")
+    state[name] = state[name].astype(np.asarray(value).dtype)
+    state[name].flat[0] = value
+    with pytest.raises(UserError, match=message):
+        convert.from_timm("resnet18", state)
+    if np.issubdtype(state[name].dtype, np.floating):
+        variables = convert.from_timm("resnet18", state_of("resnet18"))
+        variables["batch_stats"]["stem_norm"]["mean"][3] = value if not value < 0 else np.nan
+        with pytest.raises(UserError, match="bn1.running_mean has 1 of 64 numbers"):
+            convert.to_timm("resnet18", variables)
+
+
+@pytest.mark.parametrize(("dtype", "numpy_dtype"), [("F16", np.float16), ("BF16", jax.numpy.bfloat16)])
+def test_half_precision_safetensors_are_read(tmp_path, dtype, numpy_dtype):
+    values = np.array([1.0, -0.333, 256.0], numpy_dtype)
+    write_raw_safetensors(tmp_path / "x.safetensors", "a", dtype, [3], values.tobytes())
+    read = read_state_dict(tmp_path / "x.safetensors")["a"]
+    assert read.dtype == numpy_dtype
+    np.testing.assert_array_equal(read.astype(np.float32), values.astype(np.float32))
+
+
+def test_the_checkpoint_of_timms_trainer_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {key: torch.tensor(value) for key, value in state_of("resnet18").items()}
+    arguments = argparse.Namespace(model="resnet18", lr=0.1)
+    torch.save({"epoch": 3, "arch": "resnet18", "state_dict": state, "args": arguments}, tmp_path / "last.pth.tar")
+    variables = convert.from_timm("resnet18", read_state_dict(tmp_path / "last.pth.tar"))
+    np.testing.assert_array_equal(variables["params"]["head"]["bias"], state["fc.bias"].numpy())
+
+
 def test_numpy_and_torch_files_are_read(checkpoint, tmp_path):
     state = read_state_dict(checkpoint)
     np.savez(tmp_path / "x.npz", **state)
@@ -72,16 +166,31 @@ def test_numpy_and_torch_files_are_read(checkpoint, tmp_path):
     ("arguments", "message"),
     [
         (["--model", "resnet81"], "unknown network 'resnet81'; did you mean 'resnet18'"),
-        ([], "--model: missing"),
+        ([], "--model is required"),
         (["--model", "resnet18", "--checkpoint", "nowhere.safetensors"], "no checkpoint file at nowhere.safetensors"),
         (["--model", "resnet18", "--checkpoint", "x.onnx"], "unknown kind of checkpoint file '.onnx'"),
         (["--model", "resnet18", "--checkpoint", "text.safetensors"], "is no .safetensors checkpoint"),
         (["--model", "resnet18", "--checkpoint", "text.npz"], "is no .npz checkpoint"),
         (["--model", "resnet34"], "layer1.2.conv1.weight is missing"),
-        (["--model", "resnet18", "--num-classes", "0"], "--num-classes: 0 will not do"),
-        (["--to-timm", "--mean", "0.5", "--model", "resnet18"], "--model, --mean: the run says that itself"),
+        (["--model", "resnet18", "--num-classes", "0"], "--num-classes must be positive, got 0"),
+        (["--to-timm", "--mean", "0.5", "--model", "resnet18"], "--model, --mean: not allowed with --to-timm"),
         (["--model", "resnet18", "--num-classes", "10"], "has 7 classes, not 10"),
-        (["--model", "resnet18", "--out", "full"], "full is there already"),
+        (["--model", "resnet18", "--out", "full"], "full already exists"),
+        (["--model", "resnet18", "--out", "text.npz/teacher"], "cannot write"),
+        (["--model", "resnet18", "--out", "/proc/teacher"], "cannot write /proc/teacher"),
+        (["--model", "resnet18", "--out", "gs://bucket/teacher"], "--out must be a local path"),
+        (
+            ["--model", "resnet18", "--image-channels", "1", "--mean", "0.5", "--std", "0.5"],
+            "conv1.weight is [64, 3, 7, 7]",
+        ),
+        (["--model", "resnet18", "--image-channels", "1"], "need a mean and a std"),
+        (["--model", "resnet18", "--checkpoint", "array.npz"], "array.npz is an .npy file of one array"),
+        (["--model", "resnet18", "--checkpoint", "huge.npz"], "huge.npz does not fit into memory"),
+        (
+            ["--model", "resnet18", "--checkpoint", "float8.safetensors"],
+            "float8.safetensors has tensors of dtype F8_E4M3",
+        ),
+        (["--model", "resnet18", "--checkpoint", "newline.safetensors"], "the first is 'new\\nline'"),
         (["--to-timm", "--checkpoint", "full"], "no finished network in"),
     ],
 )
@@ -89,10 +198,19 @@ def test_what_cannot_be_converted_ends_with_one_line(arguments, message, checkpo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "text.npz").write_text("no arrays")
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117) + "\n"
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    write_raw_safetensors(tmp_path / "float8.safetensors", "conv1.weight", "F8_E4M3", [4], bytes(4))
+    write_raw_safetensors(tmp_path / "newline.safetensors", "new\nline", "F32", [1], bytes(4))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").write_text("precious")
+    before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(SystemExit) as stopped:
         main(["--checkpoint", str(checkpoint), "--out", "out", *arguments])
     assert str(stopped.value).startswith("error: ")
     assert message in str(stopped.value)
-    assert not (tmp_path / "out").exists()
+    assert "\n" not in str(stopped.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

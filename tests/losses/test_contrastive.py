@@ -233,8 +233,20 @@ def test_masked_examples_might_as_well_not_be_there(negatives):
     masked = loss(STUDENT, TEACHER, where=WHERE)
     assert np.all(masked[~WHERE] == 0)
     np.testing.assert_allclose(masked[WHERE], loss(STUDENT[WHERE], TEACHER[WHERE]), atol=VALUE)
-    nan = jnp.where(WHERE[:, None], STUDENT, 1e4)
-    np.testing.assert_array_equal(loss(nan, TEACHER, where=WHERE), masked)
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunk_size": 5}, {"axis_name": "data"}, {"axis_name": "data", "ring": True}])
+def test_nan_in_masked_examples_leaves_value_and_gradient_of_the_others_alone(layout):
+    loss = functools.partial(info_nce, temperature=TAU, negatives="both", **layout)
+    local = lambda s, t, where: loss(s, t, where=where)  # noqa: E731
+    if "axis_name" in layout:
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+        local = jax.shard_map(local, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    step = jax.jit(jax.value_and_grad(lambda *codes: local(*codes, WHERE).sum(), (0, 1)))
+    expected = step(STUDENT, TEACHER)
+    dirty = [jnp.where(WHERE[:, None], x, jnp.nan) for x in (STUDENT, TEACHER)]
+    jax.tree.map(np.testing.assert_array_equal, step(*dirty), expected)
+    assert not any(g[~WHERE].any() for g in expected[1])
 
 
 def test_nobody_to_be_told_apart_from_costs_nothing():

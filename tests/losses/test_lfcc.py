@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from lfcc_jax import compact, lfcc_codes, lfcc_init, lfcc_loss
 from lfcc_jax.errors import UserError
-from lfcc_jax.losses import info_nce
+from lfcc_jax.losses import info_nce, info_nce_many
 
 BATCH = 8
 RNG = np.random.default_rng(0)
@@ -91,14 +91,79 @@ def test_a_learned_filter_starts_near_the_box_and_is_trained():
     assert all(g.any() for g in jax.tree.leaves(grads["filters"]))
 
 
-def test_bfloat16_features_give_bfloat16_codes_and_a_float32_loss_close_by():
+@pytest.mark.parametrize("kind", ["box", "dct", "none", "learned"])
+def test_codes_of_bfloat16_maps_are_float32(kind):
+    sizes = {stage: (STUDENT[stage].shape[1:3], TEACHER[stage].shape[1:3]) for stage in CHANNELS[0]}
+    params = params_of(learned_sizes=sizes if kind == "learned" else None)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (STUDENT, TEACHER))
-    params = params_of()
-    assert {x.dtype for x in jax.tree.leaves(lfcc_codes(params, *low))} == {jnp.dtype(jnp.bfloat16)}
-    result = compiled_loss(params, *low)
-    assert result.dtype == jnp.float32
-    # Codes rounded to 2^-9 move a cosine by as much, a logit by 2^-9 / 0.1 = 0.02, and a mean over pairs by far less.
-    assert abs(result.mean() - compiled_loss(params, STUDENT, TEACHER).mean()) < 0.02
+    codes = lfcc_codes(params, *low, kind=kind)
+    assert {x.dtype for x in jax.tree.leaves(codes)} == {jnp.dtype(jnp.float32)}
+    wide = lfcc_codes(params, *jax.tree.map(lambda x: x.astype(jnp.float32), low), kind=kind)
+    # Of what was rounded to bfloat16, only the filter's own weights are left.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=0.01), codes, wide)
+
+
+def cosine(a, b):
+    a, b = (np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(tree)]) for tree in (a, b))
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def test_bfloat16_maps_with_a_large_mean_give_the_gradient_of_float32():
+    # What is common to all images is 100 times what tells them apart: 2^-9 of it is a fifth of that.
+    rng = np.random.default_rng(0)
+    maps = [
+        {"stage4": jnp.asarray(100 * rng.choice([-1, 1], c) + rng.normal(size=(32, 7, 7, c)), jnp.bfloat16)}
+        for c in (24, 16)
+    ]
+    params = lfcc_init(jax.random.key(0), {"stage4": 24}, {"stage4": 16}, 12)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def value_and_grad(maps, rounded):
+        def loss(params, maps):
+            if not rounded:
+                return lfcc_loss(params, *maps, grids=(2,), negatives="symmetric").mean()
+            codes = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lfcc_codes(params, *maps, grids=(2,)))
+            codes = jax.tree.map(lambda x: x.astype(jnp.float32), codes)
+            codes = [[jax.nn.standardize(x, 0, epsilon=1e-5) for x in c.values()] for c in codes]
+            return info_nce_many(*codes, temperature=0.1, negatives="symmetric").mean()
+
+        return jax.value_and_grad(loss)(params, maps)
+
+    wide, gradient = value_and_grad(jax.tree.map(lambda x: x.astype(jnp.float32), maps), False)
+    low, low_gradient = value_and_grad(maps, False)
+    np.testing.assert_allclose(low, wide, atol=2e-3)
+    kernels, low_kernels = ([p[n]["stage4"]["out"]["kernel"] for n in p] for p in (gradient, low_gradient))
+    assert cosine(low_kernels, kernels) > 0.9999
+    # A control: codes that are rounded before their mean is taken off.
+    _, rounded = value_and_grad(maps, True)
+    assert cosine([rounded[n]["stage4"]["out"]["kernel"] for n in rounded], kernels) < 0.99
+
+
+@pytest.mark.parametrize(("projector", "standardise"), [("both", True), ("mlp", False)])
+def test_masked_examples_may_hold_nan_and_leave_value_and_gradient_of_the_others_alone(projector, standardise):
+    sizes = {"stage4": ((3, 5), (7, 7))}
+    params = lfcc_init(
+        jax.random.key(0), {"stage4": 8}, {"stage4": 10}, 12, projector=projector, learned_sizes=sizes, grids=(2,)
+    )
+    where = jnp.arange(BATCH) < 6
+    student, teacher = ({"stage4": maps["stage4"]} for maps in (STUDENT, TEACHER))
+    options = {"kind": "learned", "grids": (2,), "negatives": "symmetric", "standardise": standardise}
+
+    def total(params, student, teacher, where):
+        losses = lfcc_loss(params, student, teacher, where=where, **options)
+        return losses.sum(), losses
+
+    step = jax.jit(jax.grad(total, (0, 1), has_aux=True))
+    expected, losses = step(params, *jax.tree.map(lambda x: x[:6], (student, teacher)), None)
+    for value in (jnp.nan, jnp.inf, 1e30):
+        dirty = jax.tree.map(lambda x: x.at[6:].set(value), (student, teacher))  # noqa: B023
+        gradients, masked = step(params, *dirty, where)
+        np.testing.assert_allclose(masked[:6], losses, atol=5e-6)
+        assert not masked[6:].any()
+        assert not any(g[6:].any() for g in jax.tree.leaves(gradients[1]))
+        gradients = gradients[0], jax.tree.map(lambda g: g[:6], gradients[1])
+        # The projectors' biases have no gradient but rounding where codes are standardized.
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients, expected)
 
 
 def test_masks_and_negatives_reach_the_contrastive_loss():
@@ -202,6 +267,10 @@ def test_init_is_a_function_of_its_key():
             r"stage4: none of the grids \[4, 7\] fits .* 3x5",
         ),
         (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="bx"), "did you mean 'box'"),
+        (
+            lambda: lfcc_loss(params_of(), STUDENT, TEACHER, where=jnp.ones(3, bool)),
+            "where: one value for each of the 8",
+        ),
         (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="learned"), "give learned_sizes to lfcc_init"),
         (lambda: params_of(learned_sizes={"stage3": ((14, 14), (14, 14))}), r"learned_sizes names the stages"),
     ],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lfcc_jax import methods, models
+from lfcc_jax import losses, methods, models
 from lfcc_jax.errors import UserError
 
 BATCH = {
@@ -118,6 +118,29 @@ def test_the_attention_exits_of_ofa_learn():
     (_, (losses, _)), (gradient, _, _) = step(params, student, taught, BATCH)
     assert np.isfinite(losses["ofa_exits"]).all()
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(("name", "loss"), [("fitnet", losses.fitnet), ("hcl", losses.hcl)])
+def test_a_large_map_is_shrunk_before_it_is_projected_which_changes_nothing(name, loss):
+    rng = np.random.default_rng(0)
+    ours, theirs = (jnp.asarray(rng.normal(size=(2, n, n, c)), jnp.float32) for n, c in ((16, 8), (4, 48)))
+    method = methods.create(name, stages=("stage1",))
+    student, taught = models.Output(None, {"stage1": ours}), methods.TeacherOutput(None, {"stage1": theirs}, {})
+    variables = method.init(jax.random.key(0), {}, student, taught)
+
+    def shrunk_first(variables):
+        return method.apply(variables, {}, student, taught)[name].sum()
+
+    def projected_first(variables):
+        return loss(ours @ variables["params"]["stage1"]["kernel"], theirs).sum()
+
+    results = [jax.value_and_grad(f)(variables) for f in (shrunk_first, projected_first)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *results)
+    operations = [
+        jax.jit(jax.grad(f)).lower(variables).compile().cost_analysis()["flops"]
+        for f in (shrunk_first, projected_first)
+    ]
+    assert operations[0] < operations[1] / 5
 
 
 def test_srrls_second_term_reads_the_student_with_the_teachers_classifier():

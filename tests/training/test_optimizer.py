@@ -6,6 +6,7 @@ import pytest
 
 from lfcc_jax import models
 from lfcc_jax.errors import UserError
+from lfcc_jax.learned_filter import learned_filter_init
 from lfcc_jax.training import optimizer
 
 
@@ -20,6 +21,17 @@ def test_weight_decay_leaves_vectors_and_position_embeddings_alone():
     kernels = ["attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"]
     expected = {f"blocks/{k}/kernel" for k in kernels} | {"head/kernel", "patch_embed/kernel"}
     assert decayed == expected
+
+
+def test_decay_alone_leaves_a_learned_filter_as_it_is():
+    filters = {"stage4": learned_filter_init((14, 14), (1, 4))}
+    params = {"lfcc": {"filters": {"student": filters}, "student": {"stage4": {"out": {"kernel": jnp.ones((4, 4))}}}}}
+    for name in ("adamw", "sgd"):
+        tx = optimizer.create(name, lambda _: 0.1, weight_decay=0.5)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        decayed = optax.apply_updates(params, updates)
+        jax.tree.map(np.testing.assert_array_equal, decayed["lfcc"]["filters"], params["lfcc"]["filters"])
+        assert np.all(decayed["lfcc"]["student"]["stage4"]["out"]["kernel"] < 1)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

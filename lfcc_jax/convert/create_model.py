@@ -1,0 +1,102 @@
+"""The `timm.create_model` call that rebuilds a network, to load an exported file with timm."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from lfcc_jax import models
+from lfcc_jax.models import Network
+from lfcc_jax.models.convnext import ConvNeXt
+from lfcc_jax.models.mixer import Mixer
+from lfcc_jax.models.mobilenet import MobileNetV2
+from lfcc_jax.models.resmlp import ResMLP
+from lfcc_jax.models.resnet import ResNet
+from lfcc_jax.models.swin import Swin
+from lfcc_jax.models.vit import ViT
+
+# For each family, networks of timm's to start from if it has none of the network's own name, and its name for each of
+# our fields. Its Mixer and ResMLP take no other width or depth than their names say.
+_FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
+    ConvNeXt: (("convnext_tiny",), {"widths": "dims", "depths": "depths", "patch": "patch_size"}),
+    Mixer: (("mixer_s16_224", "mixer_b16_224"), {"image_size": "img_size"}),
+    MobileNetV2: (("mobilenetv2_100", "mobilenetv2_140"), {}),
+    ResMLP: (("resmlp_12_224", "resmlp_24_224"), {"image_size": "img_size"}),
+    ResNet: (("resnet18", "resnet50"), {"blocks": "layers", "widths": "channels"}),
+    Swin: (
+        ("swin_tiny_patch4_window7_224",),
+        {
+            "image_size": "img_size",
+            "patch": "patch_size",
+            "width": "embed_dim",
+            "depths": "depths",
+            "heads": "num_heads",
+            "window": "window_size",
+            "mlp_ratio": "mlp_ratio",
+        },
+    ),
+    ViT: (
+        ("vit_tiny_patch16_224",),
+        {
+            "image_size": "img_size",
+            "patch": "patch_size",
+            "width": "embed_dim",
+            "depth": "depth",
+            "heads": "num_heads",
+            "mlp_ratio": "mlp_ratio",
+        },
+    ),
+}
+# Of no consequence to what a trained network computes, or not part of timm's networks.
+_NOT_NEEDED = (
+    *("parent", "name", "num_classes", "image_size", "image_channels", "mean", "std", "crop", "interpolation"),
+    *("dtype", "remat", "scan", "dropout", "drop_path", "narrow", "layer_scale", "taps"),
+)
+
+
+def create_model_call(name: str, network: Network, path: str | Path) -> str | None:
+    """Returns Python code that builds timm's counterpart of a network and loads its tensors from a file.
+
+    Dropout rates, which only training reads, are left out.
+
+    Args:
+      name: Name of the network; see `lfcc_jax.models.create`.
+      network: The network, with fields that may differ from the name's.
+      path: The file of its tensors, as `lfcc_jax.convert.files.write_safetensors` writes it.
+
+    Returns:
+      The call, or None if timm cannot build such a network.
+
+    Examples:
+      >>> print(create_model_call("resnet18", models.create("resnet18", 10, blocks=(1, 1, 1, 1)), "x.safetensors"))
+      timm.create_model("resnet18", num_classes=10, layers=(1, 1, 1, 1), checkpoint_path="x.safetensors")
+      >>> print(create_model_call("resnet18_32", models.create("resnet18_32", 10), "x.safetensors"))
+      None
+    """
+    bases, arguments = next(found for family, found in _FAMILIES.items() if isinstance(network, family))
+    full = models.full_name(name)
+    own = () if re.search(r"_(pico|nano|micro|femto)(_|$)|_32$", full) else (full,)
+    for base in (*own, *bases):
+        changed = _changed(network, models.create(base, network.num_classes, network.image_size))
+        if not changed.keys() <= arguments.keys():
+            continue
+        given = {"num_classes": network.num_classes}
+        if network.image_channels != 3:
+            given["in_chans"] = network.image_channels
+        if "image_size" in arguments:
+            given["img_size"] = network.image_size
+        given |= {arguments[field]: value for field, value in changed.items()}
+        listed = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        return f'timm.create_model("{base}", {listed}, checkpoint_path="{path}")'
+    return None
+
+
+def _changed(network: Network, base: Network) -> dict[str, object]:
+    """Returns the fields in which a network differs from another of its family, with timm's meaning of each."""
+    fields = [field.name for field in dataclasses.fields(network) if field.name not in _NOT_NEEDED]
+    ours, theirs = ({field: getattr(x, field) for field in fields} for x in (network, base))
+    if isinstance(network, ResNet):
+        for values in (ours, theirs):
+            values["stem_width"] = values["stem_width"] or values["widths"][0]
+            narrowing = 4 if values["block"] == "bottleneck" else 1  # timm's channels are those inside a block
+            values["widths"] = tuple(width // narrowing for width in values["widths"])
+    return {field: value for field, value in ours.items() if value != theirs[field]}
