@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
-# Runs a config on a Cloud TPU VM slice, on all its workers; after a preemption it makes a new slice and goes on.
+# Runs a config on all workers of a Cloud TPU VM slice; after a preemption, resumes on a new slice.
 #
 #   experiments/tpu_vm.sh NAME ZONE TYPE BUCKET -- --config=configs/imagenet.py:method=lfcc --config.epochs=1
 #
 # NAME    of the TPU; created (as spot, which may be taken back) if it is not there, and left running at the end
 # ZONE    for example us-west4-a
 # TYPE    for example v5litepod-16, which is the v5e 4x4 slice of experiments/results/tpu_compile.md
-# BUCKET  gs://... where the run lives, so that every worker, and the next slice, can go on with it
+# BUCKET  gs://BUCKET/DIRECTORY, the work directory, which every worker and the next slice can read and write
 #
-# Needs gcloud, logged in, with a project set. Data sets and teachers are read from gs:// too:
-#   --config.data.data_dir=gs://... --config.teacher.checkpoint=gs://...
+# Needs gcloud, logged in, with a project set. Teachers can be in the bucket: --config.teacher.checkpoint=gs://...
+# Data sets must be on the disk of every worker. A command in TPU_VM_SETUP runs on each of them before the run:
+#   TPU_VM_SETUP='gcloud storage rsync --recursive gs://BUCKET/tensorflow_datasets ~/tensorflow_datasets'
 set -euo pipefail
 
 if [[ $# -lt 6 || "$5" != "--" ]]; then
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+if [[ $4 != gs://?* ]]; then
+    echo "BUCKET must be gs://BUCKET/DIRECTORY, got '$4'" >&2
     exit 2
 fi
 if ! command -v gcloud > /dev/null; then
@@ -53,7 +58,8 @@ install() {
         # The images' own Python is too old; uv brings one.
         on_all 'mkdir -p lfcc_jax && tar -xzf lfcc_jax.tar.gz -C lfcc_jax && cd lfcc_jax &&
             curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing &&
-            ~/.local/bin/uv pip install --quiet ".[train]" "jax[tpu]" "etils[epath-gcs]"'
+            ~/.local/bin/uv pip install --quiet ".[train,gcs]" "jax[tpu]"' &&
+        if [[ -n ${TPU_VM_SETUP:-} ]]; then on_all "$TPU_VM_SETUP"; fi
 }
 
 while true; do
@@ -80,7 +86,7 @@ while true; do
             exit 1
             ;;
     esac
-    if install && on_all "cd lfcc_jax && .venv/bin/python -m lfcc_jax.main --distributed --workdir=$bucket $(printf '%q ' "$@")"; then
+    if install && on_all "cd lfcc_jax && .venv/bin/python -m lfcc_jax.main --distributed $(printf '%q ' "--workdir=$bucket" "$@")"; then
         exit 0
     fi
     sleep "$wait"

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from lfcc_jax import data, models
+from lfcc_jax import data, models, storage
 from lfcc_jax.data.resize import central_crop
 from lfcc_jax.errors import UserError, checked_arguments
 from lfcc_jax.training import pictures
@@ -98,9 +97,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     shapes = assembly.state_shapes()
     placement = weight_shardings(shapes, mesh)
     workdir = claim_workdir(workdir, config)
-    if (workdir / "summary.json").exists():
+    if storage.exists(workdir / "summary.json"):
         say(f"this run has ended already; its summary is in {workdir}")
-        return json.loads((workdir / "summary.json").read_text())
+        return storage.read_json(workdir / "summary.json")
     checkpoints = Checkpoints(workdir / "checkpoints")
     restored = checkpoints.restore(
         jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
@@ -229,8 +228,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     if jax.process_index() == 0:
         pictures.learning_curves(workdir / "learning_curves.png", rows)
         pictures.spectra(workdir / "spectra.png", contents)
-        (workdir / "spectra.json").write_text(json.dumps(contents, indent=2) + "\n")
-        (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        storage.write_json(workdir / "spectra.json", contents)
+        storage.write_json(workdir / "summary.json", summary)
     say(summary_table(summary))
     say(f"results written to {workdir}")
     return summary

@@ -11,12 +11,14 @@ they take 150 GB, and what is built of them as much again. The third needs neith
 
 import argparse
 import importlib.util
+import os
 import re
 import sys
 
 import tensorflow_datasets as tfds
 from etils import epath
 
+from lfcc_jax import storage
 from lfcc_jax.data.records import to_array_record
 from lfcc_jax.errors import UserError, unknown
 
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", help="for a copy in TFRecords: the directory to be made")
     given = parser.parse_args(arguments)
     try:
-        if given.data.startswith(("/", "~", ".", "gs://")) or epath.Path(given.data).expanduser().is_dir():
+        if given.data.startswith(("/", "~", ".")) or storage.is_remote(given.data) or os.path.isdir(given.data):
             if not given.out:
                 raise UserError("--out: missing; give the directory to be made")
             place = to_array_record(given.data, given.out)
@@ -55,6 +57,10 @@ def build(name: str, data_dir: str | None = None, manual_dir: str | None = None)
         raise UserError(f"{unknown('data set', name, _SOME)} TFDS has many more.")
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError('TFDS needs TensorFlow to encode images: pip install ".[tf]"')
+    if storage.is_remote(data_dir or ""):
+        raise UserError(
+            f"`--data-dir` must be on a local disk, since ArrayRecord cannot be written to a bucket, got '{data_dir}'"
+        )
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     try:
         config = tfds.download.DownloadConfig(manual_dir=manual_dir)

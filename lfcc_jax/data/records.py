@@ -3,13 +3,13 @@
 Both formats hold the same serialised examples, so they are copied as they are, and TensorFlow is not needed.
 """
 
-import json
 import struct
 from collections.abc import Callable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 
 # Before each record its length and a checksum of the length, after it a checksum of its bytes.
@@ -22,27 +22,32 @@ def to_array_record(
     """Writes a prepared data set's examples, in the same shards and order, into another directory.
 
     Args:
-      source: the directory that holds `dataset_info.json`.
-      target: made new, once all is written.
-      progress: is told of every shard.
+      source: Directory that contains `dataset_info.json`; it may be in a bucket.
+      target: Directory on a local disk, created once all is written.
+      progress: Called with a line about every shard.
 
     Returns:
       `target`.
 
     Raises:
-      UserError: if the source is no such directory, or not in TFRecord, or a shard is cut off (checksums are not looked
-        at); or if the target exists.
+      UserError: if the source is no such directory, or not in TFRecord, or a shard is cut off (checksums are not
+        verified); if the target exists, is in a bucket, or cannot be written.
     """
-    source, target = (epath.Path(path).expanduser().resolve() for path in (source, target))
-    if not (source / "dataset_info.json").exists():
+    if storage.is_remote(target):
+        raise UserError(
+            f"`--out` must be on a local disk, since ArrayRecord cannot be written to a bucket, got '{target}'"
+        )
+    source, target = storage.resolve(source, "data"), storage.resolve(target, "--out")
+    if not storage.exists(source / "dataset_info.json"):
         raise UserError(f"{source} has no dataset_info.json; give the directory of one version, for example .../5.1.0")
-    info = json.loads((source / "dataset_info.json").read_text())
+    info = storage.read_json(source / "dataset_info.json")
     if info.get("fileFormat", "tfrecord") != "tfrecord":
         raise UserError(f"{source} is in {info['fileFormat']} already; only TFRecord is converted")
     if target.exists():
         raise UserError(f"{target} exists already; give another directory")
+    storage.check_writable(target, "--out")
     partial = target.parent / f"{target.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(partial)
     splits = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
     total, done = sum(map(len, splits.values())), 0
     for split, lengths in splits.items():
@@ -61,21 +66,21 @@ def to_array_record(
             progress(f"{done}/{total} shards  {name}")
     for path in source.iterdir():
         if ".tfrecord-" not in path.name and path.name != "dataset_info.json":
-            path.copy(partial / path.name, overwrite=True)
-    info["fileFormat"] = "array_record"
-    (partial / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+            storage.write_bytes(partial / path.name, storage.read_bytes(path))
+    storage.write_json(partial / "dataset_info.json", info | {"fileFormat": "array_record"})
     partial.rename(target)
     return target
 
 
 def _copy(source: epath.Path, target: epath.Path) -> int:
-    # Groups of one record are what random access wants.
-    writer = ArrayRecordWriter(str(target), "group_size:1")
     count = 0
-    for record in _tfrecords(source):
-        writer.write(record)
-        count += 1
-    writer.close()
+    with storage.errors_in_one_line(f"cannot write {target}"):
+        # Groups of one record are what random access wants.
+        writer = ArrayRecordWriter(str(target), "group_size:1")
+        for record in _tfrecords(source):
+            writer.write(record)
+            count += 1
+        writer.close()
     return count
 
 

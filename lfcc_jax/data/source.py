@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from etils import epath
 
+from lfcc_jax import storage
 from lfcc_jax.data import noise
 from lfcc_jax.errors import UserError, unknown
 
@@ -41,7 +42,7 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
 
     Args:
       name: `digits`; the name of a data set prepared under `data_dir`; the path of a prepared directory, the one that
-        holds `dataset_info.json`, also `gs://...`; or `noise_100x32` for random images, of 100 classes and 32 pixels.
+        holds `dataset_info.json`; or `noise_100x32` for random images, of 100 classes and 32 pixels.
       split: in TFDS's notation, for example `test` or `train[:20%]`.
       data_dir: where prepared data sets lie; TFDS's own default if empty.
 
@@ -55,6 +56,12 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         if split not in _NOISE:
             raise unknown("split", split, _NOISE, f"data set '{name}'")
         return Source(noise.Noise(_NOISE[split], *sizes), *sizes, 3, name)
+    for key, path in (("name", name), ("data_dir", data_dir)):
+        if storage.is_remote(path):
+            raise UserError(
+                f"config.data.{key} must be on a local disk, since ArrayRecord cannot be read from a bucket, got "
+                f"'{path}'; copy it to the disk of every host: gcloud storage cp --recursive {path} DIRECTORY"
+            )
     builder = _builder(name, data_dir)
     base = re.match(r"\w*", split).group()
     if base not in (*builder.info.splits, "all"):

@@ -1,7 +1,6 @@
 """A trained network on disk: its variables, and a `network.json` that says which network they are of."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.network import Network
 from lfcc_jax.models.registry import create
@@ -23,11 +23,11 @@ def save(directory: epath.PathLike, variables: Any, description: Mapping[str, An
       description: the arguments of `models.create` (`name`, `num_classes`, `image_size`, `overrides`), and what else is
         worth knowing, as JSON.
     """
-    directory = epath.Path(directory)
+    directory = storage.resolve(directory)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / "variables", variables, force=True)
     if jax.process_index() == 0:
-        (directory / "network.json").write_text(json.dumps(description, indent=2) + "\n")
+        storage.write_json(directory / "network.json", description)
 
 
 def describe(path: epath.PathLike) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
     """
     about = _network_directory(path) / "network.json"
     try:
-        description = json.loads(about.read_text())
+        description = storage.read_json(about)
         overrides = description.get("overrides", {})
         if missing := [key for key in ("name", "num_classes", "image_size") if key not in description]:
             raise ValueError(f"it lacks {', '.join(missing)}")
@@ -94,10 +94,10 @@ def load_variables(path: epath.PathLike, network: Network, shardings: Any = None
 
 
 def _network_directory(path: epath.PathLike) -> epath.Path:
-    directory = epath.Path(path).expanduser().resolve()
-    if (directory / "student").exists():
+    directory = storage.resolve(path)
+    if storage.exists(directory / "student"):
         directory = directory / "student"
-    if not (directory / "network.json").exists():
+    if not storage.exists(directory / "network.json"):
         raise UserError(
             f"no finished network in {directory}: a run writes network.json and variables/ into <workdir>/student when "
             "it ends"

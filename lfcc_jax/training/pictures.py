@@ -1,5 +1,6 @@
 """Pictures of a run: its learning curves, and what frequencies the features of student and teacher contain."""
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from etils import epath
+
+from lfcc_jax import storage
 
 # Okabe and Ito's colours, which everybody can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -152,5 +155,6 @@ def _axes(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> 
 
 
 def _save(figure: matplotlib.figure.Figure, path: epath.Path) -> None:
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=150, format="png")
+    file = io.BytesIO()
+    figure.savefig(file, dpi=150, format="png")
+    storage.write_bytes(path, file.getvalue())

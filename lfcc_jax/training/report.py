@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from lfcc_jax import storage
+
 
 def say(text: str) -> None:
     """Prints a line at once, from the first process only."""
@@ -72,12 +74,7 @@ class MetricsWriter:
         if jax.process_index() != 0:
             return
         kept = [row for row in read_metrics(workdir) if 0 < step >= row["step"]]
-        self._text = "".join(json.dumps(row) + "\n" for row in kept)
-        partial = workdir / "metrics.jsonl.partial"
-        partial.write_text(self._text)
-        partial.replace(self._path)
-        # Objects in a bucket cannot be appended to; they are written anew, a few megabytes at most.
-        self._appends = "://" not in str(workdir)
+        storage.write_text(self._path, "".join(storage.to_json(row) + "\n" for row in kept))
         try:
             from clu.metric_writers import SummaryWriter
         except ImportError:  # no TensorFlow, or no tensorboard beside it
@@ -87,13 +84,7 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of `step`, at once."""
         if jax.process_index() == 0:
-            line = json.dumps({"step": step, **metrics}) + "\n"
-            if self._appends:
-                with self._path.open("a") as file:
-                    file.write(line)
-            else:
-                self._text += line
-                self._path.write_text(self._text)
+            storage.append_line(self._path, storage.to_json({"step": step, **metrics}))
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, dict(metrics))
             self._tensorboard.flush()

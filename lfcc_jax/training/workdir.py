@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import as_dict
 
@@ -19,17 +20,12 @@ def claim_workdir(workdir: epath.PathLike, config: Mapping[str, Any]) -> epath.P
     Raises:
       UserError: if another run lives there, with every value that differs.
     """
-    workdir = epath.Path(workdir).expanduser().resolve()
+    workdir = storage.resolve(workdir, "--workdir")
     path = workdir / "config.json"
     check_same_run(workdir, config)
-    if not path.exists() and jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir: {workdir} cannot be a directory: {error}") from error
-        partial = workdir / "config.json.partial"
-        partial.write_text(json.dumps(as_dict(config), indent=2) + "\n")
-        partial.rename(path)
+    if not storage.exists(path) and jax.process_index() == 0:
+        storage.make_directory(workdir)
+        storage.write_json(path, as_dict(config))
     return workdir
 
 
@@ -39,14 +35,14 @@ def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
     Raises:
       UserError: if another run lives there, with every value that differs.
     """
-    workdir = epath.Path(workdir).expanduser().resolve()
+    workdir = storage.resolve(workdir, "--workdir")
     path = workdir / "config.json"
-    if path.exists():
-        ours, theirs = json.loads(json.dumps(as_dict(config))), json.loads(path.read_text())
+    if storage.exists(path):
+        ours, theirs = json.loads(storage.to_json(as_dict(config))), storage.read_json(path)
         differ = [f"{key} is {there} there and {here} here" for key, there, here in _differences(theirs, ours)]
         if differ:
             raise UserError(f"{workdir} holds a different run: {'; '.join(differ)}. Give another --workdir.")
-    elif (workdir / "checkpoints").exists():
+    elif storage.exists(workdir / "checkpoints"):
         raise UserError(f"{workdir} holds checkpoints of an unknown run: config.json is missing")
 
 

@@ -1,6 +1,7 @@
 """The launcher of TPU slices, with a `gcloud` that only writes down what it is asked: no slice is at hand."""
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ esac
 """
 
 
-def launch(tmp_path, outcomes, *arguments):
+def launch(tmp_path, outcomes, *arguments, **environment):
     (tmp_path / "gcloud").write_text(GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     (tmp_path / "state").write_text("")
@@ -33,7 +34,7 @@ def launch(tmp_path, outcomes, *arguments):
     given = arguments or ("name", "zone", "v5litepod-16", "gs://b/run", "--", "--config=configs/digits.py:method=kd")
     done = subprocess.run(
         ["bash", SCRIPT, *given],
-        env=os.environ | {"PATH": path, "FAKE": str(tmp_path), "TPU_VM_WAIT": "0"},
+        env=os.environ | {"PATH": path, "FAKE": str(tmp_path), "TPU_VM_WAIT": "0"} | environment,
         cwd=SCRIPT.parents[1],
         capture_output=True,
         text=True,
@@ -51,6 +52,30 @@ def test_a_slice_is_made_and_the_run_started_on_all_workers(tmp_path):
     command = next(line for line in calls if "lfcc_jax.main" in line)
     assert "--worker=all" in command
     assert "--distributed --workdir=gs://b/run --config=configs/digits.py:method=kd" in command
+
+
+def test_arguments_reach_the_workers_as_they_were_given(tmp_path):
+    given = ["gs://b/a run;touch x", "--", "--config=c.py:method=kd", "--config.student.name=it's"]
+    done, _, calls = launch(tmp_path, ["ends"], "name", "zone", "v5litepod-16", *given)
+    assert done.returncode == 0, done.stderr
+    command = next(line for line in calls if "lfcc_jax.main" in line)
+    words = shlex.split(command[command.index("-m lfcc_jax.main") :])
+    assert words[2:] == ["--distributed", f"--workdir={given[0]}", *given[2:]]
+
+
+def test_setup_runs_on_all_workers_before_the_run(tmp_path):
+    done, _, calls = launch(tmp_path, ["ends"], TPU_VM_SETUP="fetch-data ~/tensorflow_datasets")
+    assert done.returncode == 0, done.stderr
+    setup, run = (next(i for i, line in enumerate(calls) if part in line) for part in ("fetch-data", "lfcc_jax.main"))
+    assert setup < run
+    assert "--worker=all --command=fetch-data ~/tensorflow_datasets" in calls[setup]
+
+
+def test_a_work_directory_outside_a_bucket_is_refused(tmp_path):
+    done, _, calls = launch(tmp_path, [], "name", "zone", "v5litepod-16", "runs/x", "--", "--config=c.py")
+    assert done.returncode == 2
+    assert done.stderr == "BUCKET must be gs://BUCKET/DIRECTORY, got 'runs/x'\n"
+    assert not calls
 
 
 def test_after_a_preemption_a_new_slice_goes_on(tmp_path):

@@ -1,0 +1,145 @@
+"""A run whose files are all in a bucket, of an emulator of Google Cloud Storage on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from matplotlib import image
+
+from lfcc_jax import convert, data, models, storage
+from lfcc_jax.convert.__main__ import main as convert_main
+from lfcc_jax.errors import UserError
+from lfcc_jax.train import train_and_evaluate
+from lfcc_jax.training.checkpoint import Checkpoints
+from lfcc_jax.training.report import read_metrics
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("google.cloud.storage")
+pytest.importorskip("gcp_storage_emulator")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bucket():
+    """`gs://bucket`, empty, which processes that a test starts see too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["gcp_storage_emulator", "start", f"--port={port}", "--default-bucket=bucket", "--in-memory", "--quiet"]
+    server = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs and google-cloud-storage
+        environment.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for the kind of bucket, by gRPC
+        began = time.monotonic()
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, "the emulator did not start"
+                assert time.monotonic() - began < 30, "the emulator does not answer"
+                time.sleep(0.1)
+        yield epath.Path("gs://bucket")
+    server.kill()
+    server.wait()
+
+
+def test_a_run_in_a_bucket_resumes_bit_for_bit_and_teaches(distilled, teacher_dir, bucket, tmp_path):
+    # Its teacher is in the bucket as well.
+    network, variables = models.load(teacher_dir)
+    models.save(bucket / "teacher", variables, models.describe(teacher_dir))
+    config = distilled(epochs=6)
+    config["teacher"] |= {"checkpoint": "gs://bucket/teacher"}
+    workdir = bucket / "runs" / "first"
+
+    (tmp_path / "config.py").write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config!r})\n"
+    )
+    command = ["lfcc_jax.main", f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
+        cwd=tmp_path,
+    ) as killed:
+        for line in killed.stdout:
+            if line.startswith("step 16/24"):
+                killed.send_signal(signal.SIGKILL)
+                break
+    assert killed.wait() == -signal.SIGKILL
+    assert not storage.exists(workdir / "summary.json")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    assert 8 <= checkpoints.latest_step <= 16
+    checkpoints.close()
+
+    summary = train_and_evaluate(config, str(workdir))
+    train_and_evaluate(config, tmp_path / "uninterrupted")
+    ours, theirs = (models.load(path)[1] for path in (workdir, tmp_path / "uninterrupted"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    with pytest.raises(AssertionError):  # they are not what they were at the start
+        start = models.create("resnet_pico", 10, 8, widths=(4, 4, 8, 8), image_channels=1)
+        jax.tree.map(np.testing.assert_array_equal, ours, start.init(jax.random.key(0), np.zeros((1, 8, 8, 1))))
+
+    # All that a run leaves is there, and nothing half-written or local.
+    names = {path.name for path in workdir.iterdir()}
+    left = {path.name for path in (tmp_path / "uninterrupted").iterdir()}
+    assert names == left - {"lock"}
+    assert json.loads(storage.read_text(workdir / "summary.json")) == json.loads(storage.to_json(summary))
+    rows, local_rows = read_metrics(workdir), read_metrics(epath.Path(tmp_path / "uninterrupted"))
+    assert [row["step"] for row in rows] == [row["step"] for row in local_rows]
+    for name in ("learning_curves.png", "spectra.png"):
+        with (workdir / name).open("rb") as file:
+            assert image.imread(file).ndim == 3
+    assert not os.path.exists("gs:")
+    assert not (tmp_path / "gs:").exists()
+
+    # The student is a network like any other.
+    assert train_and_evaluate(config, str(workdir)) == summary
+    convert_main(["--to-timm", "--checkpoint", str(workdir), "--out", str(tmp_path / "student.safetensors")])
+    state = convert.files.read_state_dict(tmp_path / "student.safetensors")
+    assert sum(np.size(x) for x in state.values()) >= summary["parameters"]
+
+
+def test_a_run_in_a_bucket_that_does_not_exist_is_refused(tiny):
+    with pytest.raises(UserError, match="`--workdir`: there is no bucket gs://no-bucket"):
+        train_and_evaluate(tiny(), "gs://no-bucket/run")
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys):
+    ...
+
+
+def test_storage_writes_whole_files_and_appends_in_a_bucket(bucket):
+    path = bucket / "files" / "x.txt"
+    assert not storage.exists(path)
+    storage.append_line(path, "1")
+    storage.append_line(path, "2")
+    assert storage.read_text(path) == "1\n2\n"
+    storage.write_text(path, "new")
+    assert storage.read_text(path) == "new"
+    assert storage.exists(path.parent)
+    assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
+    with pytest.raises(UserError, match="cannot write gs://no-bucket/x"):
+        storage.write_text(epath.Path("gs://no-bucket/x"), "")
+    with pytest.raises(UserError, match="cannot read gs://bucket/files/y"):
+        storage.read_text(bucket / "files" / "y")
+
+
+def test_a_bucket_that_cannot_be_reached_is_an_error_and_not_an_absent_file(monkeypatch):
+    ...
+
+
+def test_data_sets_in_a_bucket_are_refused():
+    for name, data_dir in (("gs://bucket/digits/1.0.0", ""), ("digits", "gs://bucket/tfds")):
+        with pytest.raises(UserError, match="ArrayRecord cannot be read from a bucket, got 'gs://bucket/"):
+            data.open_source(name, "test", data_dir)
