@@ -9,7 +9,7 @@ from lfcc_jax.errors import unknown
 from lfcc_jax.losses import ofa
 from lfcc_jax.methods.method import STAGES, Batch, BatchNorm, Method, TeacherOutput
 from lfcc_jax.models import Output
-from lfcc_jax.models.layers import trunc_normal
+from lfcc_jax.models.layers import LayerNorm, trunc_normal
 from lfcc_jax.models.vit import Block
 
 BRANCHES = ("convolution", "attention")
@@ -86,11 +86,9 @@ class AttentionExit(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         """Returns logits."""
         while x.shape[1] > self.size:
-            x = nn.Conv(2 * x.shape[-1], (2, 2), 2, "SAME", use_bias=False)(nn.LayerNorm(use_fast_variance=False)(x))
+            x = nn.Conv(2 * x.shape[-1], (2, 2), 2, "SAME", use_bias=False)(LayerNorm()(x))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         for b in range(self.blocks):
             width = tokens.shape[-1]
             tokens = Block(math.gcd(4, width), 4 * width, trunc_normal, name=f"block{b}")(tokens, train=True)
-        return nn.Dense(self.classes, name="head")(
-            nn.LayerNorm(use_fast_variance=False, name="norm")(tokens).mean(axis=1)
-        )
+        return nn.Dense(self.classes, name="head")(LayerNorm(name="norm")(tokens).mean(axis=1))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, PatchConv, kernel_init, layer_norm
+from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, PatchConv, kernel_init
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -32,7 +32,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="depthwise_conv",
         )(x)
-        y = layer_norm(1e-6, self.dtype, "norm")(y)
+        y = LayerNorm(1e-6, self.dtype, name="norm")(y)
         y = Mlp(int(width * self.mlp_ratio), self.kernel_init, dtype=self.dtype, name="mlp")(y, train)
         y = LayerScale(self.layer_scale, self.dtype, name="scale")(y)
         return x + DropPath()(y, drop_path, train)
@@ -69,15 +69,15 @@ class ConvNeXt(Network):
         features, done = {}, 0
         for s, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), start=1):
             if s > 1:
-                x = layer_norm(1e-6, self.dtype, f"stage{s}_down_norm")(x)
+                x = LayerNorm(1e-6, self.dtype, name=f"stage{s}_down_norm")(x)
             name, size = ("stem_conv", self.patch) if s == 1 else (f"stage{s}_down_conv", 2)
             x = PatchConv(width, size, init, dtype=self.dtype, name=name)(x)
             if s == 1:
-                x = layer_norm(1e-6, self.dtype, "stem_norm")(x)
+                x = LayerNorm(1e-6, self.dtype, name="stem_norm")(x)
             here = rates[done : done + depth]
             (x,) = stack(self, f"stage{s}_blocks", [block], here, x, train)
             features[f"stage{s}"], done = x, done + depth
-        x = layer_norm(1e-6, self.dtype, "norm")(x.mean(axis=(1, 2)))
+        x = LayerNorm(1e-6, self.dtype, name="norm")(x.mean(axis=(1, 2)))
         features["pooled"] = x
         return Output(self.classify(x, train, init), features)
 

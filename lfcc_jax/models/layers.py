@@ -247,6 +247,15 @@ class BatchNorm(nn.Module):
         return ((x - as_last(mean, x)) * as_last(factor, x) + as_last(bias, x)).astype(self.dtype)
 
 
-def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
-    """Returns a LayerNorm whose variance takes a second pass, as the one-pass variance cancels at large means."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm`, exact where the mean is large compared with the deviation.
+
+    Its one-pass variance E[x^2] - E[x]^2 cancels there; a second pass would read the data once more. A LayerNorm does
+    not depend on an offset of its input, so the first channel is subtracted from all of them.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+        """Returns `x` with zero mean and unit variance over the channels, scaled and shifted."""
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return super().__call__(x - jax.lax.stop_gradient(x[..., :1]))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.layers import DropPath, Mlp, layer_norm
+from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp
 from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
 # timm starts the biases of these layers at a millionth of a normal number, and not at zero as here.
@@ -26,11 +26,11 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens width"], train: bool, drop_path: Array | None = None
     ) -> Float[Array, "batch tokens width"]:
         """Returns the tokens, of the same shape."""
-        y = layer_norm(1e-6, self.dtype, "norm1")(x)
+        y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
         mlp = Mlp(self.token_hidden, _xavier, self.dropout, self.dtype, name="mlp_tokens")
         y = jnp.swapaxes(mlp(jnp.swapaxes(y, 1, 2), train), 1, 2)
         x = x + DropPath()(y, drop_path, train)
-        y = layer_norm(1e-6, self.dtype, "norm2")(x)
+        y = LayerNorm(1e-6, self.dtype, name="norm2")(x)
         y = Mlp(self.channel_hidden, _xavier, self.dropout, self.dtype, name="mlp_channels")(y, train)
         return x + DropPath()(y, drop_path, train)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, Mlp, PatchConv, kernel_init, layer_norm, patch_inits, trunc_normal
+from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, PatchConv, kernel_init, patch_inits, trunc_normal
 from lfcc_jax.models.network import IMAGENET, Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -117,12 +117,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
         """Returns maps of the shape of `x`, `[B, H, W, C]`."""
-        y = layer_norm(1e-5, self.dtype, "norm1")(x)
+        y = LayerNorm(1e-5, self.dtype, name="norm1")(x)
         attention = WindowAttention(
             self.heads, self.window, self.shift, self.kernel_init, self.dropout, self.dtype, name="attn"
         )
         x = x + DropPath()(attention(y, train), drop_path, train)
-        y = layer_norm(1e-5, self.dtype, "norm2")(x)
+        y = LayerNorm(1e-5, self.dtype, name="norm2")(x)
         y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.kernel_init, self.dropout, self.dtype, name="mlp")(y, train)
         return x + DropPath()(y, drop_path, train)
 
@@ -164,13 +164,13 @@ class Swin(Network):
         x = self.normalise(images)
         inits = patch_inits(self.narrow, self.patch**2 * self.image_channels)
         x = PatchConv(self.width, self.patch, *inits, dtype=self.dtype, name="patch_embed")(x)
-        x = layer_norm(1e-5, self.dtype, "patch_norm")(x)
+        x = LayerNorm(1e-5, self.dtype, name="patch_norm")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         features, done = {}, 0
         for s, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True), start=1):
             if s > 1:
                 x = merge_patches(x)
-                x = layer_norm(1e-5, self.dtype, f"stage{s}_merge_norm")(x)
+                x = LayerNorm(1e-5, self.dtype, name=f"stage{s}_merge_norm")(x)
                 width = self.width * 2 ** (s - 1)
                 merge = nn.Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=f"stage{s}_merge")
                 x = merge(x)
@@ -183,7 +183,7 @@ class Swin(Network):
             here = rates[done : done + depth]
             (x,) = stack(self, f"stage{s}_blocks", pair, here, x, train)
             features[f"stage{s}"], done = x, done + depth
-        x = layer_norm(1e-5, self.dtype, "norm")(x)
+        x = LayerNorm(1e-5, self.dtype, name="norm")(x)
         features["pooled"] = pooled = x.mean(axis=(1, 2))
         return Output(self.classify(pooled, train, init), features)
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import PatchConv, layer_norm
+from lfcc_jax.models.layers import LayerNorm, PatchConv
 from lfcc_jax.models.network import Network, Output
 from lfcc_jax.models.stack import drop_path_rates, stack
 
@@ -54,7 +54,7 @@ class TokenNetwork(Network):
 
     def norm(self) -> nn.Module:
         """Returns the last normalisation."""
-        return layer_norm(1e-6, self.dtype, "norm")
+        return LayerNorm(1e-6, self.dtype, name="norm")
 
     def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """Returns the vector that is classified: the mean of the tokens."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, Mlp, kernel_init, layer_norm, patch_inits, trunc_normal
+from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
 from lfcc_jax.models.network import IMAGENET
 from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
@@ -46,10 +46,10 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens width"], train: bool, drop_path: Array | None = None
     ) -> Float[Array, "batch tokens width"]:
         """Returns the tokens, of the same shape."""
-        y = layer_norm(1e-6, self.dtype, "norm1")(x)
+        y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
         y = Attention(self.heads, self.kernel_init, self.dropout, self.dtype, name="attn")(y, train)
         x = x + DropPath()(y, drop_path, train)
-        y = layer_norm(1e-6, self.dtype, "norm2")(x)
+        y = LayerNorm(1e-6, self.dtype, name="norm2")(x)
         y = Mlp(self.hidden, self.kernel_init, self.dropout, self.dtype, name="mlp")(y, train)
         return x + DropPath()(y, drop_path, train)
 

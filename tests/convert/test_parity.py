@@ -12,7 +12,7 @@ from random_weights import random_images, random_state_dict
 
 from lfcc_jax import convert, models
 from lfcc_jax.errors import UserError
-from lfcc_jax.models import layers
+from lfcc_jax.models import convnext, layers, mixer, swin, tokens, vit
 
 GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm.npz")
 TOLERANCE = 1e-5
@@ -66,8 +66,10 @@ def _tanh_gelu(monkeypatch):
 
 
 def _layer_norm_epsilon(monkeypatch):
-    right = nn.LayerNorm
-    monkeypatch.setattr(nn, "LayerNorm", lambda epsilon, **settings: right(epsilon=10 * epsilon, **settings))
+    for family in (convnext, mixer, swin, tokens, vit):
+        right = family.LayerNorm
+        wrong = lambda epsilon, dtype, name, right=right: right(10 * epsilon, dtype, name=name)  # noqa: E731
+        monkeypatch.setattr(family, "LayerNorm", wrong)
 
 
 def _batch_norm_epsilon(monkeypatch):

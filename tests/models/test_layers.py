@@ -112,8 +112,21 @@ def test_layer_norm_is_exact_at_a_large_mean():
         return np.abs(module.apply(module.init(jax.random.key(0), x), x) - expected).max()
 
     # The spacing of float32 numbers at 100 is 7.6e-6, or 7.6e-5 deviations.
-    assert error(layers.layer_norm(1e-5, jnp.float32, None)) < 3e-4
+    assert error(layers.LayerNorm(1e-5)) < 3e-4
     assert error(nn.LayerNorm(epsilon=1e-5)) > 0.1
+
+
+def test_layer_norm_equals_flax_forward_and_backward():
+    # The first channel is an outlier of a hundred deviations.
+    x = (2 * jax.random.normal(jax.random.key(0), (8, 16)) + 1).at[:, 0].add(200)
+    ours, plain = layers.LayerNorm(1e-5), nn.LayerNorm(1e-5, use_fast_variance=False)
+    variables = jax.tree.map(
+        lambda v: v + jax.random.uniform(jax.random.key(2), v.shape), plain.init(jax.random.key(1), x)
+    )
+    assert jax.tree.structure(variables) == jax.tree.structure(ours.init(jax.random.key(1), x))
+    assert_equal_to(
+        value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x), tolerance=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 6, 6, 16), (256, 16), (1, 16, 16, 16)])
@@ -162,7 +175,7 @@ def test_batch_norm_and_layer_norm_in_bfloat16_compute_in_float32():
     x = (jax.random.normal(jax.random.key(0), (8, 4, 4, 16)) + 3).astype(jnp.bfloat16)
     for module, axes in (
         (layers.BatchNorm(True, jnp.bfloat16), (0, 1, 2)),
-        (layers.layer_norm(1e-5, jnp.bfloat16, None), -1),
+        (layers.LayerNorm(1e-5, jnp.bfloat16), -1),
     ):
         y, _ = module.apply(module.init(jax.random.key(0), x), x, mutable=["batch_stats"])
         assert y.dtype == jnp.bfloat16
