@@ -127,11 +127,13 @@ def test_numbers_that_a_network_cannot_use_are_refused_by_the_name_of_their_tens
     state[name].flat[0] = value
     with pytest.raises(UserError, match=message):
         convert.from_timm("resnet18", state)
-    if np.issubdtype(state[name].dtype, np.floating):
-        variables = convert.from_timm("resnet18", state_of("resnet18"))
-        variables["batch_stats"]["stem_norm"]["mean"][3] = value if not value < 0 else np.nan
-        with pytest.raises(UserError, match="bn1.running_mean has 1 of 64 numbers"):
-            convert.to_timm("resnet18", variables)
+
+
+def test_a_network_with_nan_is_not_exported():
+    variables = convert.from_timm("resnet18", state_of("resnet18"))
+    variables["batch_stats"]["stem_norm"]["mean"][3] = np.nan
+    with pytest.raises(UserError, match="bn1.running_mean has 1 of 64 numbers"):
+        convert.to_timm("resnet18", variables)
 
 
 @pytest.mark.parametrize(("dtype", "numpy_dtype"), [("F16", np.float16), ("BF16", jax.numpy.bfloat16)])
