@@ -17,7 +17,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports
 
-$(VENV)/installed: pyproject.toml requirements.txt requirements-dev.txt requirements-tf.txt
+$(VENV)/installed: pyproject.toml requirements.txt requirements-dev.txt requirements-gcs.txt requirements-tf.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
 	touch $@

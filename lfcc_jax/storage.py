@@ -3,8 +3,10 @@
 import contextlib
 import importlib.util
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -201,6 +203,8 @@ def one_line(error: BaseException) -> str:
     """Returns the message of an exception as one line, its type if it has none."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # of TensorStore, which adds the path thrice
+        return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -219,6 +223,23 @@ def errors_in_one_line(failure: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"{failure}: {one_line(error)}") from error
+
+
+def drop_background_errors() -> None:
+    """Drops what Orbax, asyncio and gcsfs log about failures, hundreds of lines each: they raise the same as errors.
+
+    Call it where those errors are turned into one line, see `errors_in_one_line`.
+    """
+    for name in ("absl", "asyncio", "gcsfs"):
+        logging.getLogger(name).addFilter(_is_not_of_a_failed_write)  # adding it twice changes nothing
+
+
+def _is_not_of_a_failed_write(record: logging.LogRecord) -> bool:
+    if record.name == "absl":
+        return not ("/orbax/" in record.pathname and record.exc_info)
+    if record.name == "asyncio":
+        return "exception was never retrieved" not in str(record.msg)
+    return "out of retries" not in str(record.msg)
 
 
 def _require_gcs(name: str, path: str) -> None:

@@ -61,6 +61,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     """
     # -- The run and its devices ---------------------------------------------------------------------------------------
     run = read_config(config)
+    workdir = storage.resolve(workdir, "--workdir")
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
 
@@ -82,12 +83,13 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
     assembly = assemble(run, images)  # every name and key is looked at before a file is read
     if run.student.get("checkpoint"):
-        models.describe(run.student["checkpoint"])  # it is there; read once there is a state
+        models.describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))  # read below
     teacher = teacher_variables = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
         if not path:
             raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
+        path = storage.resolve(path, "config.teacher.checkpoint")
         teacher = teacher_network(run, images, made=models.describe(path))
         teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
         assembly = assemble(run, images, teacher)
@@ -96,7 +98,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- State: fresh or restored --------------------------------------------------------------------------------------
     shapes = assembly.state_shapes()
     placement = weight_shardings(shapes, mesh)
-    workdir = claim_workdir(workdir, config)
+    start = None
+    if path := run.student.get("checkpoint"):
+        start = models.load_variables(path, student, placement.student)
+    # All was accepted that can be before something is computed.
+    workdir = claim_workdir(workdir, config, sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes)))
     if storage.exists(workdir / "summary.json"):
         say(f"this run has ended already; its summary is in {workdir}")
         return storage.read_json(workdir / "summary.json")
@@ -111,8 +117,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         # Random numbers are slow to compile and drawn once: on a CPU, without optimisation in a third of the time.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(assembly.init, out_shardings=placement, compiler_options=options)(jax.random.key(run.seed))
-        if path := run.student.get("checkpoint"):
-            state = start_from(state, models.load_variables(path, student, placement.student))
+        if start is not None:
+            state = start_from(state, start)
+    del start  # its arrays would take memory beside the state's
     first_step = int(state.step)
     if splits.resident:
         batches = ResidentFeed(data.read_all(splits.train), batches, mesh, run.batch_size, run.log_every_steps)

@@ -24,7 +24,8 @@ def save(directory: epath.PathLike, variables: Any, description: Mapping[str, An
         worth knowing, as JSON.
     """
     directory = storage.resolve(directory)
-    with ocp.StandardCheckpointer() as checkpointer:
+    storage.drop_background_errors()
+    with storage.errors_in_one_line(f"cannot write {directory}"), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / "variables", variables, force=True)
     if jax.process_index() == 0:
         storage.write_json(directory / "network.json", description)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: its state and its data iterator, saved together."""
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.report import say
 
@@ -30,7 +32,9 @@ class Checkpoints:
             preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), best]),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        storage.drop_background_errors()
+        with storage.errors_in_one_line(f"cannot read {self._directory}"):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -47,7 +51,8 @@ class Checkpoints:
           metrics: of an evaluation at this step, if there was one.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
-        self._manager.save(step, args=args, metrics=metrics)
+        with self._save_errors():
+            self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, abstract_state: Any) -> tuple[Any, Any] | None:
         """Returns state and data of the newest checkpoint that can be read, or None if there is none at all.
@@ -83,11 +88,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        with self._save_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and stops the background threads."""
-        self._manager.close()
+        with self._save_errors():
+            self._manager.close()
 
     def reached_preemption(self, count: int) -> bool:
         """Returns whether any host of a multi-host run was told to stop; all hosts get the same answer.
@@ -96,6 +103,18 @@ class Checkpoints:
           count: how often this was asked; hosts agree on the one at which all of them say yes.
         """
         return self._manager.reached_preemption(count)
+
+    @contextlib.contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """Turns an error of this save, or of one before that was still being written, into one line."""
+        try:
+            yield
+        except Exception as error:
+            steps = []
+            with contextlib.suppress(Exception):  # the directory may be gone
+                steps = ocp.utils.checkpoint_steps(self._directory)
+            last = f"the last checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
+            raise UserError(f"cannot save to {self._directory}: {storage.one_line(error)}; {last}") from error
 
     def _set_aside(self, steps: Sequence[int], reasons: Sequence[str]) -> None:
         if not steps:

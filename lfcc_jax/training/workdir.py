@@ -11,19 +11,28 @@ from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import as_dict
 
+# Bytes that a checkpoint takes besides its arrays: their names, shapes, shardings and places in the files.
+_OVERHEAD = 1_000_000
 
-def claim_workdir(workdir: epath.PathLike, config: Mapping[str, Any]) -> epath.Path:
-    """Returns the work directory, made new or that of the same run.
 
-    Writes `config.json` into it, by which a directory is known as a run's.
+def claim_workdir(workdir: epath.PathLike, config: Mapping[str, Any], num_bytes: int = 0) -> epath.Path:
+    """Returns the work directory, created or that of the same run.
+
+    Writes `config.json` into it, which identifies the run.
+
+    Args:
+      workdir: Local directory or `gs://BUCKET/...`.
+      config: The run's config.
+      num_bytes: Size of a checkpoint. A new run does not start unless there is room for one.
 
     Raises:
-      UserError: if another run lives there, with every value that differs.
+      UserError: if another run lives there, with every value that differs; if it cannot be written.
     """
     workdir = storage.resolve(workdir, "--workdir")
     path = workdir / "config.json"
     check_same_run(workdir, config)
     if not storage.exists(path) and jax.process_index() == 0:
+        storage.check_writable(workdir, "--workdir", num_bytes + _OVERHEAD)
         storage.make_directory(workdir)
         storage.write_json(path, as_dict(config))
     return workdir

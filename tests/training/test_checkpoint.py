@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,3 +75,36 @@ def test_a_state_of_another_structure_is_no_damage_and_nothing_is_moved(tmp_path
     with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] .* can be read; the newest: "):
         checkpoints.restore({"v": abstract()["w"]})
     assert checkpoints.restore(abstract())[1] == {"next_index": 2}
+
+
+def test_saves_that_fail_are_one_line_with_the_last_step(tmp_path):
+    # Files above a limit fail like those on a full disk. In a process of its own, whose files stay limited.
+    program = f"""
+import resource
+import jax.numpy as jnp
+from lfcc_jax import models
+from lfcc_jax.errors import UserError
+from lfcc_jax.training.checkpoint import Checkpoints
+
+checkpoints = Checkpoints({str(tmp_path)!r} + "/checkpoints")
+state = {{"w": jnp.arange(20_000.0), "b": jnp.ones(3)}}
+checkpoints.save(1, state, {{}})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+for save in (
+    lambda: checkpoints.save(2, state, {{}}),
+    checkpoints.wait,
+    checkpoints.close,
+    lambda: models.save({str(tmp_path)!r} + "/student", state, {{}}),
+):
+    try:
+        save()
+    except UserError as error:
+        print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = found.stdout.splitlines()
+    assert f"cannot save to {tmp_path}/checkpoints: File too large; the last checkpoint is of step 1" in lines
+    assert lines[-1] == f"cannot write {tmp_path}/student: File too large"
+    assert len(lines) <= 4
+    assert not found.stderr

@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -55,8 +56,7 @@ def bucket():
 
 def test_a_run_in_a_bucket_resumes_bit_for_bit_and_teaches(distilled, teacher_dir, bucket, tmp_path):
     # Its teacher is in the bucket as well.
-    network, variables = models.load(teacher_dir)
-    models.save(bucket / "teacher", variables, models.describe(teacher_dir))
+    models.save(bucket / "teacher", models.load(teacher_dir)[1], models.describe(teacher_dir))
     config = distilled(epochs=6)
     config["teacher"] |= {"checkpoint": "gs://bucket/teacher"}
     workdir = bucket / "runs" / "first"
@@ -86,9 +86,6 @@ def test_a_run_in_a_bucket_resumes_bit_for_bit_and_teaches(distilled, teacher_di
     train_and_evaluate(config, tmp_path / "uninterrupted")
     ours, theirs = (models.load(path)[1] for path in (workdir, tmp_path / "uninterrupted"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    with pytest.raises(AssertionError):  # they are not what they were at the start
-        start = models.create("resnet_pico", 10, 8, widths=(4, 4, 8, 8), image_channels=1)
-        jax.tree.map(np.testing.assert_array_equal, ours, start.init(jax.random.key(0), np.zeros((1, 8, 8, 1))))
 
     # All that a run leaves is there, and nothing half-written or local.
     names = {path.name for path in workdir.iterdir()}
@@ -116,7 +113,23 @@ def test_a_run_in_a_bucket_that_does_not_exist_is_refused(tiny):
 
 
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys):
-    ...
+    directory = bucket / "runs" / "damaged_run" / "checkpoints"
+    state = {"w": jnp.arange(1000.0)}
+    checkpoints = Checkpoints(directory)
+    for step in (1, 2):
+        checkpoints.save(step, state, {"next_index": step})
+    checkpoints.close()
+    for file in (directory / "2" / "state" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[:10])
+    checkpoints = Checkpoints(directory)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored, data_state = checkpoints.restore(abstract)
+    checkpoints.close()
+    np.testing.assert_array_equal(restored["w"], state["w"])
+    assert data_state == {"next_index": 1}
+    assert "checkpoint 2" in capsys.readouterr().out
+    assert storage.exists(directory.parent / "damaged" / "2" / "state")
+    assert not storage.exists(directory / "2")
 
 
 def test_storage_writes_whole_files_and_appends_in_a_bucket(bucket):
@@ -133,10 +146,6 @@ def test_storage_writes_whole_files_and_appends_in_a_bucket(bucket):
         storage.write_text(epath.Path("gs://no-bucket/x"), "")
     with pytest.raises(UserError, match="cannot read gs://bucket/files/y"):
         storage.read_text(bucket / "files" / "y")
-
-
-def test_a_bucket_that_cannot_be_reached_is_an_error_and_not_an_absent_file(monkeypatch):
-    ...
 
 
 def test_data_sets_in_a_bucket_are_refused():
