@@ -115,8 +115,7 @@ def test_a_run_in_a_bucket_that_does_not_exist_is_refused(tiny):
         train_and_evaluate(tiny(), "gs://no-bucket/run")
 
 
-def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys):
-    ...
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys): ...
 
 
 def test_storage_writes_whole_files_and_appends_in_a_bucket(bucket):
@@ -135,8 +134,7 @@ def test_storage_writes_whole_files_and_appends_in_a_bucket(bucket):
         storage.read_text(bucket / "files" / "y")
 
 
-def test_a_bucket_that_cannot_be_reached_is_an_error_and_not_an_absent_file(monkeypatch):
-    ...
+def test_a_bucket_that_cannot_be_reached_is_an_error_and_not_an_absent_file(monkeypatch): ...
 
 
 def test_data_sets_in_a_bucket_are_refused():
