@@ -47,6 +47,7 @@ from lfcc_jax import main as cli
 from lfcc_jax import models
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.train import train_and_evaluate
+from lfcc_jax.training.assembly import check_blocks
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.workdir import check_same_run
 
@@ -124,8 +125,9 @@ def main() -> None:
 
     teachers = {r.workdir: r for r in (run("teacher", 0, pair) for pair in pairs)}
     students = [run(method, seed, pair) for seed in seeds for pair in pairs for method in methods]
-    for one in (*teachers.values(), *students):  # what will not do is said before anything is trained
-        read_config(one.config(module))
+    check_blocks(read_config(flags.FLAGS.config))
+    for one in (*teachers.values(), *students):  # fail before anything is trained
+        check_blocks(read_config(one.config(module)))
         _ended(one, module)
     if not jax.config.jax_compilation_cache_dir:
         # The seeds of a method share their programs; those are compiled once.

@@ -24,8 +24,9 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from lfcc_jax import main as cli
+from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import augmentation, noise
-from lfcc_jax.errors import UserError, checked_arguments, unknown
+from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.training.assembly import Assembly, Images, assemble
 from lfcc_jax.training.config import RunConfig, as_dict, read_config
 from lfcc_jax.training.evaluation import make_comparison_step
@@ -92,9 +93,9 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
       UserError: for a config or topology that will not do.
     """
     run, mesh, assembly, images, from_host = _built(config, topology)
-    settings = {"num_classes": images.num_classes, "size": images.size if from_host != images.size else 0}
-    settings |= run.data.get("augmentation", {})
-    augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation"))
+    sizes = {"num_classes": images.num_classes, "size": images.size if from_host != images.size else 0}
+    settings = run.data.get("augmentation") or {}
+    augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation", sizes))
     arguments = assembly.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
     began = time.monotonic()
     program = assembly.train_step(mesh, augment).lower(*arguments).compile()

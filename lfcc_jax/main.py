@@ -1,13 +1,15 @@
 """Command line: `python -m lfcc_jax.main --config=configs/digits.py --workdir=runs/digits`."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from lfcc_jax.errors import UserError
+from lfcc_jax.errors import UserError, shown
+from lfcc_jax.training.config import load_config, read_config
 from lfcc_jax.training.preemption import Preempted
 
 _DEFAULT = Path(__file__).parent.parent / "configs" / "digits.py"
@@ -23,13 +25,18 @@ def run(main: Callable[[], object]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if not any(re.match("--?config(=|$)", argument) for argument in argv):
+        argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
     try:
-        # Defined here and not above, because defining --config already reads the command line, and may fail.
-        config_flags.DEFINE_config_file("config", str(_DEFAULT), "What to run; --config.key=value changes a key.")
+        # Keys that the config file does not have are added; `read_config` and the functions that read a block know
+        # which of them exist.
+        new_keys = {"lock_config": False, "accept_new_attributes": True, "sys_argv": argv}
+        config_flags.DEFINE_config_file("config", None, "What to run; --config.key=value changes a key.", **new_keys)
+        flags.FLAGS["config"].parser = _ConfigParser(argv)
         flags.DEFINE_string("workdir", None, "Where the run lives. The same directory again goes on with it.")
         flags.DEFINE_bool("distributed", False, "This is one of several processes (TPU pod, Slurm, MPI).")
         rest = flags.FLAGS(argv)
-        getattr(flags.FLAGS.config, "seed", None)  # a config file that does not load fails here
+        read_config(flags.FLAGS.config)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         sys.exit(f"error: {_one_line(error)}")
     if len(rest) > 1:
@@ -37,15 +44,34 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
+class _ConfigParser(flags.ArgumentParser):
+    """Loads the config file, and adds to the config the blocks of the keys that `argv` sets, where it has none."""
+
+    def __init__(self, argv: list[str]):
+        self._keys = [match[1] for argument in argv if (match := re.match(r"--?config\.([^=]*)", argument))]
+
+    def parse(self, argument: str) -> ConfigDict:
+        """Returns the config."""
+        config = load_config(argument)
+        for key in self._keys:
+            block, *parents = config, *key.split(".")[:-1]
+            for depth, name in enumerate(parents, start=1):
+                if block.get(name) is None:
+                    block[name] = ConfigDict()
+                block = block[name]
+                if not isinstance(block, ConfigDict):
+                    place = ".".join(["config", *parents[:depth]])
+                    raise UserError(f"--config.{key}: {place} is {shown(block)}, not a block of settings")
+        return config
+
+
 def _one_line(error: BaseException) -> str:
-    what = "unknown config key: " if isinstance(error, AttributeError | KeyError) else ""
-    while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps its KeyErrors
-        error = error.args[0]
-    # It also puts the traceback of a config file into its message; what the file said comes last.
-    message = str(error.args[0] if error.args else error).split("UserError: ")[-1]
-    if "[Errno" in message:
-        message = "--config: " + message[message.index("[Errno") :]
-    return what + " ".join(message.split())
+    cause = error
+    while cause and not isinstance(cause, UserError):  # absl and ml_collections wrap what a parser raises
+        cause = cause.__cause__ or cause.__context__
+    if cause:
+        return str(cause)
+    return str(UserError(" ".join(str(error.args[0] if error.args else error).split())))
 
 
 def _guarded(main: Callable[[], object]) -> None:

@@ -12,10 +12,11 @@ from clu import parameter_overview
 from etils import epath
 
 from lfcc_jax import data, models, storage
+from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data.resize import central_crop
-from lfcc_jax.errors import UserError, checked_arguments
+from lfcc_jax.errors import UserError
 from lfcc_jax.training import pictures
-from lfcc_jax.training.assembly import Images, assemble, teacher_network
+from lfcc_jax.training.assembly import Images, assemble, count_steps, teacher_network
 from lfcc_jax.training.checkpoint import Checkpoints
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.evaluation import Evaluator
@@ -67,10 +68,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     # -- Images --------------------------------------------------------------------------------------------------------
     splits = data.open_splits(**checked_arguments(data.open_splits, run.data, "config.data"))
+    total_steps = count_steps(run, len(splits.train.examples))
     steps_per_epoch = data.steps_per_epoch(splits.train, run.batch_size)
-    if not steps_per_epoch:
-        raise UserError(f"config.batch_size: {run.batch_size} is more than the {len(splits.train.examples)} images")
-    total_steps = max(1, round(run.epochs * steps_per_epoch))
     if splits.resident:
         batches = data.train_numbers(splits.train, run.batch_size, seed=run.seed)
     else:

@@ -1,24 +1,7 @@
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 import pytest
 
-from lfcc_jax.errors import UserError, checked_arguments, unknown
-
-
-def function(a, b, c=3):
-    """Takes arguments."""
-
-
-def function_of_anything(a, **rest):
-    """Takes more."""
-
-
-def test_a_function_that_takes_anything_is_checked_for_what_it_needs():
-    assert checked_arguments(function_of_anything, {"a": 1, "x": 2}, "here") == {"a": 1, "x": 2}
-    with pytest.raises(UserError, match="here: missing a"):
-        checked_arguments(function_of_anything, {"x": 2}, "here")
+from lfcc_jax import methods, models
+from lfcc_jax.errors import UserError, shown, unknown
 
 
 def test_the_nearest_name_is_suggested_only_if_one_is_near():
@@ -26,57 +9,30 @@ def test_the_nearest_name_is_suggested_only_if_one_is_near():
     assert "did you mean" not in str(unknown("network", "xyz", ["vit", "resnet"]))
 
 
-def test_arguments_that_fit_are_returned():
-    assert checked_arguments(function, {"a": 1, "b": 2}, "here") == {"a": 1, "b": 2}
+def test_a_long_list_of_known_names_is_cut_with_the_nearest_names_first():
+    names = [f"network_{i}" for i in range(1000)]
+    message = str(unknown("network", "netwrk_987", names))
+    assert "did you mean 'network_987'? Known: network_987, " in message
+    assert message.endswith("... (1000 in all).")
+    assert len(message) < 500
 
 
-@pytest.mark.parametrize(
-    ("given", "message"), [({"a": 1, "b": 2, "d": 3}, "here: unknown key 'd'"), ({"c": 1}, "here: missing a, b")]
-)
-def test_arguments_that_do_not_fit_are_refused(given, message):
-    with pytest.raises(UserError, match=message):
-        checked_arguments(function, given, "here")
+@pytest.mark.parametrize("names", [models.list_models(), methods.list_methods()], ids=["models", "methods"])
+def test_an_unknown_name_of_any_kind_gets_one_line_of_at_most_700_characters(names):
+    for given in ("", "x", "resnet", "\n", "x" * 10**6, None, ["kd"], 10**5000):
+        message = str(unknown("name", given, names, "config.student.name"))
+        assert len(message) <= 700
+        assert "\n" not in message
 
 
-def typed(
-    number: float,
-    block: float | Mapping[str, Any] = 0.0,
-    flag: bool = False,
-    count: int | None = None,
-    pair: tuple[int, int] = (1, 2),
-    several: tuple = (),
-):
-    """Says what it takes."""
+def test_a_user_error_of_any_text_is_one_line_that_keeps_its_beginning_and_its_end():
+    message = str(UserError("config.x:\n" + "is wrong; " * 1000 + "\r\nGive another --workdir."))
+    assert message.startswith("config.x: is wrong; ")
+    assert message.endswith(" Give another --workdir.")
+    assert len(message.splitlines()) == 1
+    assert len(message) <= 700
 
 
-def test_values_of_the_types_that_are_asked_for_are_returned():
-    for given in (
-        {"number": 1},
-        {"number": np.float32(0.5), "count": np.int64(3)},
-        {
-            "number": 1.5,
-            "block": {"name": "cosine"},
-            "flag": True,
-            "count": None,
-            "pair": [3, 4],
-            "several": [5, "six"],
-        },
-    ):
-        assert checked_arguments(typed, given, "here") == given
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"number": "one"}, "here.number: 'one' will not do; a number will"),
-        ({"number": True}, "here.number: True will not do; a number will"),
-        ({"number": 1, "block": "cosine"}, "'cosine' will not do; a number or a block of names and values will"),
-        ({"number": 1, "flag": 1}, "here.flag: 1 will not do; true or false will"),
-        ({"number": 1, "count": 1.5}, "here.count: 1.5 will not do; a whole number or none will"),
-        ({"number": 1, "pair": (1, 2, 3)}, "here.pair: .1, 2, 3. will not do; a list of 2, each a whole number will"),
-        ({"number": 1, "several": 5}, "here.several: 5 will not do; a list will"),
-    ],
-)
-def test_values_of_other_types_are_refused(given, message):
-    with pytest.raises(UserError, match=message):
-        checked_arguments(typed, given, "here")
+def test_long_values_are_shown_shortened():
+    for value in ("x" * 10**6, list(range(10**5)), 10**5000, {str(i): i for i in range(1000)}):
+        assert len(shown(value)) <= 80

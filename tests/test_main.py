@@ -1,19 +1,24 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
+from lfcc_jax.errors import UserError
+from lfcc_jax.training.config import load_config
 
-def run(*arguments):
+
+def run(*arguments, **environment):
     command = [sys.executable, "-m", "lfcc_jax.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.epoch=3"], 'unknown config key: \'epoch\' Did you mean "epochs" instead of "epoch"?'),
+        (["--config.epoch=3"], "config: unknown key 'epoch'; did you mean 'epochs'? Known: batch_size, "),
         (["--config.epochs=many"], "could not convert string to float: 'many'"),
+        (["--config.seed.x=1"], "--config.seed.x: config.seed is 0, not a block of settings"),
         (["--config=configs/digitz.py"], "No such file or directory: 'configs/digitz.py'"),
         (["--config=configs/digits.py:method=lfc"], "unknown method 'lfc'; did you mean 'lfcc'? Known: "),
         (["--workdi=x"], "Unknown command line flag 'workdi'. Did you mean: workdir"),
@@ -21,7 +26,7 @@ def run(*arguments):
         ([], "--workdir: missing"),
     ],
 )
-def test_a_command_line_that_cannot_work_gets_one_line_and_status_1(arguments, message):
+def test_an_invalid_command_line_gets_one_line_and_status_1(arguments, message):
     done = run(*arguments)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -37,3 +42,74 @@ def test_an_input_that_fails_later_gets_one_line_too(tmp_path, data_dir):
     assert done.stderr.count("\n") == 1
     assert "unknown network 'resnt_pico'; did you mean 'resnet_pico'" in done.stderr
     assert not workdir.exists()
+
+
+def test_keys_that_the_config_file_does_not_have_can_be_set(tmp_path, data_dir):
+    # The last of them is refused, and so shows that the others were not.
+    settings = ["data.image_size=16", "student.dropout=0.5", "mesh.fsdp=1", "losses.crd.weight=1", "ema_decay=0.9"]
+    settings += ["losses.lfcc.grids=1,2", "data.augmentation.flip=true", "student.checkpoint=nowhere"]
+    arguments = [f"--config.{setting}" for setting in settings]
+    done = run(f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}", *arguments)
+    assert done.returncode == 1
+    assert "no finished network in" in done.stderr
+    assert "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("platform", ["bogus", "tpu", "cuda"])
+def test_a_platform_without_a_device_gets_one_line(tmp_path, platform):
+    done = run(f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS=platform)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: JAX_PLATFORMS={platform}: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# -- Config files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", "config.py, line 1: SyntaxError: invalid syntax"),
+        ("\nimport nowhere\n", "config.py, line 2: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config():\n    return {}['a']\n", "config.py, line 2: KeyError: 'a'"),
+        ("def get_config():\n    raise ValueError('two\\nlines')\n", "config.py, line 2: ValueError: two lines"),
+        ("def get_config():\n    raise OSError(13, 'no')\n", "config.py, line 2: PermissionError: [Errno 13] no"),
+        ("def get_config():\n    pass\n", "config.py: get_config() must return a ConfigDict or a dict, got None"),
+        ("def get_config():\n    return [1]\n", "config.py: get_config() must return a ConfigDict or a dict, got [1]"),
+        ("def get_config(argument):\n    return {}\n", "config.py: get_config takes an argument, got none"),
+        ("get_confg = dict\n", "config.py must define get_config()"),
+        ("\0", "config.py: "),
+        ("\xff", "config.py, line 1: SyntaxError: (unicode error)"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, text, message):
+    file = tmp_path / "config.py"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError) as error:
+        load_config(str(file))
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_no_config_file_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for path in ("", tmp_path, tmp_path / "config.json"):
+        with pytest.raises(UserError, match=r"must be a Python file that defines get_config\(\)"):
+            load_config(str(path))
+    (tmp_path / "config.py").write_text("def get_config():\n    return {}\n")
+    with pytest.raises(UserError, match="get_config takes no argument, got 'method=kd'"):
+        load_config(f"{tmp_path / 'config.py'}:method=kd")
+
+
+def test_a_config_file_may_return_a_dict_or_a_config_of_any_kind(tmp_path):
+    file = tmp_path / "config.py"
+    for kind in ("dict", "ConfigDict", "FrozenConfigDict"):
+        imports = "" if kind == "dict" else f"from ml_collections import {kind}\n"
+        file.write_text(f"{imports}\ndef get_config(a):\n    return {kind}({{'a': {{'b': a}}}})\n")
+        config = load_config(f"{file}:x")
+        config.a.c = 1
+        assert config.to_dict() == {"a": {"b": "x", "c": 1}}
+        file.unlink()

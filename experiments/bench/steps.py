@@ -39,8 +39,9 @@ import numpy as np
 
 from configs import imagenet
 from lfcc_jax import models
+from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import augmentation
-from lfcc_jax.errors import UserError, checked_arguments
+from lfcc_jax.errors import UserError
 from lfcc_jax.training.assembly import Images, assemble
 from lfcc_jax.training.config import as_dict, read_config
 from lfcc_jax.training.report import table

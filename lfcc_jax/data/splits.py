@@ -1,12 +1,13 @@
 """What a run reads, and what is done to it: the `data` block of a config."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from lfcc_jax.arguments import Between, checked_arguments
 from lfcc_jax.data import augmentation as augmentations
 from lfcc_jax.data.remembered import remembered
 from lfcc_jax.data.source import Source, open_source
-from lfcc_jax.errors import UserError, checked_arguments
+from lfcc_jax.errors import UserError
 
 
 class Splits(NamedTuple):
@@ -38,9 +39,9 @@ def open_splits(
     train_split: str = "train",
     test_split: str = "test",
     data_dir: str = "",
-    image_size: int = 0,
+    image_size: Annotated[int, Between(0, 8192)] = 0,
     augmentation: Mapping[str, Any] | None = None,
-    workers: int = 0,
+    workers: Annotated[int, Between(0, 256)] = 0,
     resident: bool = False,
 ) -> Splits:
     """Returns training and test data.
@@ -62,20 +63,21 @@ def open_splits(
     Raises:
       UserError: as `open_source`; for a key that is unknown, or a value that makes no sense.
     """
-    for key, value in (("image_size", image_size), ("workers", workers)):
-        if not isinstance(value, int) or value < 0:
-            raise UserError(f"config.data.{key}: {value} will not do; a whole number that is not negative will")
+    checked_arguments(open_splits, locals(), "config.data")
     train, test = open_source(name, train_split, data_dir), open_source(name, test_split, data_dir)
     if not image_size and not train.image_size:
         raise UserError(f"config.data.image_size: missing; the images of '{name}' vary in size, 224 is usual")
     if resident and not (train.image_size and test.image_size):
         raise UserError(f"config.data.resident: the images of '{name}' vary in size, and are cropped on the host")
-    given = dict(augmentation or {})
-    if given.keys() & {"size", "num_classes"}:
-        raise UserError("config.data.augmentation: size is config.data.image_size, and num_classes the data set's")
+    given = augmentation or {}
     resized = bool(image_size and train.image_size not in (0, image_size))
-    given |= {"num_classes": train.num_classes, "size": image_size if resized else 0}
-    augment = augmentations.create(**checked_arguments(augmentations.create, given, "config.data.augmentation"))
+    sizes = {"num_classes": train.num_classes, "size": image_size if resized else 0}
+    augment = augmentations.create(**checked_arguments(augmentations.create, given, "config.data.augmentation", sizes))
+    if augment.padding > (train.image_size or image_size):
+        raise UserError(
+            f"config.data.augmentation.padding must be at most the size of the images, {train.image_size or image_size}"
+            f" pixels, got {augment.padding}"
+        )
     scale = tuple(given.get("scale", (0.08, 1.0)))
     if not resident and not workers:  # those in device memory are read once anyway; processes share no memory
         train, test = remembered(train), remembered(test)

@@ -1,6 +1,7 @@
 """Distillation methods, one a file. A run adds up any number of them, each with a weight."""
 
-from lfcc_jax.errors import UserError, checked_arguments, unknown
+from lfcc_jax.arguments import checked_arguments
+from lfcc_jax.errors import unknown
 from lfcc_jax.methods.at import AT
 from lfcc_jax.methods.cc import CC
 from lfcc_jax.methods.crd import CRD
@@ -23,9 +24,9 @@ from lfcc_jax.methods.ttm import TTM
 from lfcc_jax.methods.vid import VID
 from lfcc_jax.methods.wttm import WTTM
 
-__all__ = ["Batch", "Method", "TeacherOutput", "create", "list_methods", "teach"]
+__all__ = ["METHODS", "Batch", "Method", "TeacherOutput", "create", "list_methods", "teach"]
 
-_METHODS = {
+METHODS = {
     "at": AT,
     "cc": CC,
     "crd": CRD,
@@ -48,39 +49,26 @@ _METHODS = {
     "wttm": WTTM,
 }
 
-# Settings that make sense in a range alone, whatever the method.
-_ABOVE_ZERO = ("draws", "exponent", "grids", "temperature", "width")
-_SHARES = ("label_smoothing", "momentum")
-
 
 def list_methods() -> list[str]:
     """Returns the names that `create` takes, sorted."""
-    return sorted(_METHODS)
+    return sorted(METHODS)
 
 
 def create(name: str, **settings: object) -> Method:
-    """Returns the method called `name`, a Linen module not yet initialised.
+    """Returns the method called `name`, a Linen module that is not initialized yet.
 
     Args:
-      name: one of `list_methods()`.
-      **settings: fields of the method's class.
+      name: One of `list_methods()`.
+      **settings: Fields of the method's class.
 
     Raises:
-      UserError: for an unknown name or setting, with the nearest one, or a value that makes no sense.
+      UserError: if the name or a setting is unknown (with the nearest one), or a value is out of bounds.
 
     Examples:
       >>> create("kd", temperature=4.0).temperature
       4.0
     """
-    if name not in _METHODS:
-        raise unknown("method", name, _METHODS)
-    method = _METHODS[name](**checked_arguments(_METHODS[name], settings, f"config.losses.{name}"))
-    for setting in settings:
-        value = settings[setting]
-        if setting in _ABOVE_ZERO and not min(value if isinstance(value, (tuple, list)) else (value,), default=0) > 0:
-            raise UserError(f"config.losses.{name}.{setting}: {value} will not do; it must be above zero")
-        if setting in _SHARES and not 0 <= value < 1:
-            raise UserError(f"config.losses.{name}.{setting}: {value} is not in [0, 1)")
-        if setting == "stages" and (not value or len(set(value)) < len(value)):
-            raise UserError(f"config.losses.{name}.stages: {value} will not do; it takes one or more, each once")
-    return method
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name](**checked_arguments(METHODS[name], settings, f"config.losses.{name}"))

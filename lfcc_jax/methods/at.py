@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from lfcc_jax.losses import at
-from lfcc_jax.methods.method import STAGES, Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import STAGES, Batch, Method, Stages, TeacherOutput
 from lfcc_jax.models import Output
 
 
@@ -14,7 +14,7 @@ class AT(Method):
       stages: the feature maps that are compared, by name.
     """
 
-    stages: tuple[str, ...] = STAGES
+    stages: Stages = STAGES
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `at` `[batch]`."""

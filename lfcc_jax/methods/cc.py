@@ -4,7 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from lfcc_jax.losses import cc
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Width
 from lfcc_jax.models import Output
 
 
@@ -15,7 +15,7 @@ class CC(Method):
       width: channels of the embeddings. Both are trained, the teacher's too, as in the published code.
     """
 
-    width: int = 128
+    width: Width = 128
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:

@@ -4,7 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from lfcc_jax.losses import info_nce
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Temperature, Width
 from lfcc_jax.models import Output
 
 
@@ -20,8 +20,8 @@ class CRD(Method):
       same_class: whether images of one class are told apart from each other; the authors' code does not.
     """
 
-    width: int = 128
-    temperature: float = 0.07
+    width: Width = 128
+    temperature: Temperature = 0.07
     same_class: bool = False
 
     @nn.compact

@@ -1,13 +1,16 @@
 """Contrastive representation distillation against a memory of the whole data set (Tian et al., 2020)."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.arguments import Between, HalfOpenFraction, NonNegative
 from lfcc_jax.losses import crd_nce
 from lfcc_jax.losses.numerics import unit
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Temperature, Width
 from lfcc_jax.models import Output
 
 
@@ -26,11 +29,11 @@ class CRDBank(Method):
       momentum: share of the old code in an image's new one.
     """
 
-    examples: int = 0
-    draws: int = 16384
-    width: int = 128
-    temperature: float = 0.07
-    momentum: float = 0.5
+    examples: Annotated[int, NonNegative] = 0
+    draws: Annotated[int, Between(1, 2**20)] = 16384
+    width: Width = 128
+    temperature: Temperature = 0.07
+    momentum: Annotated[float, HalfOpenFraction] = 0.5
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:

@@ -1,9 +1,10 @@
 """Cross-entropy with the true labels: the one method that needs no teacher."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Array
 
+from lfcc_jax.arguments import HalfOpenFraction
 from lfcc_jax.losses import cross_entropy
 from lfcc_jax.methods.method import Batch, Method, TeacherOutput
 from lfcc_jax.models import Output
@@ -17,7 +18,7 @@ class CrossEntropy(Method):
     """
 
     needs_teacher: ClassVar[bool] = False
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, HalfOpenFraction] = 0.0
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `cross_entropy` `[batch]`."""

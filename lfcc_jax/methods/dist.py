@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from lfcc_jax.losses import dist
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Temperature, Weight
 from lfcc_jax.models import Output
 
 
@@ -16,9 +16,9 @@ class DIST(Method):
       temperature: divides both networks' logits; 4 on CIFAR-100.
     """
 
-    beta: float = 1.0
-    gamma: float = 1.0
-    temperature: float = 1.0
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+    temperature: Temperature = 1.0
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `dist`, a scalar."""

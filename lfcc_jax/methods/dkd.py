@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from lfcc_jax.losses import dkd
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Temperature, Weight
 from lfcc_jax.models import Output
 
 
@@ -16,9 +16,9 @@ class DKD(Method):
       temperature: divides both networks' logits.
     """
 
-    alpha: float = 1.0
-    beta: float = 8.0
-    temperature: float = 4.0
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+    temperature: Temperature = 4.0
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `dkd` `[batch]`."""

@@ -5,7 +5,7 @@ from jaxtyping import Array
 
 from lfcc_jax.losses import hcl
 from lfcc_jax.losses.features import match_sizes
-from lfcc_jax.methods.method import STAGES, Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import STAGES, Batch, Method, Stages, TeacherOutput
 from lfcc_jax.models import Output
 
 
@@ -18,7 +18,7 @@ class HCL(Method):
       stages: the feature maps that are compared, by name.
     """
 
-    stages: tuple[str, ...] = STAGES
+    stages: Stages = STAGES
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from lfcc_jax.losses import kd, standardise_logits
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Temperature
 from lfcc_jax.models import Output
 
 
@@ -16,7 +16,7 @@ class KD(Method):
         `lfcc_jax.losses.standardise_logits`. Its authors use temperature 2 and weight 9 then.
     """
 
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     standardise: bool = False
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:

@@ -1,16 +1,18 @@
 """LFCC as rebuilt here: low-frequency codes of four stages, and a contrast between the images of a batch."""
 
 import functools
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lfcc_jax.errors import unknown
+from lfcc_jax.arguments import Between, Distinct
 from lfcc_jax.losses import lfcc_init, lfcc_loss
-from lfcc_jax.losses.lfcc import LFCC_KINDS
-from lfcc_jax.methods.method import STAGES, Batch, Method, TeacherOutput
+from lfcc_jax.losses.contrastive import NEGATIVES
+from lfcc_jax.losses.lfcc import LFCC_KINDS, PROJECTORS
+from lfcc_jax.methods.method import STAGES, Batch, Method, Stages, TeacherOutput, Temperature, Width
 from lfcc_jax.models import Output
 
 
@@ -30,21 +32,19 @@ class LFCC(Method):
         gathered at once; left to itself, XLA gathers each of them.
     """
 
-    stages: tuple[str, ...] = STAGES
-    kind: str = "box"
-    grids: tuple[int, ...] = (1, 2, 4)
-    width: int = 128
-    projector: str = "both"
-    temperature: float = 0.1
-    negatives: str = "teacher"
+    stages: Stages = STAGES
+    kind: Literal[LFCC_KINDS] = "box"
+    grids: Annotated[tuple[Annotated[int, Between(1, 256)], ...], Distinct] = (1, 2, 4)
+    width: Width = 128
+    projector: Literal[PROJECTORS] = "both"
+    temperature: Temperature = 0.1
+    negatives: Literal[NEGATIVES] = "teacher"
     standardise: bool = True
     mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `lfcc` `[batch]`."""
-        if self.kind not in LFCC_KINDS:
-            raise unknown("filter kind", self.kind, LFCC_KINDS, "config.losses.lfcc.kind")
         maps = self.maps(self.stages, student, teacher)
         ours, theirs = ({stage: pair[i] for stage, pair in maps.items()} for i in (0, 1))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]

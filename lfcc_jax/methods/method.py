@@ -1,12 +1,13 @@
 """What a distillation method is: trainable heads and losses, between any two networks."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array
 
+from lfcc_jax.arguments import Between, Distinct, NonNegative
 from lfcc_jax.errors import unknown
 from lfcc_jax.models import Network, Output
 
@@ -73,6 +74,13 @@ class Method(nn.Module):
 
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+# Settings that several methods have, with their bounds.
+Stages = Annotated[tuple[str, ...], Distinct]
+Width = Annotated[int, Between(1, 16384)]
+Temperature = Annotated[float, Between(1e-3, 1e3)]
+Exponent = Annotated[float, Between(1e-3, 1e3)]
+Weight = Annotated[float, NonNegative]
 
 
 class BatchNorm(nn.Module):

@@ -1,18 +1,26 @@
 """One for all: the student's stages predict classes themselves, and learn them from the teacher (Hao et al., 2023)."""
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from lfcc_jax.errors import unknown
 from lfcc_jax.losses import ofa
-from lfcc_jax.methods.method import STAGES, Batch, BatchNorm, Method, TeacherOutput
+from lfcc_jax.methods.method import (
+    STAGES,
+    Batch,
+    BatchNorm,
+    Exponent,
+    Method,
+    Stages,
+    TeacherOutput,
+    Temperature,
+    Weight,
+)
 from lfcc_jax.models import Output
 from lfcc_jax.models.layers import LayerNorm, trunc_normal
 from lfcc_jax.models.vit import Block
-
-BRANCHES = ("convolution", "attention")
 
 
 class OFA(Method):
@@ -31,17 +39,15 @@ class OFA(Method):
       exit_weight: of the exits' losses, summed, over that of the logits.
     """
 
-    stages: tuple[str, ...] = STAGES
-    branch: str = "convolution"
-    exponent: float = 1.0
-    temperature: float = 1.0
-    exit_weight: float = 1.0
+    stages: Stages = STAGES
+    branch: Literal["convolution", "attention"] = "convolution"
+    exponent: Exponent = 1.0
+    temperature: Temperature = 1.0
+    exit_weight: Weight = 1.0
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `ofa` and `ofa_exits`, both `[batch]`."""
-        if self.branch not in BRANCHES:
-            raise unknown("branch", self.branch, BRANCHES, "config.losses.ofa.branch")
 
         def loss(logits: Array) -> Array:
             settings = {"exponent": self.exponent, "temperature": self.temperature}

@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from lfcc_jax.losses import rkd
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Weight
 from lfcc_jax.models import Output
 
 
@@ -15,8 +15,8 @@ class RKD(Method):
       angle_weight: of the angles.
     """
 
-    distance_weight: float = 25.0
-    angle_weight: float = 50.0
+    distance_weight: Weight = 25.0
+    angle_weight: Weight = 50.0
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `rkd` `[batch]`."""

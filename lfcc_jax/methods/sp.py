@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from lfcc_jax.losses import sp
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Method, Stages, TeacherOutput
 from lfcc_jax.models import Output
 
 
@@ -14,7 +14,7 @@ class SP(Method):
       stages: the feature maps that are compared, by name.
     """
 
-    stages: tuple[str, ...] = ("stage4",)
+    stages: Stages = ("stage4",)
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `sp` `[batch]`."""

@@ -3,7 +3,7 @@
 from jaxtyping import Array
 
 from lfcc_jax.losses import ttm
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import Batch, Exponent, Method, TeacherOutput
 from lfcc_jax.models import Output
 
 
@@ -14,7 +14,7 @@ class TTM(Method):
       exponent: of the teacher's probabilities, the inverse of its temperature.
     """
 
-    exponent: float = 0.2
+    exponent: Exponent = 0.2
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
         """Returns `ttm` `[batch]`."""

@@ -4,7 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from lfcc_jax.losses import vid, vid_scale_init
-from lfcc_jax.methods.method import STAGES, Batch, Method, TeacherOutput
+from lfcc_jax.methods.method import STAGES, Batch, Method, Stages, TeacherOutput
 from lfcc_jax.models import Output
 
 
@@ -15,7 +15,7 @@ class VID(Method):
       stages: the feature maps that are compared, by name.
     """
 
-    stages: tuple[str, ...] = STAGES
+    stages: Stages = STAGES
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:

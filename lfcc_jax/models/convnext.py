@@ -1,13 +1,14 @@
 """ConvNeXt (Liu et al., A ConvNet for the 2020s, 2022), as in timm."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.arguments import Length
 from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, PatchConv, kernel_init
-from lfcc_jax.models.network import IMAGENET, Network, Output
+from lfcc_jax.models.network import IMAGENET, Depth, Dropout, InitialScale, Network, Output, Patch, Ratio, Width
 from lfcc_jax.models.stack import drop_path_rates, stack
 
 
@@ -51,13 +52,13 @@ class ConvNeXt(Network):
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
 
-    widths: tuple[int, ...] = (96, 192, 384, 768)
-    depths: tuple[int, ...] = (3, 3, 9, 3)
-    patch: int = 4
-    mlp_ratio: float = 4.0
-    layer_scale: float = 1e-6
+    widths: Annotated[tuple[Width, ...], Length(4)] = (96, 192, 384, 768)
+    depths: Annotated[tuple[Depth, ...], Length(4)] = (3, 3, 9, 3)
+    patch: Patch = 4
+    mlp_ratio: Ratio = 4.0
+    layer_scale: InitialScale = 1e-6
     narrow: bool = False
-    drop_path: float = 0.0
+    drop_path: Dropout = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:

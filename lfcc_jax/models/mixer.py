@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp
+from lfcc_jax.models.network import Ratio
 from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
 # timm starts the biases of these layers at a millionth of a normal number, and not at zero as here.
@@ -43,8 +44,8 @@ class Mixer(TokenNetwork):
       channel_ratio: hidden width of the MLP across channels over `width`.
     """
 
-    token_ratio: float = 0.5
-    channel_ratio: float = 4.0
+    token_ratio: Ratio = 0.5
+    channel_ratio: Ratio = 4.0
 
     def block(self) -> Block:
         """Returns one block, detached."""

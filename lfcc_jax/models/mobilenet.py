@@ -1,11 +1,12 @@
 """MobileNetV2 (Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018), as in timm."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.arguments import Between
 from lfcc_jax.models.layers import BatchNorm, conv, uniform_init
 from lfcc_jax.models.network import IMAGENET, Network, Output
 
@@ -64,7 +65,7 @@ class MobileNetV2(Network):
       small: for images of tens of pixels: the first convolution and the second group keep the size.
     """
 
-    multiplier: float = 1.0
+    multiplier: Annotated[float, Between(0.01, 64)] = 1.0
     small: bool = False
 
     @nn.compact

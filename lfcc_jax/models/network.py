@@ -1,12 +1,22 @@
 """What every network of the zoo shares: its calling convention, its normalisation, and what is known before it runs."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.arguments import (
+    AtMost,
+    Between,
+    Bound,
+    Fraction,
+    HalfOpenFraction,
+    Nonempty,
+    NonNegative,
+    Positive,
+)
 from lfcc_jax.errors import UserError
 
 
@@ -31,6 +41,23 @@ class Output(NamedTuple):
     features: dict[str, Array]
 
 
+# Fields that several families have, with their bounds.
+Width = Annotated[int, Between(1, 16384)]
+Depth = Annotated[int, Between(1, 512)]
+Heads = Annotated[int, Between(1, 512)]
+Patch = Annotated[int, Between(1, 256)]
+Ratio = Annotated[float, Between(0.01, 64)]
+Dropout = Annotated[float, HalfOpenFraction]
+InitialScale = Annotated[float, NonNegative]
+
+
+def _is_dtype(value: Any) -> bool:
+    try:
+        return jnp.dtype(value).name in ("float32", "bfloat16", "float64")
+    except TypeError:
+        return False
+
+
 class Network(nn.Module):
     """Base of all networks: `logits, features = model.apply(variables, images, train=False)`.
 
@@ -51,15 +78,15 @@ class Network(nn.Module):
       scan: compiles equal blocks as one loop, which changes no parameter and no result; not where BatchNorm is.
     """
 
-    num_classes: int
-    image_size: int
-    image_channels: int = 3
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    crop: float = 1.0
-    interpolation: str = "bicubic"
-    dtype: Any = jnp.float32
-    dropout: float = 0.0
+    num_classes: Annotated[int, Between(1, 10**7)]
+    image_size: Annotated[int, Between(1, 8192)]
+    image_channels: Annotated[int, Between(1, 1024)] = 3
+    mean: Annotated[tuple[Annotated[float, Fraction], ...], Nonempty] = (0.5,)
+    std: Annotated[tuple[Annotated[float, Positive], ...], Nonempty] = (0.5,)
+    crop: Annotated[float, Positive, AtMost(1)] = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    dtype: Annotated[Any, Bound("'float32', 'bfloat16' or 'float64'", _is_dtype)] = jnp.float32
+    dropout: Dropout = 0.0
     remat: bool = False
     scan: bool = False
 

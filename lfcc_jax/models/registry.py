@@ -1,10 +1,17 @@
 """The registry of named variants: every network of the zoo, by timm's name or a shorter one."""
 
-from lfcc_jax.errors import UserError, checked_arguments, unknown
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax.numpy as jnp
+
+from lfcc_jax.arguments import check_value, checked_arguments, signature
+from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import convnext, mixer, mobilenet, resmlp, resnet, swin, vit
 from lfcc_jax.models.network import Network
 
-_VARIANTS = {
+VARIANTS = {
     name: variant
     for family in (convnext, mixer, mobilenet, resmlp, resnet, swin, vit)
     for name, variant in family.VARIANTS.items()
@@ -31,7 +38,7 @@ _SHORT = {
 
 def list_models() -> list[str]:
     """Returns the full names that `create` takes, sorted."""
-    return sorted(_VARIANTS)
+    return sorted(VARIANTS)
 
 
 def create(name: str, num_classes: int, image_size: int | None = None, **overrides: object) -> Network:
@@ -47,8 +54,8 @@ def create(name: str, num_classes: int, image_size: int | None = None, **overrid
       A Linen module with the calling convention of `Network`.
 
     Raises:
-      UserError: for an unknown name or field, with the nearest one; if no image size is given and the
-        name has none.
+      UserError: if the name or a field is unknown (with the nearest one), a value is out of bounds, or no image size is
+        given and the name has none.
 
     Examples:
       >>> model = create("vit_nano", num_classes=10, image_size=8, image_channels=1)
@@ -57,40 +64,43 @@ def create(name: str, num_classes: int, image_size: int | None = None, **overrid
       >>> create("swin_tiny", num_classes=1000).feature_info()["stage1"]
       FeatureInfo(height=56, width=56, channels=96)
     """
+    sizes = {"num_classes": num_classes} | ({} if image_size is None else {"image_size": image_size})
+    check_value(name, str, "name")
+    return configured(name, name, overrides | sizes)
+
+
+def configured(
+    where: str,
+    name: str,
+    fields: Mapping[str, Any],
+    set_by_run: Mapping[str, Any] = MappingProxyType({}),
+    read_by_caller: Mapping[str, Any] = MappingProxyType({}),
+) -> Network:
+    """Returns the network that a config block describes; see `create`.
+
+    Args:
+      where: What to call the block in error messages, for example "config.student".
+      name: As for `create`.
+      fields: Fields of the network's class that differ from the named variant.
+      set_by_run: As for `checked_arguments`.
+      read_by_caller: As for `checked_arguments`.
+
+    Raises:
+      UserError: as `create`.
+    """
+    check_value(name, str, f"{where}.name")
     full = full_name(name)
-    if full not in _VARIANTS:
-        raise unknown("network", name, [*_VARIANTS, *_SHORT])
-    family, fields = _VARIANTS[full]
-    given = fields | {"num_classes": num_classes} | overrides
-    if image_size is not None:
-        given["image_size"] = image_size
-    if "image_size" not in given:
+    if full not in VARIANTS:
+        raise unknown("network", name, [*VARIANTS, *_SHORT])
+    family, variant = VARIANTS[full]
+    variant = {key: value for key, value in variant.items() if key not in set_by_run}
+    if "image_size" not in {**variant, **fields, **set_by_run}:
         raise UserError(f"network '{name}' is made for images of any size: give image_size, in pixels")
-    network = family(**checked_arguments(family, given, f"network '{name}'"))
-    _check(network, f"network '{name}'")
-    return network
+    check_value(set_by_run.get("image_size", 1), signature(family)["image_size"].annotation, "the size of the images")
+    arguments = checked_arguments(family, {**variant, **fields}, where, set_by_run, read_by_caller)
+    return family(**arguments | {"dtype": jnp.dtype(arguments.get("dtype", jnp.float32))})
 
 
 def full_name(name: str) -> str:
     """Returns the name with patch, window and image size that a short one stands for; every other as it is."""
     return _SHORT.get(name, name)
-
-
-def _check(network: Network, where: str) -> None:
-    for field in ("num_classes", "image_size", "image_channels"):
-        value = getattr(network, field)
-        if value < 1:
-            raise UserError(f"{where}: {field}={value!r} will not do; a whole number above zero will")
-    for field in ("dropout", "drop_path"):
-        if not 0 <= getattr(network, field, 0.0) < 1:
-            raise UserError(f"{where}: {field}={getattr(network, field)} is not in [0, 1)")
-    for field in ("widths", "depths", "blocks", "heads", "strides"):
-        value = getattr(network, field, None)
-        if isinstance(value, tuple | list) and len(value) != 4:
-            raise UserError(f"{where}: {field} has a number for each of four stages; got {value}")
-    if not all(value > 0 for value in network.std):
-        raise UserError(f"{where}: std={network.std} will not do; numbers above zero will")
-    if not 0 < network.crop <= 1:
-        raise UserError(f"{where}: crop={network.crop} is not in (0, 1]")
-    if network.interpolation not in ("bilinear", "bicubic"):
-        raise unknown("interpolation", network.interpolation, ("bilinear", "bicubic"), where)

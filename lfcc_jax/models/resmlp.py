@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, as_last
-from lfcc_jax.models.network import IMAGENET
+from lfcc_jax.models.network import IMAGENET, InitialScale, Ratio
 from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
 _xavier = nn.initializers.xavier_uniform()
@@ -57,8 +57,8 @@ class ResMLP(TokenNetwork):
       layer_scale: initial value of both layer scales of each block.
     """
 
-    mlp_ratio: float = 4.0
-    layer_scale: float = 1e-4
+    mlp_ratio: Ratio = 4.0
+    layer_scale: InitialScale = 1e-4
 
     def block(self) -> Block:
         """Returns one block, detached."""

@@ -1,15 +1,16 @@
 """Residual networks (He et al., Deep Residual Learning for Image Recognition, 2016), as in timm and torchvision."""
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.arguments import Between, Length
+from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import BatchNorm, StemConv, conv, uniform_init
-from lfcc_jax.models.network import IMAGENET, Network, Output
+from lfcc_jax.models.network import IMAGENET, Depth, Network, Output, Width
 
 
 class BasicBlock(nn.Module):
@@ -75,18 +76,16 @@ class ResNet(Network):
         stride 2.
     """
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    blocks: tuple[int, ...] = (2, 2, 2, 2)
-    strides: tuple[int, ...] = (1, 2, 2, 2)
-    block: str = "basic"
-    stem_width: int = 0
+    widths: Annotated[tuple[Width, ...], Length(4)] = (64, 128, 256, 512)
+    blocks: Annotated[tuple[Depth, ...], Length(4)] = (2, 2, 2, 2)
+    strides: Annotated[tuple[Annotated[int, Between(1, 8)], ...], Length(4)] = (1, 2, 2, 2)
+    block: Literal["basic", "bottleneck"] = "basic"
+    stem_width: Annotated[int, Between(0, 16384)] = 0
     small: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
         """Returns logits and features; see `Output`."""
-        if self.block not in _BLOCKS:
-            raise unknown("block", self.block, _BLOCKS)
         if self.block == "bottleneck" and any(width % 4 for width in self.widths):
             raise UserError(f"widths of bottleneck blocks must be multiples of 4, got {tuple(self.widths)}")
         block = nn.remat(_BLOCKS[self.block], static_argnums=(2,)) if self.remat else _BLOCKS[self.block]

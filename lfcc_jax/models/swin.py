@@ -1,7 +1,7 @@
 """Swin Transformer (Liu et al., Hierarchical Vision Transformer using Shifted Windows, 2021), as in timm."""
 
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, PatchConv, kernel_init, patch_inits, trunc_normal
-from lfcc_jax.models.network import IMAGENET, Network, Output
+from lfcc_jax.models.network import IMAGENET, Depth, Dropout, Heads, Network, Output, Patch, Ratio, Width
 from lfcc_jax.models.stack import drop_path_rates, stack
 
 # What timm adds to the logit of a pair of tokens that were not neighbours before the shift.
@@ -141,14 +142,14 @@ class Swin(Network):
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
 
-    patch: int = 4
-    width: int = 96
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    heads: tuple[int, ...] = (3, 6, 12, 24)
-    window: int = 7
-    mlp_ratio: float = 4.0
+    patch: Patch = 4
+    width: Width = 96
+    depths: Annotated[tuple[Depth, ...], Length(4)] = (2, 2, 6, 2)
+    heads: Annotated[tuple[Heads, ...], Length(4)] = (3, 6, 12, 24)
+    window: Annotated[int, Between(1, 256)] = 7
+    mlp_ratio: Ratio = 4.0
     narrow: bool = False
-    drop_path: float = 0.0
+    drop_path: Dropout = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:

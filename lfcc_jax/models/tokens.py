@@ -1,13 +1,14 @@
 """What networks of patch tokens share: ViT, MLP-Mixer and ResMLP differ in their blocks and in what is classified."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from lfcc_jax.arguments import Length
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import LayerNorm, PatchConv
-from lfcc_jax.models.network import Network, Output
+from lfcc_jax.models.network import Depth, Dropout, Network, Output, Patch, Width
 from lfcc_jax.models.stack import drop_path_rates, stack
 
 # The benchmark's stages of a network of twelve blocks end after these.
@@ -25,11 +26,11 @@ class TokenNetwork(Network):
       drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
     """
 
-    patch: int = 4
-    width: int = 192
-    depth: int = 4
-    taps: tuple[int, ...] = ()
-    drop_path: float = 0.0
+    patch: Patch = 4
+    width: Width = 192
+    depth: Depth = 4
+    taps: Annotated[tuple[Depth, ...], Length(0, 4)] = ()
+    drop_path: Dropout = 0.0
 
     # Tokens in front of those of the patches.
     prefix: ClassVar[int] = 0

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
-from lfcc_jax.models.network import IMAGENET
+from lfcc_jax.models.network import IMAGENET, Heads, Ratio
 from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
 
 
@@ -63,8 +63,8 @@ class ViT(TokenNetwork):
       narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
     """
 
-    heads: int = 3
-    mlp_ratio: float = 4.0
+    heads: Heads = 3
+    mlp_ratio: Ratio = 4.0
     narrow: bool = False
 
     prefix: ClassVar[int] = 1

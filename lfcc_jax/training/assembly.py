@@ -1,8 +1,8 @@
-"""Makes of a config what a run trains: networks, weighted losses, an optimizer. Nothing is read, nothing computed."""
+"""Builds networks, weighted losses and an optimizer from a config. Reads no files and runs no computation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from lfcc_jax import methods, models
-from lfcc_jax.errors import UserError, checked_arguments
+from lfcc_jax.arguments import check_value, checked_arguments, signature
+from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
 from lfcc_jax.training.config import Block, RunConfig
@@ -102,53 +103,82 @@ def assemble(run: RunConfig, images: Images, teacher: models.Network | None = No
 
     Args:
       run: the config.
-      images: of the images.
-      teacher: the network that is imitated, if it is known better than the config says; see `teacher_network`.
+      images: What the networks need to know about the data.
+      teacher: Overrides the teacher described by the config; see `teacher_network`.
 
     Raises:
-      UserError: for a name or a key that is unknown, with the nearest one, or a value that makes no sense.
+      UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
     """
-    student = network({key: value for key, value in run.student.items() if key != "checkpoint"}, images, run.dtype)
+    student = network(run.student, images, run.dtype)
     if teacher is None and run.teacher.get("name"):
         teacher = teacher_network(run, images)
-    steps_per_epoch = images.count // run.batch_size
-    timing = {"steps_per_epoch": steps_per_epoch, "total_steps": max(1, round(run.epochs * steps_per_epoch))}
+    timing = {"steps_per_epoch": images.count // run.batch_size, "total_steps": count_steps(run, images.count)}
     losses, weights = {}, {}
     for name, block in run.losses.items():
+        method = _loss(name, block, images.count)
         weight = block.get("weight", 1.0)
-        settings = {key: value for key, value in block.items() if key != "weight"}
-        for key, whose in (("examples", "data set"), ("mesh", "run")):
-            if key in settings:
-                raise UserError(f"config.losses.{name}.{key}: it is the {whose}'s, and cannot be given")
-        method = methods.create(name, **settings)
-        if hasattr(method, "examples"):
-            method = method.clone(examples=images.count)
         if weight == 0:
             continue
         if method.needs_teacher and teacher is None:
-            raise UserError(f"config.losses.{name} needs a teacher; config.teacher.name is empty")
+            raise UserError(f"config.losses.{name} needs a teacher, and config.teacher.name is empty")
         losses[name] = method
         weights[name] = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
     if not losses:
-        raise UserError(f"config.losses: nothing to train on. Known: {', '.join(methods.list_methods())}")
+        raise UserError(
+            f"config.losses must contain at least one loss with a weight. Known: {', '.join(methods.list_methods())}"
+        )
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
     learning_rate = schedules.create(block.pop("learning_rate"), **timing, where="config.optimizer.learning_rate")
     optimizer = optimizers.create(**block, learning_rate=learning_rate)
     return Assembly(student, teacher, losses, weights, optimizer, learning_rate, run.ema_decay)
 
 
+def check_blocks(run: RunConfig) -> None:
+    """Checks the networks, losses and optimizer of a config as far as that is possible without the data.
+
+    Raises:
+      UserError: as `assemble`.
+    """
+    for whose, block in (("student", run.student), ("teacher", run.teacher)):
+        if whose == "student" or block.get("name"):
+            some = Images(num_classes=10, size=224, channels=block.get("image_channels", 3), count=0)
+            network(block, some, run.dtype, f"config.{whose}")
+    for name, block in run.losses.items():
+        _loss(name, block, count=2**31)
+    optimizers.create(**checked_arguments(optimizers.create, run.optimizer, "config.optimizer"))
+
+
+def count_steps(run: RunConfig, count: int) -> int:
+    """Returns the number of steps of a run on `count` training images.
+
+    Raises:
+      UserError: if the batch is larger than the data set, or the run is shorter than half a step or too long to count.
+    """
+    steps_per_epoch = count // run.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"config.batch_size must be at most the number of training images, {count}, got {run.batch_size}"
+        )
+    steps = round(run.epochs * steps_per_epoch)
+    if not 0 < steps < 2**31:
+        raise UserError(
+            f"config.epochs must amount to between 1 and 2^31 - 1 steps, got {run.epochs:g} epochs of {steps_per_epoch}"
+        )
+    return steps
+
+
 def teacher_network(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None) -> models.Network:
     """Returns the teacher.
 
     Args:
-      run: the config.
-      images: of the images.
-      made: what its checkpoint says it is; what the config does not say is then as it was trained.
+      run: The config.
+      images: What the networks need to know about the data.
+      made: The description in its checkpoint. Fields that the config does not set are as the teacher was trained.
 
     Raises:
-      UserError: for a name or a key that is unknown, with the nearest one.
+      UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
     """
-    block = {key: value for key, value in run.teacher.items() if key != "checkpoint"}
+    block = run.teacher
     if made is not None and made["name"] == block["name"]:
         block = made["overrides"] | block
     return network(block, images, run.dtype, "config.teacher")
@@ -158,12 +188,27 @@ def network(block: Block, images: Images, dtype: str, where: str = "config.stude
     """Returns the network that a config block describes.
 
     Raises:
-      UserError: for a name or a key that is unknown, with the nearest one.
+      UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds or not the data's.
     """
     if "name" not in block:
-        raise UserError(f"{where}: missing name. Known: {', '.join(models.list_models())}")
-    for key in ("num_classes", "image_size"):
-        if key in block:
-            raise UserError(f"{where}.{key}: it is the data set's, and cannot be given")
-    settings = {"image_channels": images.channels, "dtype": jnp.dtype(dtype)} | block
-    return models.create(num_classes=images.num_classes, image_size=images.size, **settings)
+        raise UserError(f"{where}: missing name, for example 'resnet18'")
+    if block.get("image_channels", images.channels) != images.channels:
+        raise UserError(
+            f"{where}.image_channels must be {images.channels}, as in the data, got {shown(block['image_channels'])}"
+        )
+    check_value(block.get("dtype", dtype), Literal["float32", "bfloat16"], f"{where}.dtype")
+    fields = {"image_channels": images.channels, "dtype": dtype} | block
+    sizes = {"num_classes": images.num_classes, "image_size": images.size}
+    return models.configured(where, block["name"], fields, sizes, {"name": str, "checkpoint": str})
+
+
+def _loss(name: str, block: Block, count: int) -> methods.Method:
+    """Returns the method of a block of `config.losses`."""
+    if name not in methods.METHODS:
+        raise unknown("method", name, methods.METHODS, "config.losses")
+    where, kind = f"config.losses.{name}", methods.METHODS[name]
+    set_by_run = {key: value for key, value in {"examples": count, "mesh": None}.items() if key in signature(kind)}
+    method = kind(**checked_arguments(kind, block, where, set_by_run, {"weight": schedules.Spec}))
+    if getattr(method, "draws", 0) > count:
+        raise UserError(f"{where}.draws must be at most the number of training images, {count}, got {method.draws}")
+    return method

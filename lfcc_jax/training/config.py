@@ -1,12 +1,20 @@
 """Reads a run's config: every key is known and read, or it is an error before anything is computed."""
 
 import dataclasses
-import math
+import inspect
+import sys
+import traceback
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Annotated, Any, Literal
 
-from lfcc_jax.errors import UserError, checked_arguments, unknown
+from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
+
+from lfcc_jax.arguments import AtMost, Between, HalfOpenFraction, Positive, check_value, checked_arguments
+from lfcc_jax.errors import UserError, shown, unknown
 
 Block = dict[str, Any]
 
@@ -39,44 +47,89 @@ class RunConfig:
     student: Block
     losses: dict[str, Block]
     optimizer: Block
-    epochs: float
-    batch_size: int
+    epochs: Annotated[float, Positive, AtMost(10**6)]
+    batch_size: Annotated[int, Positive]
     teacher: Block = dataclasses.field(default_factory=dict)
-    seed: int = 0
-    dtype: str = "float32"
-    ema_decay: float = 0.0
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: Annotated[float, HalfOpenFraction] = 0.0
     mesh: Block = dataclasses.field(default_factory=dict)
-    log_every_steps: int = 50
-    eval_every_epochs: float = 1.0
-    checkpoint_every_steps: int = 0
+    log_every_steps: Annotated[int, Between(1, 10**5)] = 50
+    eval_every_epochs: Annotated[float, Positive, AtMost(10**6)] = 1.0
+    checkpoint_every_steps: Annotated[int, Between(0, 10**9)] = 0
 
 
 def read_config(config: Mapping[str, Any]) -> RunConfig:
     """Returns the run that an `ml_collections.ConfigDict`, or a plain dict, describes.
 
     Raises:
-      UserError: for a key that is unknown (with the nearest one) or missing, or a value that makes no sense.
+      UserError: if a key is unknown (with the nearest one) or missing, or a value has the wrong type or is out of
+        bounds.
     """
-    run = RunConfig(**checked_arguments(RunConfig, as_dict(config), "config"))
-    if run.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype: '{run.dtype}' will not do; float32 or bfloat16 will")
-    if not (0 < run.epochs < math.inf and run.eval_every_epochs > 0 and run.log_every_steps > 0):
-        raise UserError(
-            "config: epochs, eval_every_epochs and log_every_steps must be above zero; here they are "
-            f"{run.epochs}, {run.eval_every_epochs} and {run.log_every_steps}"
-        )
-    for name in ("seed", "checkpoint_every_steps", "log_every_steps", "batch_size"):
-        value = getattr(run, name)
-        if not isinstance(value, int) or value < 0:
-            raise UserError(f"config.{name}: {value} will not do; a whole number that is not negative will")
-    if not 0 <= run.ema_decay < 1:
-        raise UserError(f"config.ema_decay: {run.ema_decay} is not in [0, 1)")
-    return run
+    return RunConfig(**checked_arguments(RunConfig, as_dict(config), "config"))
+
+
+def load_config(file: str) -> ConfigDict:
+    """Returns the config that a config file's `get_config` returns.
+
+    Args:
+      file: Path of the Python file; if `get_config` takes an argument, with a colon and the argument behind it, as in
+        `configs/digits.py:method=kd`.
+
+    Raises:
+      UserError: if the file cannot be read or fails (with the line at which it does), or does not return a config.
+    """
+    path, colon, argument = file.partition(":")
+    where = f"--config={path}"
+    if Path(path).is_dir() or not path.endswith(".py"):
+        raise UserError(f"{where} must be a Python file that defines get_config()")
+    if not Path(path).exists():
+        raise UserError(f"{where}: No such file or directory: {path!r}")
+    try:
+        loader = SourceFileLoader("config_file", path)
+        module = sys.modules["config_file"] = ModuleType("config_file")  # where dataclasses, for one, look it up
+        module.__file__ = path
+        loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise UserError(f"{where} must define get_config()")
+        arguments = (argument,) if colon else ()
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError as error:
+            given = f"got {argument!r}" if colon else "got none; give one behind a colon, as in --config=FILE:ARGUMENT"
+            takes = "no argument" if colon else "an argument"
+            raise UserError(f"{where}: get_config takes {takes}, {given}") from error
+        config = get_config(*arguments)
+        if not isinstance(config, ConfigDict | dict):
+            raise UserError(f"{where}: get_config() must return a ConfigDict or a dict, got {shown(config)}")
+        config = config if type(config) is ConfigDict else ConfigDict(config)  # a FrozenConfigDict, for one, is not
+        config.unlock()
+        return config
+    except UserError:
+        raise
+    except Exception as error:  # a config file may fail in any way
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines = [error.lineno]
+        line = f", line {lines[-1]}" if lines else ""
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise UserError(f"{where}{line}: {type(error).__name__}: {message}") from error
 
 
 def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config as plain dicts, its references resolved."""
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    """Returns a config as plain dicts, with its references resolved.
+
+    Raises:
+      UserError: if it is neither a `ConfigDict` nor a dict, or a placeholder in it was not filled in.
+    """
+    if hasattr(config, "to_dict"):
+        try:
+            return config.to_dict()
+        except RequiredValueError as error:
+            raise UserError(f"config: a required value is missing: {error}") from error
+    check_value(config, Mapping, "config")
+    return dict(config)
 
 
 def parse_argument(argument: str, **options: Any) -> SimpleNamespace:

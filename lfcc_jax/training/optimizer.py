@@ -1,11 +1,12 @@
 """Optimizers: gradient clipping, weight decay where it belongs, and SGD or AdamW."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
-from lfcc_jax.errors import checked_arguments, unknown
+from lfcc_jax.arguments import Between, HalfOpenFraction, NonNegative, checked_arguments
+from lfcc_jax.errors import unknown
 from lfcc_jax.training.schedules import Schedule
 
 # Those of equal blocks are stacked, and so have one axis more than a vector.
@@ -14,27 +15,34 @@ _NEVER_DECAYED = ("bias", "scale", "pos_embed", "position_bias", "class_token", 
 _DECAYED_VECTORS = ("alpha", "beta")
 
 
-def create(name: str, learning_rate: Schedule, clip_norm: float = 0.0, **settings: Any) -> optax.GradientTransformation:
+def create(
+    name: str, learning_rate: Schedule, clip_norm: Annotated[float, NonNegative] = 0.0, **settings: Any
+) -> optax.GradientTransformation:
     """Returns the optimizer called `name`.
 
     Args:
       name: `sgd` or `adamw`.
-      learning_rate: a function of the step.
-      clip_norm: largest global norm of the gradient; 0 leaves it alone.
-      **settings: keyword arguments of the function of that name below.
+      learning_rate: A function of the step.
+      clip_norm: Maximum global norm of the gradient; 0 turns clipping off.
+      **settings: Keyword arguments of the function of that name below.
 
     Raises:
-      UserError: for an unknown optimizer or setting, with the nearest one.
+      UserError: if the optimizer or a setting is unknown (with the nearest one), or a value is out of bounds.
     """
-    if name not in _OPTIMIZERS:
-        raise unknown("optimizer", name, _OPTIMIZERS, "config.optimizer.name")
-    given = {"learning_rate": learning_rate} | settings
-    optimizer = _OPTIMIZERS[name](**checked_arguments(_OPTIMIZERS[name], given, f"config.optimizer ('{name}')"))
+    where = "config.optimizer"
+    checked_arguments(create, {"name": name, "learning_rate": learning_rate, "clip_norm": clip_norm}, where)
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS, f"{where}.name")
+    arguments = checked_arguments(OPTIMIZERS[name], settings, where, {"learning_rate": learning_rate})
+    optimizer = OPTIMIZERS[name](**arguments)
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
 
 
 def sgd(
-    learning_rate: Schedule, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
+    learning_rate: Schedule,
+    momentum: Annotated[float, HalfOpenFraction] = 0.9,
+    nesterov: bool = True,
+    weight_decay: Annotated[float, NonNegative] = 0.0,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent as in PyTorch: weight decay is added to the gradient, before the momentum."""
     return optax.chain(
@@ -44,7 +52,11 @@ def sgd(
 
 
 def adamw(
-    learning_rate: Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+    learning_rate: Schedule,
+    b1: Annotated[float, HalfOpenFraction] = 0.9,
+    b2: Annotated[float, HalfOpenFraction] = 0.999,
+    eps: Annotated[float, Between(1e-30, 1)] = 1e-8,
+    weight_decay: Annotated[float, NonNegative] = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019), as in PyTorch."""
     return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
@@ -64,4 +76,4 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-_OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
+OPTIMIZERS = {"adamw": adamw, "sgd": sgd}

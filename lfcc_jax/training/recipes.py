@@ -233,8 +233,13 @@ def runlocal(config: Block, num_classes: int) -> Block:
         "image_size": 64,
         "workers": 0,
     }
+    # The warm-up keeps its fraction of the run, and there are fewer images to draw negatives from.
+    rate = config["optimizer"]["learning_rate"]
+    rate = rate | {"warmup_epochs": rate["warmup_epochs"] * 0.25 / config["epochs"]}
+    losses = {name: block | ({"draws": 128} if "draws" in block else {}) for name, block in config["losses"].items()}
+    changed = {"optimizer": config["optimizer"] | {"learning_rate": rate}, "losses": losses}
     small = {"dtype": "float32", "batch_size": 16, "epochs": 0.25, "log_every_steps": 4, "checkpoint_every_steps": 0}
-    return config | networks | small | {"data": config["data"] | data}
+    return config | networks | changed | small | {"data": config["data"] | data}
 
 
 def _smaller(network: str) -> Block:

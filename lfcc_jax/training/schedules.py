@@ -1,63 +1,79 @@
-"""Numbers that change as training goes on: learning rates and loss weights, by the same few schedules."""
+"""Schedules: learning rates and loss weights as functions of the step."""
 
-import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import optax
 
-from lfcc_jax.errors import UserError, checked_arguments, unknown
+from lfcc_jax.arguments import AtMost, Fraction, NonNegative, Positive, check_value, checked_arguments
+from lfcc_jax.errors import UserError, unknown
 
 Schedule = Callable[[Any], Any]
+# Steps are int32 in a compiled program.
+_LAST_STEP = 2**31 - 1
+Value = Annotated[float, NonNegative]
+Spec = Value | Mapping[str, Any]
+Epochs = Annotated[float, NonNegative, AtMost(10**6)]
 
 
-def create(spec: float | Mapping[str, Any], *, steps_per_epoch: int, total_steps: int, where: str) -> Schedule:
+def create(spec: Spec, *, steps_per_epoch: int, total_steps: int, where: str) -> Schedule:
     """Returns the schedule that a config value describes: a function of the step.
 
+    Durations in epochs are rounded to whole steps, and steps are counted in integers. So a value changes at the same
+    step whether the schedule is compiled or not, which floating-point division does not guarantee.
+
     Args:
-      spec: a number, which stays what it is; or a block with a `name` (`constant`, `linear`, `cosine`, `step`) and the
-        keyword arguments of the function of that name below. Durations are in epochs.
-      steps_per_epoch: what an epoch is.
-      total_steps: length of the run.
-      where: where the value stands, for messages.
+      spec: A number, for a constant; or a block with a `name` (`constant`, `linear`, `cosine`, `step`) and the keyword
+        arguments of the function of that name below. Durations are in epochs.
+      steps_per_epoch: Number of steps in an epoch.
+      total_steps: Length of the run.
+      where: What to call the value in error messages.
 
     Raises:
-      UserError: for an unknown schedule or key, with the nearest one, or what is no number.
+      UserError: if the schedule or a key is unknown (with the nearest one), a value is out of bounds, or the warm-up is
+        longer than the run.
 
     Examples:
       >>> rate = create({"name": "cosine", "peak": 1.0}, steps_per_epoch=10, total_steps=100, where="here")
       >>> [round(float(rate(step)), 3) for step in (0, 50, 100)]
       [1.0, 0.5, 0.0]
     """
-    if not isinstance(spec, Mapping):
-        if isinstance(spec, bool) or not isinstance(spec, numbers.Real) or not math.isfinite(spec):
-            raise UserError(f"{where}: {spec!r} will not do; a number, or a block with a name: {', '.join(_SCHEDULES)}")
+    check_value(spec, Spec, where)
+    if isinstance(spec, numbers.Real):
         return optax.constant_schedule(float(spec))
     name = spec.get("name")
-    if not isinstance(name, str) or name not in _SCHEDULES:
-        raise unknown("schedule", name, _SCHEDULES, where)
-    given = {key: value for key, value in spec.items() if key != "name"}
-    given |= {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
-    checked_arguments(_SCHEDULES[name], given, f"{where} (schedule '{name}')")
-    for key, least in (("every_epochs", 1 / max(steps_per_epoch, 1)), ("epochs", 0), ("warmup_epochs", 0)):
-        if key in given and not given[key] >= least:
-            raise UserError(f"{where}.{key}: {given[key]} will not do; at least {least:g} will")
-    return _SCHEDULES[name](**given)
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise unknown("schedule", name, SCHEDULES, where)
+    timing = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    arguments = checked_arguments(SCHEDULES[name], spec, where, timing, {"name": str})
+    warmup = spec.get("warmup_epochs", 0)
+    if _steps(warmup, steps_per_epoch) > total_steps:
+        raise UserError(
+            f"{where}.warmup_epochs must be at most the length of the run, {total_steps / steps_per_epoch:g} epochs, "
+            f"got {warmup}"
+        )
+    return SCHEDULES[name](**arguments)
 
 
-def linear(start: float, end: float, epochs: float, *, steps_per_epoch: int, total_steps: int) -> Schedule:
+def constant(value: Value, *, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """Stays at `value`."""
+    del steps_per_epoch, total_steps
+    return optax.constant_schedule(value)
+
+
+def linear(start: Value, end: Value, epochs: Epochs, *, steps_per_epoch: int, total_steps: int) -> Schedule:
     """Goes from `start` to `end` in `epochs` epochs and stays there."""
     del total_steps
-    return optax.linear_schedule(start, end, max(1, round(epochs * steps_per_epoch)))
+    return _ramp(start, end, max(1, _steps(epochs, steps_per_epoch)), lambda _: end)
 
 
 def cosine(
-    peak: float,
-    final: float = 0.0,
-    warmup_epochs: float = 0.0,
-    warmup_start: float = 0.0,
+    peak: Value,
+    final: Value = 0.0,
+    warmup_epochs: Epochs = 0.0,
+    warmup_start: Value = 0.0,
     by_epoch: bool = False,
     *,
     steps_per_epoch: int,
@@ -65,24 +81,23 @@ def cosine(
 ) -> Schedule:
     """Falls from `peak` to `final` along half a cosine over the whole run (Loshchilov and Hutter, SGDR, 2017).
 
-    During the warm-up it is a straight line from `warmup_start` to `peak` instead. The cosine does not wait for the
-    warm-up to end: it runs from step 0, as in timm. With `by_epoch` it only changes where an epoch begins, also as in
-    timm.
+    The warm-up is a straight line from `warmup_start` to `peak` that replaces the beginning of the cosine: the cosine
+    runs from step 0, as in timm. With `by_epoch` the value only changes at the beginning of an epoch, also as in timm.
     """
 
     def schedule(step: Any) -> Any:
-        return final + 0.5 * (peak - final) * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total_steps, 1.0)))
+        return final + 0.5 * (peak - final) * (1 + jnp.cos(jnp.pi * jnp.minimum(step, total_steps) / total_steps))
 
-    schedule = _warm_up(schedule, peak, warmup_epochs * steps_per_epoch, warmup_start)
+    schedule = _ramp(warmup_start, peak, _steps(warmup_epochs, steps_per_epoch), schedule)
     return _by_epoch(schedule, steps_per_epoch) if by_epoch else schedule
 
 
 def step(
-    peak: float,
-    every_epochs: float,
-    factor: float = 0.1,
-    warmup_epochs: float = 0.0,
-    warmup_start: float = 0.0,
+    peak: Value,
+    every_epochs: Annotated[float, Positive, AtMost(10**6)],
+    factor: Annotated[float, Fraction] = 0.1,
+    warmup_epochs: Epochs = 0.0,
+    warmup_start: Value = 0.0,
     by_epoch: bool = False,
     *,
     steps_per_epoch: int,
@@ -90,27 +105,29 @@ def step(
 ) -> Schedule:
     """Starts at `peak`, times `factor` after every `every_epochs` epochs; warm-up and `by_epoch` as in `cosine`."""
     del total_steps
+    every = min(max(1, _steps(every_epochs, steps_per_epoch)), _LAST_STEP)
 
     def schedule(step: Any) -> Any:
-        return peak * factor ** jnp.floor(step / (every_epochs * steps_per_epoch))
+        return peak * jnp.float32(factor) ** (step // every)
 
-    schedule = _warm_up(schedule, peak, warmup_epochs * steps_per_epoch, warmup_start)
+    schedule = _ramp(warmup_start, peak, _steps(warmup_epochs, steps_per_epoch), schedule)
     return _by_epoch(schedule, steps_per_epoch) if by_epoch else schedule
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear, "step": step}
+
+
+def _steps(epochs: float, steps_per_epoch: int) -> int:
+    return round(epochs * steps_per_epoch)
 
 
 def _by_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
     return lambda step: schedule(step // steps_per_epoch * steps_per_epoch)
 
 
-def _warm_up(schedule: Schedule, peak: float, steps: float, start: float) -> Schedule:
+def _ramp(start: float, end: float, steps: int, then: Schedule) -> Schedule:
+    """Goes from `start` to `end` in a straight line, and after `steps` steps follows another schedule."""
     if not steps:
-        return schedule
-    return lambda step: jnp.where(step < steps, start + (peak - start) * step / steps, schedule(step))
-
-
-def _constant(value: float, *, steps_per_epoch: int, total_steps: int) -> Schedule:
-    del steps_per_epoch, total_steps
-    return optax.constant_schedule(value)
-
-
-_SCHEDULES = {"constant": _constant, "cosine": cosine, "linear": linear, "step": step}
+        return then
+    last = min(steps, _LAST_STEP)
+    return lambda step: jnp.where(step < last, start + (end - start) * (step / float(steps)), then(step))

@@ -1,16 +1,17 @@
 """Where arrays live: a mesh with axes `data` and `fsdp`, and the placement of batches and weights on it."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lfcc_jax.arguments import AtLeast
 from lfcc_jax.errors import UserError
 
 
-def create_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+def create_mesh(data: Annotated[int, AtLeast(-1)] = -1, fsdp: Annotated[int, AtLeast(1)] = 1) -> Mesh:
     """Returns a mesh of `data` x `fsdp` devices, with automatic sharding propagation.
 
     Args:
@@ -18,9 +19,13 @@ def create_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
       fsdp: devices along the axis that splits large weights and the optimizer's state too.
 
     Raises:
-      UserError: if there are not so many devices.
+      UserError: if there are too few devices, or none of the platform that JAX_PLATFORMS names.
     """
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where jaxlib has no support for the platform
+        platforms = jax.config.jax_platforms
+        raise UserError(f"JAX_PLATFORMS={platforms}: no such device. {error}") from error
     if fsdp < 1 or (data < 1 and data != -1) or (data == -1 and len(devices) % fsdp):
         raise UserError(f"config.mesh: data={data}, fsdp={fsdp} cannot be laid over {len(devices)} devices")
     data = len(devices) // fsdp if data == -1 else data

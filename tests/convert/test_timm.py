@@ -241,5 +241,5 @@ def test_positions_that_are_no_square_are_named_and_so_is_another_networks_check
             convert.from_timm("deit_tiny", wrong)
     with pytest.raises(UserError, match="no tensor has a name that is expected; .* of another network"):
         convert.from_timm("resnet18", state)
-    with pytest.raises(UserError, match="num_classes=0 will not do"):
+    with pytest.raises(UserError, match="num_classes must be an integer between 1 and 10000000, got 0"):
         convert.from_timm("deit_tiny", state, head="new", num_classes=0)

@@ -19,13 +19,14 @@ def test_images_of_one_size_are_resized_on_the_device_only_if_another_is_asked_f
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": -1}, "config.data.image_size: -1 will not do"),
-        ({"workers": 1.5}, "config.data.workers: 1.5 will not do"),
+        ({"image_size": -1}, "config.data.image_size must be an integer between 0 and 8192, got -1"),
+        ({"workers": 1.5}, "config.data.workers must be an integer between 0 and 256, got 1.5"),
         ({"augmentation": {"flipp": True}}, "config.data.augmentation: unknown key 'flipp'; did you mean 'flip'"),
-        ({"augmentation": {"size": 8}}, "size is config.data.image_size"),
+        ({"augmentation": {"padding": 17}}, "padding must be at most the size of the images, 16 pixels, got 17"),
+        ({"augmentation": {"size": 8}}, "config.data.augmentation.size is set by the run and cannot be configured"),
     ],
 )
-def test_what_makes_no_sense_is_said(settings, message):
+def test_open_splits_rejects_invalid_arguments(settings, message):
     with pytest.raises(UserError, match=message):
         data.open_splits("noise_10x16", **settings)
 

@@ -99,6 +99,7 @@ def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_
         "--config.data.name=digits",
         f"--config.data.data_dir={data_dir}",
         "--config.epochs=1.0",
+        "--config.optimizer.learning_rate.warmup_epochs=0.5",
         "--config.log_every_steps=2",
         "--methods=scratch,kd",
         "--seeds=0",

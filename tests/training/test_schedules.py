@@ -1,5 +1,10 @@
+import itertools
+
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lfcc_jax.errors import UserError
 from lfcc_jax.training import schedules
@@ -12,7 +17,21 @@ def values(spec, *steps):
     return [float(schedule(step)) for step in steps]
 
 
-def test_a_number_stays_what_it_is():
+def compiled(*cases):
+    """Returns the values of schedules as a training step computes them: jitted, of int32.
+
+    Args:
+      cases: for each schedule its spec, the steps, the number of steps in an epoch, and of the run.
+    """
+    steps = [np.asarray(steps, np.int32) for _, steps, _, _ in cases]
+    made = [
+        schedules.create(spec, steps_per_epoch=size, total_steps=total, where="here") for spec, _, size, total in cases
+    ]
+    values = jax.jit(lambda steps: [schedule(at) for schedule, at in zip(made, steps, strict=True)])(steps)
+    return [np.asarray(value) for value in values]
+
+
+def test_a_number_is_a_constant_schedule():
     assert values(0.5, 0, 50, 100) == [0.5, 0.5, 0.5]
     assert values({"name": "constant", "value": 0.5}, 0, 100) == [0.5, 0.5]
 
@@ -22,6 +41,61 @@ def test_cosine_is_timms_with_the_warm_up_laid_over_its_start():
     t = np.arange(101)
     expected = np.where(t < 20, 0.1 + 0.9 * t / 20, 0.2 + 0.4 * (1 + np.cos(np.pi * t / 100)))
     np.testing.assert_allclose(values(spec, *t), expected, rtol=1e-5)
+
+
+# With these, step * (1 / duration) is less than a whole number in float32 at steps that are multiples of the duration.
+SIZES = (330, 975, 1001, 3900, 7800, 30030)
+
+
+def test_compiled_step_schedules_change_exactly_where_integer_arithmetic_says():
+    cases, expected = [], []
+    for size, every, by_epoch in itertools.product((*SIZES, 107, 159), (1, 8, 30), (False, True)):
+        spec = {"name": "step", "peak": 1.0, "every_epochs": every, "factor": 0.5, "by_epoch": by_epoch}
+        steps = np.unique([k * size + d for k in range(91) for d in (-1, 0, 1)])[1:]
+        cases.append((spec, steps, size, 90 * size))
+        expected.append(np.exp2(-(steps // size // every).astype(np.float32)))
+    jax.tree.map(np.testing.assert_array_equal, compiled(*cases), expected)
+
+
+def test_division_in_float32_puts_some_of_those_steps_into_the_wrong_epoch():
+    late = jax.jit(lambda step: jax.numpy.floor(step / 30030.0))
+    assert [float(late(np.int32(n * 30030))) for n in range(1, 91)] != list(range(1, 91))
+
+
+@given(
+    size=st.integers(1, 40_000),
+    epochs=st.integers(1, 300),
+    warmup=st.floats(0, 20),
+    by_epoch=st.booleans(),
+    part=st.floats(0, 1),
+)
+@settings(max_examples=10, deadline=None)
+def test_compiled_schedules_agree_with_float64(size, epochs, warmup, by_epoch, part):
+    total, warmup = size * epochs, min(warmup, epochs)
+    length = round(warmup * size)
+    steps = np.clip([0, length - 1, length, length + 1, round(part * total), size * (epochs // 2), total], 0, total)
+    at = steps // size * size if by_epoch else steps
+
+    def warmed(curve):
+        return np.where(at < length, 0.1 + 0.9 * at / max(length, 1), curve)
+
+    shape = {"peak": 1.0, "warmup_epochs": warmup, "warmup_start": 0.1, "by_epoch": by_epoch}
+    specs = (
+        {"name": "cosine", "final": 0.25, **shape},
+        {"name": "step", "every_epochs": 2, "factor": 0.5, **shape},
+        {"name": "linear", "start": 1.0, "end": 0.0, "epochs": warmup},
+    )
+    cosine, falling, linear = compiled(*((spec, steps, size, total) for spec in specs))
+    np.testing.assert_allclose(cosine, warmed(0.25 + 0.375 * (1 + np.cos(np.pi * at / total))), atol=2e-6)
+    np.testing.assert_allclose(falling, warmed(0.5 ** np.minimum(at // (2 * size), 126)), atol=1e-6)
+    np.testing.assert_allclose(linear, 1 - np.minimum(steps / max(length, 1), 1), atol=1e-6)
+    assert (linear[steps >= max(length, 1)] == 0).all()
+
+
+def test_durations_are_rounded_to_whole_steps():
+    spec = {"name": "step", "peak": 1.0, "every_epochs": 0.32, "factor": 0.5, "warmup_epochs": 0.11}
+    (found,) = compiled((spec, [2, 3, 9, 10], 30, 300))
+    assert found.tolist() == pytest.approx([2 / 3, 1, 1, 0.5])
 
 
 def test_step_falls_by_its_factor_after_each_stretch():
@@ -34,15 +108,51 @@ def test_linear_goes_from_start_to_end_and_stays():
     np.testing.assert_allclose(values(spec, 0, 25, 50, 100), [0, 1, 2, 2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["linear", "step"])
+def test_a_duration_of_more_steps_than_int32_holds_is_never_reached(name):
+    spec = {"linear": {"start": 1.0, "end": 0.0, "epochs": 1e6}, "step": {"peak": 1.0, "every_epochs": 1e6}}[name]
+    (found,) = compiled(({"name": name, **spec}, [10**6], 30030, 2**31 - 1))
+    assert found == pytest.approx(1, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ({"name": "cosin", "peak": 1.0}, "config.here: unknown schedule 'cosin'; did you mean 'cosine'"),
-        ({"name": "cosine", "peek": 1.0}, "unknown key 'peek'; did you mean 'peak'"),
+        ({"name": ["cosine"], "peak": 1.0}, "config.here: unknown schedule"),
+        ({"name": "cosine", "peek": 1.0}, "config.here: unknown key 'peek'; did you mean 'peak'"),
         ({"name": "cosine"}, "missing peak"),
         ({"peak": 1.0}, "unknown schedule 'None'"),
+        ({"name": "cosine", "peak": 1.0, "steps_per_epoch": 3}, "config.here.steps_per_epoch is set by the run"),
+        ({"name": "cosine", "peak": 1.0, "total_steps": 3}, "config.here.total_steps is set by the run"),
+        ({"name": "cosine", "peak": -1}, "config.here.peak must be a non-negative number, got -1"),
+        (
+            {"name": "cosine", "peak": 1.0, "warmup_epochs": 11},
+            "warmup_epochs must be at most the .* 10 epochs, got 11",
+        ),
+        (
+            {"name": "step", "peak": 1.0, "every_epochs": 0},
+            "every_epochs must be a positive number up to 1000000, got 0",
+        ),
+        (
+            {"name": "step", "peak": 1.0, "every_epochs": 1, "factor": -1},
+            r"factor must be a number in \[0, 1\], got -1",
+        ),
+        (
+            {"name": "linear", "start": 0, "end": float("inf"), "epochs": 1},
+            "end must be a non-negative number, got inf",
+        ),
+        (True, "config.here must be a non-negative number or a block of settings, got True"),
+        (float("nan"), "got nan"),
+        (-1, "config.here must be a non-negative number or a block of settings, got -1"),
     ],
 )
-def test_what_cannot_work_is_said(spec, message):
+def test_schedules_reject_invalid_values(spec, message):
     with pytest.raises(UserError, match=message):
         schedules.create(spec, **TIME)
+
+
+def test_the_known_keys_of_a_schedule_do_not_include_what_the_run_sets():
+    with pytest.raises(UserError) as error:
+        schedules.create({"name": "linear", "begin": 1.0}, **TIME)
+    assert str(error.value).endswith("Known: end, epochs, name, start.")

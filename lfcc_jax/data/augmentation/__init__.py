@@ -7,18 +7,19 @@ the order of sums may make a pixel in ten thousand differ by one level of 255.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from lfcc_jax.arguments import Between, Bound, Fraction, Length, Positive, checked_arguments
 from lfcc_jax.data.augmentation.color_jitter import color_jitter as jitter_color
 from lfcc_jax.data.augmentation.crops import flip as flip_image
 from lfcc_jax.data.augmentation.crops import padded_crop, random_resized_crop
 from lfcc_jax.data.augmentation.erasing import random_erasing
 from lfcc_jax.data.augmentation.mixing import Mix, mix
 from lfcc_jax.data.augmentation.policy import Policy, parse_policy, randaugment
-from lfcc_jax.errors import UserError
 
 __all__ = ["Augmentation", "create"]
 
@@ -105,21 +106,31 @@ class Augmentation:
         return jnp.broadcast_to(jnp.asarray(values[:channels]), (channels,))
 
 
+def _rises(scale: tuple[float, ...]) -> bool:
+    return len(scale) == 2 and scale[0] <= scale[1] <= 1
+
+
+ByChannel = Annotated[tuple[Annotated[float, Fraction], ...], Length(1, 3)]
+
+
 def create(
-    num_classes: int,
-    size: int = 0,
-    padding: int = 0,
-    scale: tuple[float, float] = (0.08, 1.0),
+    num_classes: Annotated[int, Positive],
+    size: Annotated[int, Between(0, 8192)] = 0,
+    padding: Annotated[int, Between(0, 8192)] = 0,
+    scale: Annotated[tuple[Annotated[float, Positive], ...], Bound("(min, max) with 0 < min <= max <= 1", _rises)] = (
+        0.08,
+        1.0,
+    ),
     flip: bool = False,
     randaugment: str = "",
-    color_jitter: float = 0.0,
-    erasing: float = 0.0,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    switch: float = 0.5,
-    mix_probability: float = 1.0,
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    color_jitter: Annotated[float, Between(0, 10)] = 0.0,
+    erasing: Annotated[float, Fraction] = 0.0,
+    mixup: Annotated[float, Between(0, 1000)] = 0.0,
+    cutmix: Annotated[float, Between(0, 1000)] = 0.0,
+    switch: Annotated[float, Fraction] = 0.5,
+    mix_probability: Annotated[float, Fraction] = 1.0,
+    mean: ByChannel = (0.485, 0.456, 0.406),
+    std: ByChannel = (0.229, 0.224, 0.225),
 ) -> Augmentation:
     """Returns the augmentation that a config block describes. By default nothing is done but scaling to [0, 1].
 
@@ -140,28 +151,14 @@ def create(
       std: of the data by channel, or one number in a tuple: that of erasing's noise.
 
     Raises:
-      UserError: for a value that makes no sense.
+      UserError: if a value is out of bounds.
 
     References:
       The operations and their order (erasing comes after mixing) are those of timm's `create_transform`, `Mixup` and
       `PrefetchLoader`, but for two: RandAugment interpolates bilinearly always, and `Mixup` has one share and one box
       for the global batch, where timm draws them in each process.
     """
-    where = "config.data.augmentation"
-    shares = {"erasing": erasing, "switch": switch, "mix_probability": mix_probability}
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"{where}.{name}: {value} is no probability; a number in [0, 1] is")
-    for name, value in {"color_jitter": color_jitter, "mixup": mixup, "cutmix": cutmix}.items():
-        if not value >= 0:
-            raise UserError(f"{where}.{name}: {value} will not do; a number that is not negative will")
-    if not isinstance(padding, int) or padding < 0:
-        raise UserError(f"{where}.padding: {padding} will not do; a whole number of pixels will")
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(f"{where}.scale: {scale} will not do; two rising shares in (0, 1] will, as (0.08, 1.0)")
-    for name, values in {"mean": mean, "std": std}.items():
-        if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
-            raise UserError(f"{where}.{name}: {values} will not do; one number in [0, 1], or three, will")
+    checked_arguments(create, locals(), "config.data.augmentation")
     policy = parse_policy(randaugment) if randaugment else None
     mixture = Mix(mixup, cutmix, switch, mix_probability)
     return Augmentation(

@@ -1,14 +1,15 @@
 """RandAugment (Cubuk et al., 2019) as in timm: every image gets a few operations at random, of about one strength."""
 
 import re
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from lfcc_jax.arguments import Between, Fraction, checked_arguments
 from lfcc_jax.data.augmentation.operations import NAMES, SIGNED, Image, apply, change
-from lfcc_jax.errors import UserError
+from lfcc_jax.errors import UserError, shown
 
 
 class Policy(NamedTuple):
@@ -21,10 +22,10 @@ class Policy(NamedTuple):
       probability: with which each that was drawn is done.
     """
 
-    magnitude: float
-    spread: float
-    layers: int
-    probability: float
+    magnitude: Annotated[float, Between(0, 10)]
+    spread: Annotated[float, Between(0, 100)]
+    layers: Annotated[int, Between(1, 16)]
+    probability: Annotated[float, Fraction]
 
 
 _SETTINGS = {"m": "magnitude", "mstd": "spread", "n": "layers", "p": "probability"}
@@ -38,28 +39,27 @@ def parse_policy(text: str) -> Policy:
         `inc1`, without which some operations would be weaker at higher magnitudes, and which must be there.
 
     Raises:
-      UserError: for anything else.
+      UserError: if the text is something else, or a number is out of bounds.
 
     Examples:
       >>> parse_policy("rand-m9-mstd0.5-inc1")
       Policy(magnitude=9.0, spread=0.5, layers=2, probability=0.5)
     """
-    where = f"config.data.augmentation.randaugment: '{text}'"
+    where = "config.data.augmentation.randaugment"
     name, *parts = text.split("-")
     found = {"magnitude": 9.0, "spread": 0.0, "layers": 2, "probability": 0.5}
     if name != "rand" or "inc1" not in parts:
-        raise UserError(f"{where} will not do; for example rand-m9-mstd0.5-inc1 will")
+        raise UserError(f"{where} must be a policy like 'rand-m9-mstd0.5-inc1', got {shown(text)}")
     for part in parts:
         match = re.fullmatch(r"(m|mstd|p)(\d+\.?\d*|\.\d+)|(n)(\d+)", part)
         if match:
             key, value = _SETTINGS[match[1] or match[3]], match[2] or match[4]
-            found[key] = int(value) if key == "layers" else float(value)
+            found[key] = int(value[:9]) if key == "layers" else float(value)
         elif part != "inc1":
-            raise UserError(f"{where}: '{part}' is not known; m, mstd, n and p with a number are, and inc1")
-    policy = Policy(**found)
-    if not (0 <= policy.magnitude <= 10 and policy.layers >= 1 and 0 <= policy.probability <= 1):
-        raise UserError(f"{where}: a magnitude in [0, 10], at least one layer and a probability are needed")
-    return policy
+            raise UserError(
+                f"{where} must consist of m, mstd, n and p, each with a number, and inc1, got {shown(part)}"
+            )
+    return Policy(**checked_arguments(Policy, found, where))
 
 
 def randaugment(key: PRNGKeyArray, image: Image, policy: Policy, fill: Float[Array, " channels"]) -> Image:

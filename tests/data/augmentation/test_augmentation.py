@@ -155,14 +155,14 @@ def test_only_mixing_sends_anything_between_devices():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"erasing": 1.5}, "config.data.augmentation.erasing: 1.5 is no probability"),
-        ({"mixup": -1.0}, "augmentation.mixup: -1.0 will not do"),
-        ({"padding": 1.5}, "augmentation.padding: 1.5 will not do; a whole number"),
-        ({"scale": (0.5, 0.1)}, r"augmentation.scale: \(0.5, 0.1\) will not do"),
-        ({"randaugment": "rand"}, "augmentation.randaugment: 'rand' will not do"),
+        ({"erasing": 1.5}, r"config.data.augmentation.erasing must be a number in \[0, 1\], got 1.5"),
+        ({"mixup": -1.0}, "augmentation.mixup must be a number between 0 and 1000, got -1.0"),
+        ({"padding": 1.5}, "augmentation.padding must be an integer between 0 and 8192, got 1.5"),
+        ({"scale": (0.5, 0.1)}, r"scale must be \(min, max\) with 0 < min <= max <= 1, got \(0.5, 0.1\)"),
+        ({"randaugment": "rand"}, "augmentation.randaugment must be a policy like 'rand-m9-mstd0.5-inc1', got 'rand'"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_said(settings, message):
+def test_augmentation_rejects_invalid_arguments(settings, message):
     with pytest.raises(UserError, match=message):
         create(5, **settings)
 

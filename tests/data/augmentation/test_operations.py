@@ -88,13 +88,17 @@ def test_the_policy_is_timms():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rand-m9", "'rand-m9' will not do; for example rand-m9-mstd0.5-inc1"),
-        ("augmix-m9-inc1", "will not do"),
-        ("rand-x9-inc1", "'x9' is not known"),
-        ("rand-m11-inc1", r"a magnitude in \[0, 10\]"),
+        ("rand-m9", "must be a policy like 'rand-m9-mstd0.5-inc1', got 'rand-m9'"),
+        ("augmix-m9-inc1", "must be a policy like"),
+        ("rand-x9-inc1", "must consist of m, mstd, n and p, each with a number, and inc1, got 'x9'"),
+        ("rand-m11-inc1", "config.data.augmentation.randaugment.magnitude must be a number between 0 and 10"),
+        ("rand-m9-mstd1000-inc1", "spread must be a number between 0 and 100, got 1000.0"),
+        ("rand-m9-n1000000-inc1", "layers must be an integer between 1 and 16, got 1000000"),
+        ("rand-m9-n0-inc1", "layers must be an integer between 1 and 16, got 0"),
+        ("rand-m9-p1.5-inc1", r"probability must be a number in \[0, 1\], got 1.5"),
     ],
 )
-def test_a_policy_that_cannot_be_is_said(text, message):
+def test_parse_policy_rejects_invalid_policies(text, message):
     with pytest.raises(UserError, match=message):
         policy.parse_policy(text)
 
