@@ -49,6 +49,7 @@ from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.assembly import check_blocks
 from lfcc_jax.training.config import read_config
+from lfcc_jax.training.summary import read_summary
 from lfcc_jax.training.workdir import check_same_run
 
 _METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
@@ -255,12 +256,12 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
 
 def _ended(run: Run, module: ModuleType) -> dict[str, Any] | None:
     """Returns the summary of a run that has ended, None of one that has not; one of another config is refused."""
-    summary, linked = run.workdir / "summary.json", run.method == "teacher" and run.workdir.is_symlink()
-    if linked and not summary.exists():
+    linked = run.method == "teacher" and run.workdir.is_symlink()
+    if linked and read_summary(run.workdir) is None:
         raise UserError(f"{run.workdir} links to no teacher that has ended; it needs a summary.json")
     if not linked:
         check_same_run(run.workdir, run.config(module))
-    return json.loads(summary.read_text()) if summary.exists() else None
+    return read_summary(run.workdir)
 
 
 def _shares_of_cores() -> queue.Queue[list[str]]:

@@ -14,6 +14,7 @@ from etils import epath
 from lfcc_jax import data, models, storage
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data.resize import central_crop
+from lfcc_jax.digest import not_finite, some
 from lfcc_jax.errors import UserError
 from lfcc_jax.training import pictures
 from lfcc_jax.training.assembly import Images, assemble, count_steps, teacher_network
@@ -32,12 +33,12 @@ from lfcc_jax.training.sharding import (
 )
 from lfcc_jax.training.state import start_from
 from lfcc_jax.training.step import to_float
-from lfcc_jax.training.summary import describe_student, spectra, summarize, summary_table
+from lfcc_jax.training.summary import describe_student, read_summary, spectra, summarize, summary_table
 from lfcc_jax.training.workdir import claim_workdir
 
 
 class DivergedError(UserError):
-    """The loss or its gradient became NaN or infinite."""
+    """The loss, the state or an evaluation became NaN or infinite."""
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     Raises:
       UserError: for a config, data set, teacher or work directory that will not do, before anything is computed; and
-        `DivergedError`, a kind of it, if the loss does not stay finite. The last good checkpoint is kept.
+        `DivergedError`, a kind of it, if the loss, the state or an evaluation is NaN or infinite. Nothing is saved
+        then, and earlier checkpoints are kept.
       Preempted: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     # -- The run and its devices ---------------------------------------------------------------------------------------
@@ -82,15 +84,17 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
     assembly = assemble(run, images)  # every name and key is looked at before a file is read
     if run.student.get("checkpoint"):
-        models.describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))  # read below
-    teacher = teacher_variables = None
+        _describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))  # read below
+    teacher = teacher_variables = teacher_fingerprint = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
         if not path:
             raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
         path = storage.resolve(path, "config.teacher.checkpoint")
-        teacher = teacher_network(run, images, made=models.describe(path))
+        made = _describe(path)
+        teacher = teacher_network(run, images, made=made)
         teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
+        teacher_fingerprint = models.fingerprint(made, teacher_variables)
         assembly = assemble(run, images, teacher)
     student = assembly.student
 
@@ -102,16 +106,23 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         start = models.load_variables(path, student, placement.student)
     # All was accepted that can be before something is computed.
     workdir = claim_workdir(workdir, config, sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes)))
-    if storage.exists(workdir / "summary.json"):
+    if (summary := read_summary(workdir)) is not None:
         say(f"this run has ended already; its summary is in {workdir}")
-        return storage.read_json(workdir / "summary.json")
+        return summary
     checkpoints = Checkpoints(workdir / "checkpoints")
     restored = checkpoints.restore(
-        jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
+        jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement), total_steps
     )
+    window: dict[str, np.ndarray] = {}  # the metrics of each step since the last row of metrics.jsonl
     if restored:
-        state, data_state = restored
-        batches.set_state(data_state)
+        state, about = restored
+        if about.get("teacher", teacher_fingerprint) != teacher_fingerprint:
+            raise UserError(
+                f"config.teacher.checkpoint: {run.teacher['checkpoint']} is another network than the one that taught "
+                f"this run until step {int(state.step)}; restore that one, or start again in a new --workdir"
+            )
+        batches.set_state(about["data"])
+        window = {name: np.asarray(values, np.float32) for name, values in about.get("window", {}).items()}
     else:
         # Random numbers are slow to compile and drawn once: on a CPU, without optimisation in a third of the time.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -153,12 +164,22 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     test_batches = functools.partial(iter, list(read_test_batches())) if splits.resident else read_test_batches
     evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
-    writer = MetricsWriter(workdir, first_step)
-    if first_step == 0:
+
+    def evaluate_now(step: int) -> dict[str, float]:
         results = evaluate(state.evaluated)
-        writer.write(0, {"epoch": 0.0} | {f"test/{name}": value for name, value in results.items()})
-        if teacher:
-            say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
+        if wrong := {name: value for name, value in results.items() if not np.isfinite(value)}:
+            raise _diverged(f"the evaluation after step {step}: {_values(wrong)}", checkpoints)
+        return results
+
+    writer = MetricsWriter(workdir, first_step)
+    # A run that was stopped after its last step is evaluated again: what is left of metrics.jsonl may lack that row.
+    if first_step in (0, total_steps):
+        results = evaluate_now(first_step)
+        if all(row["step"] != first_step for row in read_metrics(workdir)):
+            epoch = first_step / steps_per_epoch
+            writer.write(first_step, {"epoch": epoch} | {f"test/{name}": value for name, value in results.items()})
+    if first_step == 0 and teacher:
+        say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
     if first_step < total_steps:
         began = time.monotonic()
         size = splits.train.image_size or splits.image_size
@@ -193,28 +214,38 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             if not (log or saving or stopping):
                 continue
 
-            # Nothing is saved before all that led to it was seen to be finite.
-            means = _finite_means(pending, step, checkpoints)
-            pending = []
+            # Nothing is saved, and no run ends, before all that led to it was seen to be finite.
+            new = _per_step(pending)
             progress.pause(step)
-            means |= {
-                "learning_rate": float(assembly.learning_rate(step - 1)),
-                "images_per_second": progress.images_per_second,
-            }
-            row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
-            if log:
-                say(progress.line(step, means))
-            results = None
-            if evaluating:
-                results = evaluate(state.evaluated)
-                row |= {f"test/{name}": value for name, value in results.items()}
-                say(
-                    f"epoch {step / steps_per_epoch:g}: test "
-                    + "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
-                )
-            writer.write(step, row)
+            _check_metrics(new, step, checkpoints)
+            if (saving or stopping) and (wrong := not_finite(state)):
+                raise _diverged(f"after step {step}, {some(wrong)} contains NaN or infinity", checkpoints)
+            window = {name: np.concatenate([window[name], v]) if window else v for name, v in new.items()}
+            pending = []
+            results = evaluate_now(step) if evaluating else None
+            if log or saving:  # and not where a run happens to be stopped: its rows are those of one that is not
+                means = {name: float(np.mean(values)) for name, values in window.items()} | {
+                    "learning_rate": float(assembly.learning_rate(step - 1)),
+                    "images_per_second": progress.images_per_second,
+                }
+                row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
+                window = {}
+                if log:
+                    say(progress.line(step, means))
+                if results:
+                    row |= {f"test/{name}": value for name, value in results.items()}
+                    say(
+                        f"epoch {step / steps_per_epoch:g}: test "
+                        + "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
+                    )
+                writer.write(step, row)
             if saving or stopping:
-                checkpoints.save(step, state, batches.state, results)
+                about = {
+                    "data": batches.state,
+                    "teacher": teacher_fingerprint,
+                    "window": {name: values.tolist() for name, values in window.items()},
+                }
+                checkpoints.save(step, state, about, results and results["accuracy"])
             if stopping and step < total_steps:
                 raise Preempted(
                     f"stopped at step {step} of {total_steps}, saved in {workdir}; the same command goes on"
@@ -223,7 +254,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     # -- Final outputs -------------------------------------------------------------------------------------------------
     rows = read_metrics(workdir)
-    summary = summarize(run, assembly, splits.train.name, rows, total_steps, sizes, mesh)
+    summary = summarize(run, assembly, splits.train.name, results, rows, total_steps, sizes, mesh)
     description = describe_student(run, images) | {"made_by": summary}
     models.save(workdir / "student", state.evaluated, description)
     some_images = to_global(next(test_batches()), mesh)["image"]
@@ -239,6 +270,13 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     say(summary_table(summary))
     say(f"results written to {workdir}")
     return summary
+
+
+def _describe(path: epath.PathLike) -> dict[str, Any]:
+    made = models.describe(path)
+    if "digests" not in made:
+        say(f"{path} was saved without digests, so damage to its variables cannot be detected")
+    return made
 
 
 def _test_images(splits: data.Splits, student: models.Network) -> Callable[[jax.Array], jax.Array]:
@@ -259,31 +297,34 @@ def _steps_until_next(step: int, total_steps: int, *every: int) -> int:
     return min(total_steps - step, *(n - step % n for n in every))
 
 
-def _finite_means(
-    pending: list[tuple[dict[str, jax.Array], int]], step: int, checkpoints: Checkpoints
-) -> dict[str, float]:
-    """Returns the mean of each metric over the steps up to `step`; raises `DivergedError` if one is not finite.
-
-    Args:
-      pending: metrics of one step or of several, and of how many.
-      step: the last of them.
-      checkpoints: of the run, for the message.
-    """
+def _per_step(pending: list[tuple[dict[str, jax.Array], int]]) -> dict[str, np.ndarray]:
+    """Returns each metric of each step, from the metrics of one step or of several, and their number."""
     parts = [
         {name: np.atleast_1d(values)[:count] for name, values in metrics.items()}
         for metrics, count in jax.device_get(pending)
     ]
-    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check_metrics(values: Mapping[str, np.ndarray], step: int, checkpoints: Checkpoints) -> None:
+    """Raises `DivergedError` unless all metrics are finite, those of the steps up to `step`."""
     finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
     if not finite.all():
         first = int(np.argmin(finite))
         wrong = {name: float(v[first]) for name, v in values.items() if not np.isfinite(v[first])}
-        checkpoints.wait()
-        good = checkpoints.latest_step
-        raise DivergedError(
-            f"step {step - len(finite) + 1 + first}: "
-            + ", ".join(f"{name} is {value}" for name, value in wrong.items())
-            + (f"; the last good checkpoint is that of step {good}. " if good is not None else "; nothing was saved. ")
-            + "A lower learning rate, a longer warm-up or optimizer.clip_norm may help."
-        )
-    return {name: float(np.mean(v)) for name, v in values.items()}
+        raise _diverged(f"step {step - len(finite) + 1 + first}: {_values(wrong)}", checkpoints)
+
+
+def _values(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} is {value}" for name, value in metrics.items())
+
+
+def _diverged(what: str, checkpoints: Checkpoints) -> DivergedError:
+    checkpoints.wait()
+    last = checkpoints.latest_step
+    return DivergedError(
+        f"{what}; "
+        + ("nothing was saved" if last is None else f"the last checkpoint is of step {last}")
+        + ". The same command would end here again: try a lower learning rate, a longer warm-up or "
+        "optimizer.clip_norm, in a new --workdir"
+    )

@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -209,12 +210,10 @@ def stop_at(monkeypatch, step):
 def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_checkpoint_stays(tiny, tmp_path):
     optimizer = {"name": "sgd", "learning_rate": {"name": "linear", "start": 0.0, "end": 1e30, "epochs": 0.5}}
     config = tiny(optimizer=optimizer, epochs=4, checkpoint_every_steps=1, log_every_steps=100)
-    with pytest.raises(
-        DivergedError, match=r"step \d: .*is (nan|inf).*last good checkpoint is that of step \d"
-    ) as error:
+    with pytest.raises(DivergedError, match="would end here again") as error:
         train_and_evaluate(config, tmp_path)
     said = str(error.value)
-    bad, good = int(said.split("step ")[1].split(":")[0]), int(said.split("that of step ")[1].split(".")[0])
+    bad, good = map(int, re.match(r"(?:after )?step (\d).*; the last checkpoint is of step (\d)\.", said).groups())
     assert good == bad - 1
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == good
     assert not (tmp_path / "student").exists()
@@ -257,7 +256,7 @@ def test_a_teacher_of_another_architecture_than_the_config_says_is_refused(disti
     teacher = {"name": "mixer_pico", "checkpoint": str(teacher_dir)}
     with pytest.raises(UserError, match="holds a vit_pico with 10 classes, not this Mixer") as error:
         train_and_evaluate(distilled(teacher=teacher), tmp_path)
-    assert "params/pos_embed is (1, 17, 12) there and unknown here" in str(error.value)
+    assert "params/pos_embed is unexpected" in str(error.value)
 
 
 def test_a_work_directory_of_another_run_is_refused_and_left_alone(tiny, tmp_path):

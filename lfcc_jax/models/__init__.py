@@ -2,7 +2,7 @@
 
 from lfcc_jax.models.network import FeatureInfo, Network, Output
 from lfcc_jax.models.registry import configured, create, full_name, list_models
-from lfcc_jax.models.saved import describe, load, load_variables, save
+from lfcc_jax.models.saved import describe, fingerprint, load, load_variables, save
 
 __all__ = [
     "FeatureInfo",
@@ -11,6 +11,7 @@ __all__ = [
     "configured",
     "create",
     "describe",
+    "fingerprint",
     "full_name",
     "list_models",
     "load",

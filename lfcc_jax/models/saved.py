@@ -1,6 +1,8 @@
-"""A trained network on disk: its variables, and a `network.json` that says which network they are of."""
+"""A trained network on disk: its variables, and a `network.json` with its description and digests of both."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,26 +11,38 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lfcc_jax import storage
+from lfcc_jax.digest import changes, digests, not_finite, some
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.network import Network
 from lfcc_jax.models.registry import create
 
+# What `network.json` must contain.
+_DESCRIPTION = {"name": str, "num_classes": int, "image_size": int, "overrides": dict}
+
 
 def save(directory: epath.PathLike, variables: Any, description: Mapping[str, Any]) -> None:
-    """Writes a network that needs nothing of the run that made it: its variables, and a `network.json` about them.
+    """Writes a network that can be loaded without the run that made it: its variables and a `network.json`.
+
+    `network.json` gets the description, a digest of every array (`digests`), and a digest of all that (`sha256`).
 
     Args:
-      directory: made new; one that exists is replaced.
+      directory: Created; an existing one is replaced.
       variables: `params`, and `batch_stats` if there are any.
-      description: the arguments of `models.create` (`name`, `num_classes`, `image_size`, `overrides`), and what else is
-        worth knowing, as JSON.
+      description: Arguments of `models.create` (`name`, `num_classes`, `image_size`, `overrides`), and anything else
+        worth recording, as JSON.
+
+    Raises:
+      UserError: if a variable is NaN or infinite, or the files cannot be written.
     """
     directory = storage.resolve(directory)
+    if wrong := not_finite(variables):
+        raise UserError(f"the network cannot be saved to {directory}: {some(wrong)} contains NaN or infinity")
+    description = json.loads(storage.to_json(description)) | {"digests": digests(variables)}
     storage.drop_background_errors()
     with storage.errors_in_one_line(f"cannot write {directory}"), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / "variables", variables, force=True)
     if jax.process_index() == 0:
-        storage.write_json(directory / "network.json", description)
+        storage.write_json(directory / "network.json", description | {"sha256": _sha256(description)})
 
 
 def describe(path: epath.PathLike) -> dict[str, Any]:
@@ -38,17 +52,25 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
       path: the directory, or the work directory of the run that wrote it.
 
     Raises:
-      UserError: if nothing is there.
+      UserError: if nothing is there, or it is damaged.
     """
     about = _network_directory(path) / "network.json"
+    made = storage.read_json(about)
     try:
-        description = storage.read_json(about)
-        overrides = description.get("overrides", {})
-        if missing := [key for key in ("name", "num_classes", "image_size") if key not in description]:
+        if not isinstance(made, dict):
+            raise ValueError(f"it must be an object, got {type(made).__name__}")
+        if missing := [key for key in _DESCRIPTION if key not in made | {"overrides": {}}]:
             raise ValueError(f"it lacks {', '.join(missing)}")
-    except (ValueError, AttributeError) as error:
+        made = {"overrides": {}} | made
+        for key, kind in _DESCRIPTION.items():
+            if not isinstance(made[key], kind):
+                raise ValueError(f"`{key}` must be of type {kind.__name__}, got {made[key]!r:.100}")
+        recorded = made.pop("sha256", None)
+        if recorded not in (None, _sha256(made)):
+            raise ValueError("it was changed after it was written")
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{about} is damaged: {error}") from error
-    return description | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}}
+    return made | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in made["overrides"].items()}}
 
 
 def load(path: epath.PathLike) -> tuple[Network, Any]:
@@ -63,13 +85,14 @@ def load(path: epath.PathLike) -> tuple[Network, Any]:
     Raises:
       UserError: if there is none, or it is damaged.
     """
-    made = describe(path)
-    network = create(made["name"], made["num_classes"], made["image_size"], **made["overrides"])
+    network = _create(_network_directory(path), describe(path))
     return network, load_variables(path, network)
 
 
 def load_variables(path: epath.PathLike, network: Network, shardings: Any = None) -> Any:
-    """Returns the variables that `save` wrote, if they are those of `network`.
+    """Returns the variables that `save` wrote, if they are those of `network` and exactly as they were saved.
+
+    Networks that were saved before there were digests are loaded too.
 
     Args:
       path: the directory, or the work directory of the run that wrote it.
@@ -77,21 +100,44 @@ def load_variables(path: epath.PathLike, network: Network, shardings: Any = None
       shardings: where to put them, as a tree like the variables; on the default device if None.
 
     Raises:
-      UserError: if nothing is there; if any array is missing, unknown or of another shape, all of which are named; or
-        if the networks differ in what is no array, for example the number of heads.
+      UserError: if nothing is there; if any array is missing, unknown or of another shape, all of which are named; if
+        the networks differ in what is no array, for example the number of heads; if an array is damaged, or contains
+        NaN or infinity.
     """
     directory = _network_directory(path)
+    made = describe(path)
+    files = directory / "variables"
     shapes = network.variable_shapes()
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(directory / "variables").item_metadata
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes)
+    with storage.errors_in_one_line(f"{files} is damaged"), ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(files).item_metadata
         if stored is None:
-            raise UserError(f"{directory / 'variables'} is damaged: it does not say what arrays it holds")
-        _check_leaves(directory, stored.tree, shapes, network)
-        _check_fields(directory, network)
-        if shardings is None:
-            shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
-        target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
-        return checkpointer.restore(directory / "variables", target)
+            raise UserError(f"{files} is damaged: it does not say what arrays it holds")
+        _check_leaves(directory, made, stored.tree, shapes, network)
+        _check_fields(directory, made, network)
+        target = jax.tree.map(
+            lambda s, leaf, placement: jax.ShapeDtypeStruct(s.shape, leaf.dtype, sharding=placement),
+            shapes,
+            stored.tree,
+            shardings,
+        )
+        variables = checkpointer.restore(files, target)
+    if "digests" in made and (wrong := changes(made["digests"], digests(variables))):
+        raise UserError(f"{files} is damaged: {some(wrong)} differs from what was saved")
+    if wrong := not_finite(variables):
+        raise UserError(f"{files} cannot be used: {some(wrong)} contains NaN or infinity")
+    return jax.tree.map(lambda x, s: x.astype(s.dtype), variables, shapes)
+
+
+def fingerprint(description: Mapping[str, Any], variables: Any) -> str:
+    """Returns a digest of a network: of its variables, and of what else its predictions depend on.
+
+    Args:
+      description: what `describe` returns.
+      variables: sharded in any way; every process must call this.
+    """
+    return _sha256({key: description[key] for key in _DESCRIPTION} | {"digests": digests(variables)})
 
 
 def _network_directory(path: epath.PathLike) -> epath.Path:
@@ -106,37 +152,52 @@ def _network_directory(path: epath.PathLike) -> epath.Path:
     return directory
 
 
-def _check_leaves(directory: epath.Path, stored: Any, shapes: Any, network: Network) -> None:
+def _sha256(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _create(directory: epath.Path, made: Mapping[str, Any]) -> Network:
+    if repeated := made["overrides"].keys() & _DESCRIPTION.keys():
+        raise UserError(f"{directory / 'network.json'} is damaged: `overrides` must not contain {min(repeated)}")
+    try:
+        return create(made["name"], made["num_classes"], made["image_size"], **made["overrides"])
+    except UserError as error:
+        raise UserError(f"{directory / 'network.json'}: {error}") from error
+
+
+def _check_leaves(directory: epath.Path, made: Mapping[str, Any], stored: Any, shapes: Any, network: Network) -> None:
     there, here = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
         for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (stored, shapes))
     )
     wrong = [
-        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'unknown')} here"
+        f"{name} is missing"
+        if name not in there
+        else f"{name} is unexpected"
+        if name not in here
+        else f"{name} has shape {there[name]}, expected {here[name]}"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
     if wrong:
-        made = describe(directory)
         raise UserError(
             f"{directory} holds a {made['name']} with {made['num_classes']} classes, not this "
             f"{type(network).__name__} with {network.num_classes}: {'; '.join(wrong)}"
         )
 
 
-# What a network may be given anew without becoming another one.
+# Fields that may differ from the saved network's.
 _FREE_FIELDS = (
     *("parent", "name", "crop", "interpolation", "dtype", "remat", "scan", "dropout", "drop_path"),
-    *("narrow", "layer_scale"),  # these only say how training starts
+    *("narrow", "layer_scale"),  # used for initialization only
 )
 
 
-def _check_fields(directory: epath.Path, network: Network) -> None:
-    made = describe(directory)
-    stored = create(made["name"], made["num_classes"], made["image_size"], **made["overrides"])
+def _check_fields(directory: epath.Path, made: Mapping[str, Any], network: Network) -> None:
+    stored = _create(directory, made)
     fields = [field.name for field in dataclasses.fields(network) if field.name not in _FREE_FIELDS]
     wrong = [
-        f"{name} is {getattr(stored, name, 'unknown')} there and {getattr(network, name)} here"
+        f"{name} is {getattr(stored, name, 'unknown')}, expected {getattr(network, name)}"
         for name in fields
         if getattr(stored, name, "unknown") != getattr(network, name)
     ]

@@ -34,9 +34,11 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
             label=key.removeprefix("train/").replace("_", " "),
             **style,
         )
-    lowest, highest = (f(row[key] for row in rows for key in terms if key in row) for f in (min, max))
+    values = [row[key] for row in rows for key in terms if row.get(key) is not None]
+    lowest, highest = min(values, default=0), max(values, default=0)
     left.set(title="Training loss", xlabel="epoch", ylabel="nats", yscale="log" if highest > 10 * lowest else "linear")
-    left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
+    if terms:
+        left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
 
     right.plot(*_series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, train")
     right.plot(*_series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
@@ -140,7 +142,7 @@ _NOT_LOSSES = ("train/accuracy", "train/grad_norm", "train/learning_rate", "trai
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(row["epoch"], row[key]) for row in rows if key in row]
+    points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and "epoch" in row]
     return tuple(np.asarray(points, float).reshape(-1, 2).T)
 
 

@@ -96,16 +96,23 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Returns the lines of `metrics.jsonl`; a last line that was cut off by a crash is left out."""
+    """Returns the rows of `metrics.jsonl`. Damaged lines are skipped, which is reported unless the last was cut off."""
     path = workdir / "metrics.jsonl"
-    if not path.exists():
+    if not storage.exists(path):
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    text = storage.read_text(path)
+    rows, damaged = [], []
+    for number, line in enumerate(text.split("\n"), 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line) if "\N{REPLACEMENT CHARACTER}" not in line else None
+        except (json.JSONDecodeError, RecursionError):
+            row = None
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
+        elif number <= text.count("\n"):
+            damaged.append(number)
+    if damaged:
+        say(f"{path}: skipped damaged lines {', '.join(map(str, damaged))}")
     return rows
 
 

@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
+from lfcc_jax import storage
+from lfcc_jax.errors import UserError
 from lfcc_jax.models import Network
 from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training.assembly import Assembly, Images
 from lfcc_jax.training.config import RunConfig
-from lfcc_jax.training.report import table
+from lfcc_jax.training.report import say, table
 from lfcc_jax.training.sharding import replicated
 
 
@@ -19,6 +22,7 @@ def summarize(
     run: RunConfig,
     assembly: Assembly,
     dataset: str,
+    results: Mapping[str, float],
     rows: Sequence[Mapping[str, Any]],
     total_steps: int,
     sizes: Mapping[str, int],
@@ -30,13 +34,18 @@ def summarize(
       run: the run's config.
       assembly: what the run trained.
       dataset: name of the data set.
-      rows: the rows of `metrics.jsonl`.
+      results: the evaluation after the last step.
+      rows: the rows of `metrics.jsonl`. Only the best accuracy and the speed depend on them.
       total_steps: number of training steps.
       sizes: number of parameters of `student` and `heads`.
       mesh: devices that the run used.
     """
-    tests = [row for row in rows if "test/accuracy" in row and row["step"] > 0]
-    last, best = tests[-1], max(tests, key=lambda row: row["test/accuracy"])
+    tests = {
+        row["step"]: row["test/accuracy"] for row in rows if row["step"] > 0 and row.get("test/accuracy") is not None
+    }
+    tests[total_steps] = results["accuracy"]
+    best_step = max(sorted(tests), key=tests.__getitem__)
+    speed = next((row["train/images_per_second"] for row in rows[::-1] if row.get("train/images_per_second")), None)
     return {
         "dataset": dataset,
         "teacher": run.teacher["name"] if assembly.teacher else None,
@@ -47,21 +56,34 @@ def summarize(
         "steps": total_steps,
         "parameters": sizes["student"],
         "head_parameters": sizes["heads"],
-        "top1_last": last["test/accuracy"],
-        "top1_best": best["test/accuracy"],
-        "best_step": best["step"],
-        "top5_last": last["test/top5"],
-        "calibration_error": last["test/calibration_error"],
-        "teacher_top1": last.get("test/teacher_accuracy"),
-        "agreement": last.get("test/agreement"),
-        "kl_to_teacher": last.get("test/kl"),
-        **{key.removeprefix("test/").replace("/", "_"): last[key] for key in last if key.startswith("test/cka/")},
-        "seconds_per_step": run.batch_size / last["train/images_per_second"],
-        "images_per_second": last["train/images_per_second"],
+        "top1_last": results["accuracy"],
+        "top1_best": tests[best_step],
+        "best_step": best_step,
+        "top5_last": results["top5"],
+        "calibration_error": results["calibration_error"],
+        "teacher_top1": results.get("teacher_accuracy"),
+        "agreement": results.get("agreement"),
+        "kl_to_teacher": results.get("kl"),
+        **{key.replace("/", "_"): results[key] for key in results if key.startswith("cka/")},
+        "seconds_per_step": speed and run.batch_size / speed,
+        "images_per_second": speed,
         "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
+    """Returns the summary of a run that has ended, or None; a damaged one is as good as none."""
+    path = workdir / "summary.json"
+    if not storage.exists(path):
+        return None
+    try:
+        summary = storage.read_json(path)
+    except UserError as error:
+        say(f"{error}; the end of the run is repeated")
+        return None
+    return summary if isinstance(summary, dict) and summary else None
 
 
 def describe_student(run: RunConfig, images: Images) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
     path = workdir / "config.json"
     if storage.exists(path):
         ours, theirs = json.loads(storage.to_json(as_dict(config))), storage.read_json(path)
+        if not isinstance(theirs, dict):
+            raise UserError(f"{path} is damaged: it must be an object, got {type(theirs).__name__}")
         differ = [f"{key} is {there} there and {here} here" for key, there, here in _differences(theirs, ours)]
         if differ:
             raise UserError(f"{workdir} holds a different run: {'; '.join(differ)}. Give another --workdir.")

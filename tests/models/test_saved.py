@@ -1,6 +1,11 @@
+import json
+import re
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lfcc_jax import models
@@ -16,33 +21,53 @@ def network():
 
 
 def variables_of(network):
-    return network.init(jax.random.key(0), jnp.zeros(network.image_shape()))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda shape: rng.normal(size=shape.shape).astype(np.float32), network.variable_shapes())
 
 
-def test_a_network_comes_back_from_its_directory_or_from_its_runs(tmp_path, network):
+def edit(directory, **changes):
+    """Changes `network.json` as someone would by hand: without its digest. `...` removes a key."""
+    made = json.loads((directory / "network.json").read_text()) | changes
+    del made["sha256"]
+    text = json.dumps({key: value for key, value in made.items() if value is not ...})
+    (directory / "network.json").write_text(text)
+
+
+def damaged(directory, network):
+    """Returns the error that loading a network raises, with the path of the directory left out."""
+    errors = []
+    for load in (models.load, lambda path: models.load_variables(path, network)):
+        with pytest.raises(UserError) as error:
+            load(directory)
+        errors.append(str(error.value).replace(str(directory), "DIRECTORY"))
+        assert "\n" not in errors[-1]
+    assert errors[0] == errors[1]
+    return errors[0]
+
+
+def test_a_network_is_loaded_from_its_directory_or_from_its_run(tmp_path, network):
     variables = variables_of(network)
     models.save(tmp_path / "student", variables, DESCRIPTION)
     for path in (tmp_path / "student", tmp_path, str(tmp_path)):
         jax.tree.map(np.testing.assert_array_equal, models.load_variables(path, network), variables)
+    assert models.describe(tmp_path).items() >= DESCRIPTION.items()
 
 
-def test_a_missing_network_is_said(tmp_path, network):
-    with pytest.raises(UserError, match="no finished network in"):
-        models.load_variables(tmp_path / "nowhere", network)
+def test_a_missing_network_is_refused(tmp_path, network):
+    assert damaged(tmp_path / "nowhere", network).startswith("no finished network in DIRECTORY")
 
 
-def test_every_leaf_that_does_not_fit_is_named(tmp_path, network):
+def test_every_array_that_does_not_fit_is_named(tmp_path, network):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     with pytest.raises(UserError, match="holds a resnet_pico with 10 classes, not this ResNet with 7") as error:
         models.load_variables(tmp_path, network.clone(num_classes=7))
-    assert "params/head/kernel is (8, 10) there and (8, 7) here" in str(error.value)
-    assert "params/head/bias is (10,) there and (7,) here" in str(error.value)
-    assert str(error.value).count(" there and ") == 2
+    assert "params/head/bias has shape (10,), expected (7,); params/head/kernel has shape" in str(error.value)
+    assert str(error.value).count("expected") == 2
 
     vit = models.create("vit_pico", 10, 8, image_channels=1)
-    with pytest.raises(UserError, match="params/pos_embed is missing there") as error:
+    with pytest.raises(UserError, match="params/pos_embed is missing") as error:
         models.load_variables(tmp_path, vit)
-    assert "batch_stats/stem_norm/mean is (4,) there and unknown here" in str(error.value)
+    assert "batch_stats/stem_norm/mean is unexpected" in str(error.value)
 
 
 def test_a_network_that_differs_in_no_array_is_still_another_one(tmp_path):
@@ -50,14 +75,119 @@ def test_a_network_that_differs_in_no_array_is_still_another_one(tmp_path):
     made = models.create("vit_pico", 10, 8, **overrides)
     models.save(tmp_path, variables_of(made), DESCRIPTION | {"name": "vit_pico", "overrides": overrides})
     models.load_variables(tmp_path, made.clone(dropout=0.5))
-    with pytest.raises(
-        UserError, match=r"holds another vit_pico: mean is \(0.5,\) there and \(0.0,\) here; heads is 3"
-    ):
+    with pytest.raises(UserError, match=r"holds another vit_pico: mean is \(0.5,\), expected \(0.0,\); heads is 3"):
         models.load_variables(tmp_path, made.clone(heads=6, mean=(0.0,)))
 
 
-def test_damaged_variables_are_said(tmp_path, network):
+def test_a_network_without_digests_is_loaded(tmp_path, network):
+    variables = variables_of(network)
+    models.save(tmp_path, variables, DESCRIPTION)
+    edit(tmp_path, digests=...)
+    jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path)[1], variables)
+
+
+def test_variables_are_cast_to_float32_after_their_digests_were_verified(tmp_path, network):
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables_of(network))
+    models.save(tmp_path, halves, DESCRIPTION)
+    loaded = models.load_variables(tmp_path, network)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(np.float32)), loaded, halves)
+
+
+def test_a_flipped_bit_in_the_variables_is_found_and_the_array_is_named(tmp_path, network):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
-    (tmp_path / "variables" / "_METADATA").unlink()
-    with pytest.raises(UserError, match="variables is damaged"):
-        models.load_variables(tmp_path, network)
+    file = max((tmp_path / "variables").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    said = damaged(tmp_path, network)
+    assert re.fullmatch(r"DIRECTORY/variables is damaged: params/stage\w+/\w+/kernel differs from what was saved", said)
+
+
+def test_a_changed_description_is_found(tmp_path, network):
+    models.save(tmp_path, variables_of(network), DESCRIPTION | {"overrides": OVERRIDES | {"std": (0.5,)}})
+    file = tmp_path / "network.json"
+    text = file.read_text()
+    assert text.count("0.5") == 1
+    file.write_text(text.replace("0.5", "0.7"))
+    assert damaged(tmp_path, network) == "DIRECTORY/network.json is damaged: it was changed after it was written"
+
+
+def test_variables_of_another_network_are_found_by_their_digests(tmp_path, network):
+    models.save(tmp_path / "one", variables_of(network), DESCRIPTION)
+    models.save(tmp_path / "two", jax.tree.map(lambda x: x + 1, variables_of(network)), DESCRIPTION)
+    (tmp_path / "two" / "network.json").write_text((tmp_path / "one" / "network.json").read_text())
+    assert "variables is damaged: batch_stats" in damaged(tmp_path / "two", network)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_variables_with_nan_are_neither_saved_nor_loaded(tmp_path, network, value):
+    variables = variables_of(network)
+    variables["batch_stats"]["stem_norm"]["mean"] *= value
+    with pytest.raises(UserError, match="cannot be saved to .*: batch_stats/stem_norm/mean contains NaN or infinity"):
+        models.save(tmp_path / "a", variables, DESCRIPTION)
+    assert not (tmp_path / "a").exists()
+    # A network from before there was that check.
+    models.save(tmp_path, variables_of(network), DESCRIPTION)
+    edit(tmp_path, digests=...)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "variables", variables, force=True)
+    said = damaged(tmp_path, network)
+    assert said == "DIRECTORY/variables cannot be used: batch_stats/stem_norm/mean contains NaN or infinity"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage", "is damaged: it is not JSON"),
+        (b"", "is damaged: it is not JSON"),
+        (b"\xff\xfe{", "is damaged: it is not JSON"),
+        (b"[1]", "is damaged: it must be an object, got list"),
+        (b"[" * 100000, "is damaged: it is not JSON"),
+        (b'{"name": "resnet_pico"}', "is damaged: it lacks num_classes, image_size"),
+    ],
+)
+def test_a_file_that_is_no_description_is_refused(tmp_path, network, content, message):
+    models.save(tmp_path, variables_of(network), DESCRIPTION)
+    (tmp_path / "network.json").write_bytes(content)
+    assert damaged(tmp_path, network).startswith(f"DIRECTORY/network.json {message}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": 5}, "is damaged: `name` must be of type str, got 5"),
+        ({"name": []}, "is damaged: `name` must be of type str, got []"),
+        ({"name": "resnet_pcio"}, "unknown network 'resnet_pcio'; did you mean 'resnet_pico'"),
+        ({"num_classes": "a"}, "is damaged: `num_classes` must be of type int, got 'a'"),
+        ({"image_size": None}, "is damaged: `image_size` must be of type int, got None"),
+        ({"overrides": None}, "is damaged: `overrides` must be of type dict, got None"),
+        ({"overrides": [1]}, "is damaged: `overrides` must be of type dict, got [1]"),
+        ({"overrides": OVERRIDES | {"depht": 3}}, "unknown key 'depht'"),
+        ({"overrides": OVERRIDES | {"name": "vit_pico"}}, "`overrides` must not contain name"),
+        ({"overrides": OVERRIDES | {"mean": [float("nan")]}}, "is damaged: Out of range float values"),
+        ({"overrides": OVERRIDES | {"dtype": "float99"}}, "dtype"),
+        ({"overrides": OVERRIDES | {"dtype": [1]}}, "dtype"),
+        ({"image_size": -1}, "image_size"),
+    ],
+)
+def test_an_invalid_description_is_refused(tmp_path, network, changes, message):
+    models.save(tmp_path, variables_of(network), DESCRIPTION)
+    edit(tmp_path, **changes)
+    said = damaged(tmp_path, network)
+    assert said.startswith("DIRECTORY/network.json")
+    assert message in said
+
+
+def test_a_description_that_is_a_directory_is_refused(tmp_path, network):
+    models.save(tmp_path, variables_of(network), DESCRIPTION)
+    (tmp_path / "network.json").unlink()
+    (tmp_path / "network.json").mkdir()
+    assert damaged(tmp_path, network) == "cannot read DIRECTORY/network.json: Is a directory"
+
+
+@pytest.mark.parametrize("name", [".", "_METADATA", "manifest.ocdbt", "d"])
+def test_missing_files_are_reported_as_damage(tmp_path, network, name):
+    models.save(tmp_path, variables_of(network), DESCRIPTION)
+    path = tmp_path / "variables" / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "DIRECTORY/variables is damaged: " in damaged(tmp_path, network)

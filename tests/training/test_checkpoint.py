@@ -1,9 +1,11 @@
+import shutil
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lfcc_jax.errors import UserError
@@ -11,7 +13,8 @@ from lfcc_jax.training.checkpoint import Checkpoints
 
 
 def state(step):
-    return {"w": jnp.full((64, 64), float(step)), "key": jax.random.key(step), "nothing": None}
+    key = jax.random.key(step)
+    return {"w": jax.random.normal(key, (64, 64)), "key": key, "nothing": None}
 
 
 def abstract():
@@ -19,62 +22,129 @@ def abstract():
 
 
 def saved(directory, accuracies):
+    """Saves a checkpoint for each step, and opens the directory again, as a resume does."""
     checkpoints = Checkpoints(directory)
     for step, accuracy in accuracies.items():
-        checkpoints.save(step, state(step), {"next_index": step}, None if accuracy is None else {"accuracy": accuracy})
+        checkpoints.save(step, state(step), {"next_index": step}, accuracy)
     checkpoints.close()
     return Checkpoints(directory)
 
 
-def damage(directory):
+def steps_in(directory):
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def truncate(directory):
     """Cuts every data file in half, as a full disk would."""
     for file in directory.rglob("d/*"):
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
 
 
-def test_state_and_data_come_back_bit_for_bit(tmp_path):
-    restored, data = saved(tmp_path / "c", {3: None}).restore(abstract())
+def flip_a_bit(file, position):
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_state_and_record_are_restored_bit_for_bit(tmp_path):
+    restored, about = saved(tmp_path / "c", {3: None}).restore(abstract(), 9)
     np.testing.assert_array_equal(restored["w"], state(3)["w"])
     np.testing.assert_array_equal(*map(jax.random.key_data, (restored["key"], state(3)["key"])))
-    assert data == {"next_index": 3}
+    assert about == {"next_index": 3}
 
 
-def test_there_may_be_nothing_to_restore(tmp_path):
-    assert Checkpoints(tmp_path / "c").restore(abstract()) is None
+def test_restore_returns_none_without_checkpoints(tmp_path):
+    assert Checkpoints(tmp_path / "c").restore(abstract(), 9) is None
 
 
-def test_the_last_two_and_the_best_are_kept(tmp_path):
+def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path):
     saved(tmp_path / "c", {1: 0.1, 2: 0.9, 3: 0.3, 4: None, 5: 0.5, 6: None})
-    assert sorted(int(path.name) for path in (tmp_path / "c").iterdir() if path.name.isdigit()) == [2, 5, 6]
+    assert steps_in(tmp_path / "c") == [2, 5, 6]
+
+
+def test_the_best_checkpoint_survives_a_resume(tmp_path):
+    saved(tmp_path / "c", {1: 0.5, 2: 0.9, 3: None, 4: 0.6}).close()
+    saved(tmp_path / "c", {5: None, 6: 0.7}).close()
+    assert steps_in(tmp_path / "c") == [2, 5, 6]
+    saved(tmp_path / "c", {7: 0.4, 8: None}).close()
+    assert steps_in(tmp_path / "c") == [2, 7, 8]
+    saved(tmp_path / "c", {9: 0.95, 10: None, 11: None}).close()
+    assert steps_in(tmp_path / "c") == [9, 10, 11]
 
 
 def test_a_truncated_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, capsys):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
-    damage(tmp_path / "c" / "2")
-    restored, data = checkpoints.restore(abstract())
-    assert (float(restored["w"][0, 0]), data) == (1.0, {"next_index": 1})
+    truncate(tmp_path / "c" / "2")
+    restored, about = checkpoints.restore(abstract(), 9)
+    np.testing.assert_array_equal(restored["w"], state(1)["w"])
+    assert about == {"next_index": 1}
     assert "checkpoint 2 is damaged" in capsys.readouterr().out
     assert (tmp_path / "damaged" / "2").exists()
     # The run will come to step 2 again, and must be able to save it.
     checkpoints.save(2, state(2), {"next_index": 2})
     checkpoints.close()
-    assert Checkpoints(tmp_path / "c").restore(abstract())[1] == {"next_index": 2}
+    assert Checkpoints(tmp_path / "c").restore(abstract(), 9)[1] == {"next_index": 2}
 
 
-def test_it_is_an_error_if_no_checkpoint_can_be_read(tmp_path):
+def test_a_flipped_bit_in_an_array_is_found_and_the_array_is_named(tmp_path, capsys):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
-    damage(tmp_path / "c")
-    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] in .* can be read"):
-        checkpoints.restore(abstract())
+    file = max((tmp_path / "c" / "2" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    assert file.stat().st_size > 64 * 64 * 3  # most of it is `w`, which does not compress
+    flip_a_bit(file, file.stat().st_size // 2)
+    restored, _ = checkpoints.restore(abstract(), 9)
+    np.testing.assert_array_equal(restored["w"], state(1)["w"])
+    assert f"checkpoint 2 is damaged and was moved to {tmp_path / 'damaged'}: w differs" in capsys.readouterr().out
+
+
+def test_arrays_of_another_state_are_found_by_their_digests(tmp_path, capsys):
+    checkpoints = saved(tmp_path / "c", {1: None, 2: None, 3: None})
+    shutil.rmtree(tmp_path / "c" / "3" / "state")
+    shutil.copytree(tmp_path / "c" / "2" / "state", tmp_path / "c" / "3" / "state")
+    assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 2}
+    assert "key (and 1 more) differs from what was saved" in capsys.readouterr().out
+
+
+def test_a_changed_record_is_found(tmp_path, capsys):
+    checkpoints = saved(tmp_path / "c", {1: None, 2: None})
+    file = tmp_path / "c" / "2" / "record" / "metadata"
+    text = file.read_text()
+    assert '"next_index": 2' in text
+    file.write_text(text.replace('"next_index": 2', '"next_index": 3'))
+    assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 1}
+    assert "its record differs from what was saved" in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_nan_is_set_aside(tmp_path, capsys):
+    checkpoints = saved(tmp_path / "c", {1: None})
+    checkpoints.save(2, state(2) | {"w": state(2)["w"].at[3, 5].set(jnp.nan)}, {"next_index": 2})
+    assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 1}
+    assert "w contains NaN or infinity" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_digests_is_restored_with_a_note(tmp_path, capsys):
+    with ocp.CheckpointManager(tmp_path / "c") as manager:
+        args = {"state": ocp.args.StandardSave(state(3)), "data": ocp.args.JsonSave({"next_index": 3})}
+        manager.save(3, args=ocp.args.Composite(**args))
+    restored, about = Checkpoints(tmp_path / "c").restore(abstract(), 9)
+    np.testing.assert_array_equal(restored["w"], state(3)["w"])
+    assert about == {"data": {"next_index": 3}}
+    assert "checkpoint 3 has no digests" in capsys.readouterr().out
+
+
+def test_restore_raises_if_every_checkpoint_is_damaged(tmp_path):
+    checkpoints = saved(tmp_path / "c", {1: None, 2: None})
+    truncate(tmp_path / "c")
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] in .* can be used"):
+        checkpoints.restore(abstract(), 9)
     assert not (tmp_path / "damaged").exists()
 
 
-def test_a_state_of_another_structure_is_no_damage_and_nothing_is_moved(tmp_path):
+def test_a_state_of_another_structure_is_refused_and_nothing_is_moved(tmp_path):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
-    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] .* can be read; the newest: "):
-        checkpoints.restore({"v": abstract()["w"]})
-    assert checkpoints.restore(abstract())[1] == {"next_index": 2}
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] .* can be used; the newest: "):
+        checkpoints.restore({"v": abstract()["w"]}, 9)
+    assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 2}
 
 
 def test_saves_that_fail_are_one_line_with_the_last_step(tmp_path):
@@ -108,3 +178,40 @@ for save in (
     assert lines[-1] == f"cannot write {tmp_path}/student: File too large"
     assert len(lines) <= 4
     assert not found.stderr
+
+
+def test_a_checkpoint_after_the_last_step_is_refused(tmp_path):
+    saved(tmp_path / "c", {1: None, 2: None})
+    (tmp_path / "c" / "7777").mkdir()
+    with pytest.raises(UserError, match=r"7777 is after the last step of this run, 9") as error:
+        Checkpoints(tmp_path / "c").restore(abstract(), 9)
+    assert "\n" not in str(error.value)
+
+
+def test_a_copied_checkpoint_is_set_aside_and_the_run_can_save(tmp_path, capsys):
+    saved(tmp_path / "c", {1: None, 2: None})
+    shutil.copytree(tmp_path / "c" / "2", tmp_path / "c" / "7")
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 2}
+    assert "checkpoint 7 is damaged and was moved" in capsys.readouterr().out
+    checkpoints.save(3, state(3), {"next_index": 3})
+    checkpoints.close()
+    assert 3 in steps_in(tmp_path / "c")
+
+
+def test_saving_below_a_later_checkpoint_raises(tmp_path):
+    checkpoints = saved(tmp_path / "c", {5: None})
+    with pytest.raises(UserError, match="cannot save step 4: .* already contains step 5"):
+        checkpoints.save(4, state(4), {})
+
+
+@pytest.mark.parametrize("name", ["notes", "3.orbax-checkpoint-tmp-123", "-3", "0x7", "٣", "3.5"])
+def test_other_directories_and_files_are_ignored(tmp_path, name):
+    saved(tmp_path / "c", {1: None, 2: None}).close()
+    (tmp_path / "c" / name).mkdir()
+    (tmp_path / "c" / "README").write_text("4")
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 2}
+    checkpoints.save(3, state(3), {"next_index": 3})
+    checkpoints.close()
+    assert 3 in steps_in(tmp_path / "c")

@@ -123,10 +123,10 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys):
         file.write_bytes(file.read_bytes()[:10])
     checkpoints = Checkpoints(directory)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    restored, data_state = checkpoints.restore(abstract)
+    restored, about = checkpoints.restore(abstract, 9)
     checkpoints.close()
     np.testing.assert_array_equal(restored["w"], state["w"])
-    assert data_state == {"next_index": 1}
+    assert about == {"next_index": 1}
     assert "checkpoint 2" in capsys.readouterr().out
     assert storage.exists(directory.parent / "damaged" / "2" / "state")
     assert not storage.exists(directory / "2")

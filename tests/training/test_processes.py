@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from lfcc_jax import models
+from lfcc_jax.digest import digests
 
 WORKER = """
 import json, sys
@@ -103,3 +107,10 @@ def test_two_processes_learn_what_one_learns(runs, other):
     for alone, together in zip(*rows, strict=True):
         for key in alone.keys() - {"train/images_per_second"}:
             np.testing.assert_allclose(together[key], alone[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_a_network_saved_by_two_processes_has_the_digests_of_its_arrays(runs):
+    network, variables = models.load(runs / "run_of_2")
+    description = models.describe(runs / "run_of_2")
+    assert description["digests"] == digests(variables)
+    assert len(description["digests"]) == len(jax.tree.leaves(network.variable_shapes()))

@@ -19,6 +19,34 @@ def test_a_resumed_run_drops_the_lines_of_what_was_lost(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
+def test_damaged_lines_are_skipped_and_reported(tmp_path, capsys):
+    good = [{"step": step, "test/accuracy": step / 8} for step in range(4)]
+    damaged = [
+        "",
+        "{",
+        "null",
+        "[1]",
+        '{"epoch": 1}',
+        '{"step": "3"}',
+        '{"step": true}',
+        "[" * 100000,
+        '{"step": 1, "\xff": 2}',
+    ]
+    lines = [json.dumps(good[0]), *damaged, *map(json.dumps, good[1:])]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    assert report.read_metrics(epath.Path(tmp_path)) == good
+    assert "metrics.jsonl: skipped damaged lines 2, 3, 4, 5, 6, 7, 8, 9, 10\n" in capsys.readouterr().out
+
+
+def test_a_row_with_nan_is_valid_json(tmp_path):
+    writer = report.MetricsWriter(epath.Path(tmp_path), 0)
+    writer.write(1, {"train/loss": float("nan"), "train/accuracy": float("inf"), "test/loss": 0.5})
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "train/loss": null, "train/accuracy": null, "test/loss": 0.5}\n'
+    )
+
+
 def test_tensorboard_gets_the_same_numbers_where_tensorflow_is_installed(tmp_path):
     tensorflow = pytest.importorskip("tensorflow")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
