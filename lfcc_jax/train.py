@@ -17,9 +17,10 @@ from lfcc_jax.errors import UserError, checked_arguments
 from lfcc_jax.training import pictures
 from lfcc_jax.training.assembly import Images, assemble, teacher_network
 from lfcc_jax.training.checkpoint import Checkpoints
-from lfcc_jax.training.config import read_config
+from lfcc_jax.training.config import as_dict, read_config
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.preemption import Preempted, watch_signals
+from lfcc_jax.training.processes import check_agreement, software
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say
 from lfcc_jax.training.resident import ResidentFeed
 from lfcc_jax.training.sharding import (
@@ -32,7 +33,7 @@ from lfcc_jax.training.sharding import (
 from lfcc_jax.training.state import start_from
 from lfcc_jax.training.step import to_float
 from lfcc_jax.training.summary import describe_student, spectra, summarize, summary_table
-from lfcc_jax.training.workdir import claim_workdir
+from lfcc_jax.training.workdir import claim_workdir, describe_network
 
 
 class DivergedError(UserError):
@@ -59,7 +60,15 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         `DivergedError`, a kind of it, if the loss does not stay finite. The last good checkpoint is kept.
       Preempted: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
+    with contextlib.ExitStack() as held:  # the lock of the work directory
+        return _train_and_evaluate(config, workdir, held)
+
+
+def _train_and_evaluate(
+    config: Mapping[str, Any], workdir: epath.PathLike, held: contextlib.ExitStack
+) -> dict[str, Any]:
     # -- The run and its devices ---------------------------------------------------------------------------------------
+    check_agreement({"config": as_dict(config), "software": software()})
     run = read_config(config)
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
@@ -81,14 +90,17 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
     assembly = assemble(run, images)  # every name and key is looked at before a file is read
-    if run.student.get("checkpoint"):
-        models.describe(run.student["checkpoint"])  # it is there; read once there is a state
+    inputs = {"train": data.fingerprint(splits.train), "test": data.fingerprint(splits.test)}
+    if run.student.get("checkpoint"):  # read once there is a state
+        inputs["student"] = describe_network(models.describe(run.student["checkpoint"]))
     teacher = teacher_variables = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
         if not path:
             raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
-        teacher = teacher_network(run, images, made=models.describe(path))
+        made = models.describe(path)
+        inputs["teacher"] = describe_network(made)
+        teacher = teacher_network(run, images, made=made)
         teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
         assembly = assemble(run, images, teacher)
     student = assembly.student
@@ -96,7 +108,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- State: fresh or restored --------------------------------------------------------------------------------------
     shapes = assembly.state_shapes()
     placement = weight_shardings(shapes, mesh)
-    workdir = claim_workdir(workdir, config)
+    check_agreement(inputs)
+    workdir = claim_workdir(workdir, config, inputs, held)
     if storage.exists(workdir / "summary.json"):
         say(f"this run has ended already; its summary is in {workdir}")
         return storage.read_json(workdir / "summary.json")
@@ -166,24 +179,24 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
     stops = [n for n in (run.log_every_steps, eval_every, run.checkpoint_every_steps) if n]
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
-    pending, calls = [], 0
+    pending = []
     step = first_step
     with (
+        watch_signals() as told_to_stop,  # closed last, so that a late signal does not interrupt a save
         contextlib.closing(checkpoints),
         contextlib.closing(writer),
         contextlib.closing(batches),
-        watch_signals() as told_to_stop,
     ):
         while step < total_steps:
             count = _steps_until_next(step, total_steps, *stops) if splits.resident else 1
             batch = batches.take(count) if splits.resident else next(batches)
             state, metrics = train_step(state, teacher_variables, batch)
-            step, calls = step + count, calls + 1
+            step += count
             pending.append((metrics, count))
             log = step % run.log_every_steps == 0
             evaluating = step % eval_every == 0 or step == total_steps
             saving = evaluating or (run.checkpoint_every_steps and step % run.checkpoint_every_steps == 0)
-            stopping = told_to_stop.is_set() or checkpoints.reached_preemption(calls)
+            stopping = told_to_stop.is_set()
             if not (log or saving or stopping):
                 continue
 

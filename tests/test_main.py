@@ -1,5 +1,8 @@
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -37,3 +40,28 @@ def test_an_input_that_fails_later_gets_one_line_too(tmp_path, data_dir):
     assert done.stderr.count("\n") == 1
     assert "unknown network 'resnt_pico'; did you mean 'resnet_pico'" in done.stderr
     assert not workdir.exists()
+
+
+# Shells let programs in the background ignore Ctrl-C, and their children inherit that.
+LISTENING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("lfcc_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_ctrl_c_during_compilation_gets_one_line_and_status_130(tmp_path, data_dir):
+    command = [sys.executable, "-c", LISTENING, "--config=configs/digits.py:method=teacher"]
+    command += [f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    # A cached program would not be compiled.
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout:
+        if "by cross_entropy" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert "compiled the training step" not in rest, "the signal came too late"
+    assert process.returncode == 130
+    assert errors == "interrupted; the same command resumes from the last checkpoint, if any\n"
