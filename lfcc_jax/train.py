@@ -19,9 +19,10 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.training import pictures
 from lfcc_jax.training.assembly import Images, assemble, count_steps, teacher_network
 from lfcc_jax.training.checkpoint import Checkpoints
-from lfcc_jax.training.config import read_config
+from lfcc_jax.training.config import as_dict, read_config
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.preemption import Preempted, watch_signals
+from lfcc_jax.training.processes import check_agreement, software
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say
 from lfcc_jax.training.resident import ResidentFeed
 from lfcc_jax.training.sharding import (
@@ -62,7 +63,15 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         then, and earlier checkpoints are kept.
       Preempted: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
+    with contextlib.ExitStack() as held:  # the lock of the work directory
+        return _train_and_evaluate(config, workdir, held)
+
+
+def _train_and_evaluate(
+    config: Mapping[str, Any], workdir: epath.PathLike, held: contextlib.ExitStack
+) -> dict[str, Any]:
     # -- The run and its devices ---------------------------------------------------------------------------------------
+    check_agreement({"config": as_dict(config), "software": software()})
     run = read_config(config)
     workdir = storage.resolve(workdir, "--workdir")
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
@@ -83,9 +92,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
     assembly = assemble(run, images)  # every name and key is looked at before a file is read
+    inputs = {"train": data.fingerprint(splits.train), "test": data.fingerprint(splits.test)}
     if run.student.get("checkpoint"):
-        _describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))  # read below
-    teacher = teacher_variables = teacher_fingerprint = None
+        start_made = _describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))
+    teacher = teacher_variables = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
         if not path:
@@ -94,7 +104,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         made = _describe(path)
         teacher = teacher_network(run, images, made=made)
         teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
-        teacher_fingerprint = models.fingerprint(made, teacher_variables)
+        inputs["teacher"] = _identity(made, teacher_variables)
         assembly = assemble(run, images, teacher)
     student = assembly.student
 
@@ -104,8 +114,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     start = None
     if path := run.student.get("checkpoint"):
         start = models.load_variables(path, student, placement.student)
+        inputs["student"] = _identity(start_made, start)
     # All was accepted that can be before something is computed.
-    workdir = claim_workdir(workdir, config, sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes)))
+    check_agreement(inputs)
+    num_bytes = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes))
+    workdir = claim_workdir(workdir, config, inputs, held, num_bytes)
     if (summary := read_summary(workdir)) is not None:
         say(f"this run has ended already; its summary is in {workdir}")
         return summary
@@ -116,11 +129,6 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     window: dict[str, np.ndarray] = {}  # the metrics of each step since the last row of metrics.jsonl
     if restored:
         state, about = restored
-        if about.get("teacher", teacher_fingerprint) != teacher_fingerprint:
-            raise UserError(
-                f"config.teacher.checkpoint: {run.teacher['checkpoint']} is another network than the one that taught "
-                f"this run until step {int(state.step)}; restore that one, or start again in a new --workdir"
-            )
         batches.set_state(about["data"])
         window = {name: np.asarray(values, np.float32) for name, values in about.get("window", {}).items()}
     else:
@@ -193,24 +201,24 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
     stops = [n for n in (run.log_every_steps, eval_every, run.checkpoint_every_steps) if n]
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
-    pending, calls = [], 0
+    pending = []
     step = first_step
     with (
+        watch_signals() as told_to_stop,  # closed last, so that a late signal does not interrupt a save
         contextlib.closing(checkpoints),
         contextlib.closing(writer),
         contextlib.closing(batches),
-        watch_signals() as told_to_stop,
     ):
         while step < total_steps:
             count = _steps_until_next(step, total_steps, *stops) if splits.resident else 1
             batch = batches.take(count) if splits.resident else next(batches)
             state, metrics = train_step(state, teacher_variables, batch)
-            step, calls = step + count, calls + 1
+            step += count
             pending.append((metrics, count))
             log = step % run.log_every_steps == 0
             evaluating = step % eval_every == 0 or step == total_steps
             saving = evaluating or (run.checkpoint_every_steps and step % run.checkpoint_every_steps == 0)
-            stopping = told_to_stop.is_set() or checkpoints.reached_preemption(calls)
+            stopping = told_to_stop.is_set()
             if not (log or saving or stopping):
                 continue
 
@@ -242,7 +250,6 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
             if saving or stopping:
                 about = {
                     "data": batches.state,
-                    "teacher": teacher_fingerprint,
                     "window": {name: values.tolist() for name, values in window.items()},
                 }
                 checkpoints.save(step, state, about, results and results["accuracy"])
@@ -277,6 +284,11 @@ def _describe(path: epath.PathLike) -> dict[str, Any]:
     if "digests" not in made:
         say(f"{path} was saved without digests, so damage to its variables cannot be detected")
     return made
+
+
+def _identity(made: Mapping[str, Any], variables: Any) -> dict[str, str]:
+    """Returns what identifies a network among the inputs of a run."""
+    return {"name": made["name"], "digest": models.fingerprint(made, variables)[:12]}
 
 
 def _test_images(splits: data.Splits, student: models.Network) -> Callable[[jax.Array], jax.Array]:
