@@ -1,6 +1,7 @@
 """A whole run, from config to trained student, to be read from top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -86,11 +87,18 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     teacher = teacher_variables = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
-        if not path:
-            raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
-        teacher = teacher_network(run, images, made=models.describe(path))
-        teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
-        assembly = assemble(run, images, teacher)
+        taught = [f"config.losses.{name}" for name, method in assembly.losses.items() if method.needs_teacher]
+        if path:
+            teacher = teacher_network(run, images, made=models.describe(path))
+            teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
+            assembly = assemble(run, images, teacher)
+        elif taught:
+            raise UserError(
+                f"config.teacher.checkpoint: missing, and {taught[0]} needs a teacher; give the work directory of the "
+                "run that trained it, for example one with --config=FILE:method=teacher"
+            )
+        else:  # a baseline: the teacher would only be compared with it
+            assembly = dataclasses.replace(assembly, teacher=None)
     student = assembly.student
 
     # -- State: fresh or restored --------------------------------------------------------------------------------------
@@ -148,6 +156,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     test_batches = functools.partial(iter, list(read_test_batches())) if splits.resident else read_test_batches
     evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
     writer = MetricsWriter(workdir, first_step)
+    say("compiling ...")
     if first_step == 0:
         results = evaluate(state.evaluated)
         writer.write(0, {"epoch": 0.0} | {f"test/{name}": value for name, value in results.items()})
@@ -196,8 +205,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
                 "images_per_second": progress.images_per_second,
             }
             row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
-            if log:
-                say(progress.line(step, means))
+            if log and (line := progress.line(step, means)):
+                say(line)
             results = None
             if evaluating:
                 results = evaluate(state.evaluated)
