@@ -9,8 +9,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from lfcc_jax.errors import UserError, shown
+from lfcc_jax.training import processes
 from lfcc_jax.training.config import load_config, read_config
-from lfcc_jax.training.preemption import Preempted
+from lfcc_jax.training.preemption import Preempted, answer_interrupts
 
 _DEFAULT = Path(__file__).parent.parent / "configs" / "digits.py"
 
@@ -18,8 +19,9 @@ _DEFAULT = Path(__file__).parent.parent / "configs" / "digits.py"
 def run(main: Callable[[], object]) -> None:
     """Parses `--config`, `--workdir` and `--distributed`, and calls `main`, which finds them in `flags.FLAGS`.
 
-    Ends with one line and status 1 after an input that will not do. Status 143 means that the run was told to stop
-    (SIGTERM, Ctrl-C) and has saved itself.
+    Ends with one line and status 1 on invalid input. Status 143 means that the run was told to stop (SIGTERM, Ctrl-C)
+    and has saved itself; 130, that Ctrl-C came when there was nothing to save, or a second time. When
+    one of several processes fails or is interrupted, all end with its status and its line.
     """
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
@@ -83,15 +85,24 @@ def _guarded(main: Callable[[], object]) -> None:
             jax.distributed.initialize()
         except (ValueError, RuntimeError) as error:
             sys.exit(f"error: --distributed: no cluster was found here: {' '.join(str(error).split())}")
+        processes.watch_peers()
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        processes.end(1, f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted outside the training loop; the same command goes on from the last checkpoint, if any")
+        _end_interrupted()
     except Preempted as note:
         print(note, file=sys.stderr)
         sys.exit(143)
+    except Exception as error:
+        if not flags.FLAGS.distributed:
+            raise
+        processes.end_after(error)
+
+
+def _end_interrupted() -> None:
+    processes.end(130, "interrupted; the same command resumes from the last checkpoint, if any")
 
 
 def _main() -> None:
@@ -99,6 +110,7 @@ def _main() -> None:
 
     if flags.FLAGS.workdir is None:
         raise UserError("--workdir: missing; give the directory where the run shall live, for example runs/first")
+    answer_interrupts(_end_interrupted)
     train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
 
 

@@ -19,9 +19,10 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.training import pictures
 from lfcc_jax.training.assembly import Images, assemble, count_steps, teacher_network
 from lfcc_jax.training.checkpoint import Checkpoints
-from lfcc_jax.training.config import read_config
+from lfcc_jax.training.config import as_dict, read_config
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.preemption import Preempted, watch_signals
+from lfcc_jax.training.processes import check_agreement, software
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say
 from lfcc_jax.training.resident import ResidentFeed
 from lfcc_jax.training.sharding import (
@@ -62,7 +63,15 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         then, and earlier checkpoints are kept.
       Preempted: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
+    with contextlib.ExitStack() as held:  # the lock of the work directory
+        return _train_and_evaluate(config, workdir, held)
+
+
+def _train_and_evaluate(
+    config: Mapping[str, Any], workdir: epath.PathLike, held: contextlib.ExitStack
+) -> dict[str, Any]:
     # -- The run and its devices ---------------------------------------------------------------------------------------
+    check_agreement({"config": as_dict(config), "software": software()})
     run = read_config(config)
     workdir = storage.resolve(workdir, "--workdir")
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
@@ -84,7 +93,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
     assembly = assemble(run, images)  # every name and key is looked at before a file is read
     if run.student.get("checkpoint"):
-        _describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))  # read below
+        student_made = _describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))  # read below
     teacher = teacher_variables = teacher_fingerprint = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
@@ -105,7 +114,12 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     if path := run.student.get("checkpoint"):
         start = models.load_variables(path, student, placement.student)
     # All was accepted that can be before something is computed.
-    workdir = claim_workdir(workdir, config, sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes)))
+    inputs = {"train": data.fingerprint(splits.train), "test": data.fingerprint(splits.test)}
+    if start is not None:
+        inputs["student"] = models.fingerprint(student_made, start)
+    check_agreement(inputs | {"teacher": teacher_fingerprint})
+    num_bytes = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes))
+    workdir = claim_workdir(workdir, config, inputs, held, num_bytes)
     if (summary := read_summary(workdir)) is not None:
         say(f"this run has ended already; its summary is in {workdir}")
         return summary
@@ -193,24 +207,24 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
     stops = [n for n in (run.log_every_steps, eval_every, run.checkpoint_every_steps) if n]
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
-    pending, calls = [], 0
+    pending = []
     step = first_step
     with (
+        watch_signals() as told_to_stop,  # closed last, so that a late signal does not interrupt a save
         contextlib.closing(checkpoints),
         contextlib.closing(writer),
         contextlib.closing(batches),
-        watch_signals() as told_to_stop,
     ):
         while step < total_steps:
             count = _steps_until_next(step, total_steps, *stops) if splits.resident else 1
             batch = batches.take(count) if splits.resident else next(batches)
             state, metrics = train_step(state, teacher_variables, batch)
-            step, calls = step + count, calls + 1
+            step += count
             pending.append((metrics, count))
             log = step % run.log_every_steps == 0
             evaluating = step % eval_every == 0 or step == total_steps
             saving = evaluating or (run.checkpoint_every_steps and step % run.checkpoint_every_steps == 0)
-            stopping = told_to_stop.is_set() or checkpoints.reached_preemption(calls)
+            stopping = told_to_stop.is_set()
             if not (log or saving or stopping):
                 continue
 

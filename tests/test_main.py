@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -113,3 +115,28 @@ def test_a_config_file_may_return_a_dict_or_a_config_of_any_kind(tmp_path):
         config.a.c = 1
         assert config.to_dict() == {"a": {"b": "x", "c": 1}}
         file.unlink()
+
+
+# Shells let programs in the background ignore Ctrl-C, and their children inherit that.
+LISTENING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("lfcc_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_ctrl_c_during_compilation_gets_one_line_and_status_130(tmp_path, data_dir):
+    command = [sys.executable, "-c", LISTENING, "--config=configs/digits.py:method=teacher"]
+    command += [f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    # A cached program would not be compiled.
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout:
+        if "by cross_entropy" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert "compiled the training step" not in rest, "the signal came too late"
+    assert process.returncode == 130
+    assert errors == "interrupted; the same command resumes from the last checkpoint, if any\n"

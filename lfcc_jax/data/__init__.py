@@ -1,5 +1,6 @@
 """Images in: TFDS sources, Grain pipelines, augmentation on the device. Nothing here needs TensorFlow."""
 
+from lfcc_jax.data.fingerprint import fingerprint
 from lfcc_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from lfcc_jax.data.resident import read_all, train_numbers
 from lfcc_jax.data.source import Source, open_source
@@ -9,6 +10,7 @@ __all__ = [
     "Source",
     "Splits",
     "eval_batches",
+    "fingerprint",
     "open_source",
     "open_splits",
     "read_all",

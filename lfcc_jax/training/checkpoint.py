@@ -40,7 +40,7 @@ class Checkpoints:
         )
         storage.drop_background_errors()
         with storage.errors_in_one_line(f"cannot read {self._directory}"):
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._manager = _CheckpointManager(self._directory, options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -111,14 +111,6 @@ class Checkpoints:
         """Waits, and stops the background threads."""
         with self._save_errors():
             self._manager.close()
-
-    def reached_preemption(self, count: int) -> bool:
-        """Returns whether any host of a multi-host run was told to stop; all hosts get the same answer.
-
-        Args:
-          count: how often this was asked; hosts agree on the one at which all of them say yes.
-        """
-        return self._manager.reached_preemption(count)
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -225,6 +217,16 @@ def _of_any_process(problem: str) -> str:
     """Returns the problem, or a note if only other processes have one: all must resume from the same step."""
     anywhere = multihost_utils.process_allgather(np.asarray(bool(problem))).any()
     return problem or ("another process could not read it" if anywhere else "")
+
+
+class _CheckpointManager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never asks JAX's preemption service, whose counter is the training loop's: see `StopRequest`.
+
+        Orbax asks with steps, some from a background thread, and thereby moves the counter past the loop's.
+        """
+        del step
+        return False
 
 
 def _quiet_aborted_reads(unraisable: Any) -> None:

@@ -132,6 +132,19 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
+def differences(first: Any, second: Any, prefix: str = "config") -> list[tuple[str, Any, Any]]:
+    """Returns the values that differ between two nested dicts, as `(key, value in first, value in second)`.
+
+    Examples:
+      >>> differences({"seed": 0, "data": {"name": "a"}}, {"data": {"name": "b"}})
+      [('config.data.name', 'a', 'b'), ('config.seed', 0, 'unset')]
+    """
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        pairs = [(key, first.get(key, "unset"), second.get(key, "unset")) for key in sorted(first.keys() | second)]
+        return [found for key, a, b in pairs for found in differences(a, b, f"{prefix}.{key}" if prefix else key)]
+    return [] if first == second else [(prefix, first, second)]
+
+
 def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
     """Reads what stands behind the colon of `--config=file.py:name=value,name=value`.
 

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from ml_collections import ConfigDict, FieldReference
 
@@ -7,7 +5,6 @@ from configs import digits
 from lfcc_jax import methods
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import parse_argument, read_config
-from lfcc_jax.training.workdir import claim_workdir
 
 GOOD = {"data": {}, "student": {}, "losses": {}, "optimizer": {}, "epochs": 1, "batch_size": 8}
 
@@ -38,33 +35,6 @@ def test_read_config_rejects_invalid_values(change, message):
 def test_read_config_rejects_a_missing_key():
     with pytest.raises(UserError, match="config: missing epochs"):
         read_config({key: value for key, value in GOOD.items() if key != "epochs"})
-
-
-def test_a_work_directory_is_claimed_once_and_known_again(tmp_path):
-    workdir = claim_workdir(tmp_path / "run", GOOD)
-    assert json.loads((workdir / "config.json").read_text()) == GOOD
-    assert claim_workdir(tmp_path / "run", ConfigDict(GOOD)) == workdir
-
-
-def test_a_work_directory_of_another_run_is_refused_with_all_that_differs(tmp_path):
-    claim_workdir(tmp_path, GOOD | {"student": {"name": "a", "width": 3}})
-    with pytest.raises(
-        UserError, match=r"student.name is a there and b here; config.student.width is 3 there and absent"
-    ):
-        claim_workdir(tmp_path, GOOD | {"student": {"name": "b"}})
-
-
-def test_a_work_directory_that_is_a_file_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="cannot be a directory"):
-            claim_workdir(path, GOOD)
-
-
-def test_checkpoints_of_an_unknown_run_are_not_touched(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="config.json is missing"):
-        claim_workdir(tmp_path, GOOD)
 
 
 def test_the_argument_of_a_config_file_is_typed_by_its_defaults():

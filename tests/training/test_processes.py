@@ -1,7 +1,13 @@
-"""One process with eight devices and two real processes with four each do the same."""
+"""Two real processes with four devices each do what one with eight does; and they agree, stop and end together.
 
+Each pair of processes does several things in turn, since starting one takes most of the time. JAX's preemption service
+works once per process, so each pair is told to stop once.
+"""
+
+import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,8 +20,9 @@ import pytest
 from lfcc_jax import models
 from lfcc_jax.digest import digests
 
-WORKER = """
-import json, sys
+TOGETHER = (
+    """
+import os, signal, sys, threading, time
 import jax
 import numpy as np
 
@@ -26,6 +33,8 @@ if count > 1:
 
 from lfcc_jax import data
 from lfcc_jax.train import train_and_evaluate
+from lfcc_jax.training import processes
+from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.sharding import batch_sharding, create_mesh, to_global
 
 strong = {"padding": 1, "flip": True, "randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.5}
@@ -57,33 +66,139 @@ if count == 2:
     config["data"]["resident"] = True
     train_and_evaluate(config, f"{out}/resident_run_of_2")
 """
+    + (
+        STOP := """
+    def stop_process_1(number, path):
+        steps = lambda: len(open(path).readlines()) if os.path.exists(path) else 0
+        def wait():
+            while steps() < begun + 3:
+                time.sleep(0.05)
+            os.kill(os.getpid(), number)
+        begun = steps()
+        if process == 1:
+            threading.Thread(target=wait, daemon=True).start()
+
+    endless = {"epochs": 10_000, "log_every_steps": 3, "checkpoint_every_steps": 7, "eval_every_epochs": 10_000}
+    config["data"]["resident"] = True
+    def train_until(number):
+        stop_process_1(number, f"{out}/stopped/metrics.jsonl")
+        try:
+            train_and_evaluate(config | endless, f"{out}/stopped")
+        except Preempted as note:
+            print("NOTE", note, flush=True)
+"""
+    )
+    + """
+    train_until(signal.SIGINT)
+    if process == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        processes.gather("nobody answers")
+    except Exception as error:
+        processes.end_after(error)
+"""
+)
+
+APART = (
+    """
+import json, os, signal, sys, threading, time
+import jax
+
+process, count, port, data_dir, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(f"localhost:{port}", count, process)
+
+from lfcc_jax.errors import UserError
+from lfcc_jax.train import train_and_evaluate
+from lfcc_jax.training import processes
+from lfcc_jax.training.preemption import Preempted
+
+config = json.loads(open(f"{out}/stopped/config.json").read())
+
+def error_of(function, *arguments):
+    try:
+        function(*arguments)
+    except UserError as error:
+        return str(error)
+
+if True:
+"""
+    + STOP
+    + """
+said = {
+    "config": error_of(train_and_evaluate, config | {"seed": process}, f"{out}/config"),
+    "facts": error_of(processes.check_agreement, {"train": {"digest": "ab" if process else "cd", "examples": 64}}),
+    "same": error_of(processes.check_agreement, {"train": {"digest": "ab", "examples": 64}}),
+    "workdir": error_of(train_and_evaluate, config, f"{out}/unshared_{process}"),
+    "lock": error_of(train_and_evaluate, config, f"{out}/locked"),
+}
+print("SAID", json.dumps(said), flush=True)
+train_until(signal.SIGTERM)
+processes.watch_peers()
+if process == 1:
+    processes.end(1, "error: the disk is full")
+processes.gather("nobody answers")
+"""
+)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, data_dir):
-    """Runs the worker in one process, and in two; returns the directory of what they wrote."""
-    out = tmp_path_factory.mktemp("processes")
-    (out / "worker.py").write_text(WORKER)
+def start(out, name, worker, count, data_dir):
+    """Runs a worker in several processes; returns their exit statuses and what each printed to stdout and stderr."""
+    (out / f"{name}.py").write_text(worker)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    for count in (1, 2):
-        started = [
-            subprocess.Popen(
-                [sys.executable, out / "worker.py", *map(str, (process, count, port, data_dir, out))],
-                env=environment | {"JAX_PLATFORMS": "cpu"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for process in range(count)
-        ]
-        for process in started:
-            text = process.communicate(timeout=300)[0]
-            assert process.returncode == 0, text
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, out / f"{name}.py", *map(str, (process, count, port, data_dir, out))],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(count)
+    ]
+    texts = [process.communicate(timeout=600) for process in started]
+    return [process.returncode for process in started], texts
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def together(out, data_dir):
+    """What two processes printed that did, in the end, what one did."""
+    statuses, texts = start(out, "alone", TOGETHER, 1, data_dir)
+    assert statuses == [0], texts
+    statuses, texts = start(out, "together", TOGETHER, 2, data_dir)
+    assert statuses == [1, -signal.SIGKILL], texts
+    return texts
+
+
+@pytest.fixture(scope="module")
+def runs(out, together):
     return out
+
+
+@pytest.fixture(scope="module")
+def apart(out, together, data_dir):
+    """What two processes printed that disagreed in several ways, resumed a run together, and ended by a failure."""
+    (out / "locked").mkdir()
+    with (out / "locked" / "lock").open("w") as lock:
+        lock.write("process 1 on elsewhere")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        statuses, texts = start(out, "apart", APART, 2, data_dir)
+    assert statuses == [1, 1], texts
+    return texts
+
+
+def lines(text, start):
+    return [line.removeprefix(start).strip() for line in text.splitlines() if line.startswith(start)]
 
 
 def test_two_processes_see_the_pixels_labels_and_order_of_one(runs):
@@ -114,3 +229,47 @@ def test_a_network_saved_by_two_processes_has_the_digests_of_its_arrays(runs):
     description = models.describe(runs / "run_of_2")
     assert description["digests"] == digests(variables)
     assert len(description["digests"]) == len(jax.tree.leaves(network.variable_shapes()))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("config", "all processes must run the same thing, but config.seed is 0 in process 0, 1 in 1"),
+        ("facts", "all processes must run the same thing, but train.digest is cd in process 0, ab in 1"),
+        ("workdir", "`--workdir` must be a directory that all processes share, but process 1 does not see"),
+        ("lock", "is in use by another run (process 1 on elsewhere); stop it or choose another --workdir"),
+    ],
+)
+def test_a_disagreement_is_one_error_in_every_process(apart, what, message):
+    for out, _ in apart:
+        error = json.loads(lines(out, "SAID")[0])[what]
+        assert message in error
+        assert "\n" not in error
+
+
+def test_processes_that_agree_raise_nothing(apart):
+    assert [json.loads(lines(out, "SAID")[0])["same"] for out, _ in apart] == [None, None]
+
+
+def test_ctrl_c_and_sigterm_to_one_process_stop_all_after_the_same_step(together, apart, runs):
+    """The run is resident, so its calls are of several steps; and SIGTERM comes after a resume."""
+    for texts in (together, apart):
+        notes = [lines(out, "NOTE") for out, _ in texts]
+        assert len(notes[0]) == 1
+        assert notes[0] == notes[1]
+    stops = [int(lines(texts[0][0], "NOTE stopped at step")[0].split()[0]) for texts in (together, apart)]
+    assert 0 < stops[0] < stops[1]
+    assert (runs / "stopped" / "checkpoints" / str(stops[1])).exists()
+
+
+def test_a_process_that_loses_another_ends_with_one_line(together):
+    (line,) = lines(together[0][1], "error:")
+    assert line.startswith("lost contact with another process")
+    assert "Traceback" not in together[0][1]
+
+
+def test_a_failure_in_one_process_ends_all_with_its_line(apart):
+    (_, others), (_, failed) = apart
+    assert lines(failed, "error:") == ["the disk is full"]
+    assert lines(others, "process 1 ended this run:") == ["error: the disk is full"]
+    assert "Traceback" not in others
