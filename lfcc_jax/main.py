@@ -20,8 +20,8 @@ def run(main: Callable[[], object]) -> None:
     """Parses `--config`, `--workdir` and `--distributed`, and calls `main`, which finds them in `flags.FLAGS`.
 
     Ends with one line and status 1 on invalid input. Status 143 means that the run was told to stop (SIGTERM, Ctrl-C)
-    and has saved itself; 130, that Ctrl-C came when there was nothing to save, or a second time. When
-    one of several processes fails or is interrupted, all end with its status and its line.
+    and has saved itself; 130, that Ctrl-C came when there was nothing to save, or a second time. When one of several
+    processes fails or is interrupted, all end with its status and its line.
     """
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
