@@ -39,7 +39,7 @@ def claim_workdir(
     Writes `config.json` and `inputs.json`, which identify the run. They keep the values of the first start.
 
     Args:
-      workdir: Directory, the same for all processes.
+      workdir: Local directory or `gs://BUCKET/...`, the same for all processes.
       config: The run's config.
       inputs: What the config refers to, the data and the teacher, as JSON values that change if their content does.
       held: Releases the lock when it is closed.
@@ -52,9 +52,9 @@ def claim_workdir(
     workdir = storage.resolve(workdir, "--workdir")
 
     def claim() -> None:
-        new = not storage.exists(workdir / "config.json")
-        storage.check_writable(workdir, "--workdir", num_bytes + _OVERHEAD if new else 0)
         check_same_run(workdir, config, inputs)
+        if not storage.exists(workdir / "config.json"):
+            storage.check_writable(workdir, "--workdir", num_bytes + _OVERHEAD)
         storage.make_directory(workdir)
         _lock(workdir, held)
         check_same_run(workdir, config, inputs)  # the run that had the lock may have written it just now
