@@ -6,7 +6,7 @@ EXTRAS ?= dev
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/trains
 	$(VENV)/bin/python -m experiments.compare --config=configs/digits.py
 
 test: $(VENV)/installed
@@ -17,10 +17,16 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports
 
+# What training needs, without the tools of the tests.
+$(VENV)/trains: pyproject.toml requirements.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[train]"
+	touch $@
+
 $(VENV)/installed: pyproject.toml requirements.txt requirements-dev.txt requirements-gcs.txt requirements-tf.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
-	touch $@
+	touch $@ $(VENV)/trains
 
 clean:
 	rm -rf .venv* build *.egg-info runs

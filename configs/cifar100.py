@@ -1,4 +1,4 @@
-"""CIFAR-100 between unlike architectures: the 12 pairs of the benchmark's table, by any method.
+"""CIFAR-100 between heterogeneous architectures: the 12 pairs of the benchmark's table, by any method.
 
     --config=configs/cifar100.py:teacher=swin_tiny,student=resnet18,method=lfcc
 

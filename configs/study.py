@@ -1,4 +1,4 @@
-"""Small images of 100 classes between unlike small networks: every method under one recipe, in minutes on one GPU.
+"""Small images of 100 classes, small heterogeneous networks: every method under one recipe, in minutes on one GPU.
 
     python -m experiments.compare --config=configs/study.py --pairs=all --methods=all --parallel=8 --workdir=runs/study
 

@@ -11,7 +11,7 @@ teachers, link those (`teacher_*`) into the new work directory.
 Of several pairs of networks, `--pairs=vit_nano_32:resnet_micro_32,mixer_nano_32:resnet_micro_32` or those that the
 file's `get_pairs` returns (`--pairs=all`), every method trains every student; `get_config` must then know `teacher=`
 and `student=`. With `--parallel=8` so many runs share the machine, each a process of its own; on a CPU, each with its
-share of the cores.
+share of the cores. A signal (SIGTERM, Ctrl-C) stops all of them, and each saves itself first.
 
 A changed setting of a loss is meant for those methods that have that loss. It must be in the config that the command
 line names, so to change one that only some methods have, name one of them:
@@ -30,8 +30,10 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,13 +51,16 @@ from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.assembly import check_blocks
 from lfcc_jax.training.config import read_config
+from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.summary import read_summary
 from lfcc_jax.training.workdir import check_same_run
 
-_METHODS = flags.DEFINE_list("methods", ["scratch", "kd", "lfcc"], "What the config file calls the methods, or all.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the students; teachers have the config's.")
-_PAIRS = flags.DEFINE_list("pairs", [], "teacher:student, or all that the config file lists; none for its own pair.")
-_PARALLEL = flags.DEFINE_integer("parallel", 1, "How many runs share the machine.", lower_bound=1)
+_METHODS = flags.DEFINE_list(
+    "methods", ["scratch", "kd", "lfcc"], "Methods by the config file's names, or one of its groups, as all."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the students; teachers have the config's.")
+_PAIRS = flags.DEFINE_list("pairs", [], "TEACHER:STUDENT,..., or all that the config file lists.")
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "Number of runs that share the machine.", lower_bound=1)
 
 # What is said of the student, of distillation, or of the student's images is not meant for the teacher's own training.
 _NOT_THE_TEACHERS = ("student.", "teacher.", "losses.", "data.train_split", "data.test_split")
@@ -130,29 +135,28 @@ def main() -> None:
     for one in (*teachers.values(), *students):  # fail before anything is trained
         check_blocks(read_config(one.config(module)))
         _ended(one, module)
-    if not jax.config.jax_compilation_cache_dir:
-        # The seeds of a method share their programs; those are compiled once.
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
     taught_by = {}
-    for one, summary in _run_all(list(teachers.values()), module):
-        print(f"teacher: {summary['student']}, test accuracy {summary['top1_last']:.4f}, in {one.workdir}", flush=True)
-        taught_by[one.pair[0] if one.pair else ""] = summary
+    with contextlib.closing(_run_all(list(teachers.values()), module)) as ended:
+        for one, summary in ended:
+            print(
+                f"teacher: {summary['student']}, test accuracy {summary['top1_last']:.4f}, in {one.workdir}", flush=True
+            )
+            taught_by[one.pair[0] if one.pair else ""] = summary
     rows = []
     began = time.monotonic()
-    for one, summary in _run_all(students, module):
-        command = " ".join(["python -m experiments.compare", *sys.argv[1:]])
-        pair = {"pair": " -> ".join(one.pair)} if one.pair else {}
-        rows.append({"method": one.method, **pair, **summary, "command": command})
-        (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-        left = (time.monotonic() - began) / len(rows) * (len(students) - len(rows))
-        whose = f"{pair['pair']}, " if pair else ""
-        print(
-            f"{len(rows)}/{len(students)}  {whose}{one.method} seed {summary['seed']}: test accuracy "
-            f"{summary['top1_last']:.4f}  {datetime.timedelta(seconds=round(left))} left",
-            flush=True,
-        )
+    with contextlib.closing(_run_all(students, module)) as ended:
+        for one, summary in ended:
+            command = " ".join(["python -m experiments.compare", *sys.argv[1:]])
+            pair = {"pair": " -> ".join(one.pair)} if one.pair else {}
+            rows.append({"method": one.method, **pair, **summary, "command": command})
+            (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+            left = (time.monotonic() - began) / len(rows) * (len(students) - len(rows))
+            whose = f"{pair['pair']}, " if pair else ""
+            print(
+                f"{len(rows)}/{len(students)}  {whose}{one.method} seed {summary['seed']}: test accuracy "
+                f"{summary['top1_last']:.4f}  {datetime.timedelta(seconds=round(left))} left",
+                flush=True,
+            )
 
     text = comparison.report(rows, taught_by, methods, pairs)
     (workdir / "results.md").write_text(text + "\n")
@@ -214,7 +218,11 @@ def _pairs(module: ModuleType, argument: str) -> list[tuple[str, str] | None]:
 
 
 def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Yields each run with its summary as it ends."""
+    """Yields each run with its summary as it ends.
+
+    Raises:
+      Preempted: after SIGTERM or Ctrl-C, once the runs in progress have saved themselves.
+    """
     if _PARALLEL.value == 1:
         for run in runs:
             summary = _ended(run, module)
@@ -224,12 +232,15 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
             yield run, summary
         return
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / _PARALLEL.value:.3f}",
     }
-
     shares = _shares_of_cores()
+    processes = _Processes()
+    if runs:
+        place = runs[0].workdir.parent
+        print(f"{len(runs)} runs, {_PARALLEL.value} at a time; their progress is in {place}/*/log.txt", flush=True)
 
     def in_process(run: Run) -> dict[str, Any]:
         if (summary := _ended(run, module)) is not None:
@@ -237,21 +248,57 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
         run.workdir.mkdir(parents=True, exist_ok=True)
         share = shares.get()
         with (run.workdir / "log.txt").open("a") as log:
-            command = [*share, sys.executable, *run.command()]
-            done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+            status = processes.run([*share, sys.executable, *run.command()], environment, log)
         shares.put(share)
-        if done.returncode:
+        if status:
             last = (run.workdir / "log.txt").read_text().strip().splitlines()[-1:]
-            raise UserError(f"{run.workdir} ended with status {done.returncode}: {''.join(last)}")
+            raise UserError(f"{run.workdir} ended with status {status}: {''.join(last)}")
         return json.loads((run.workdir / "summary.json").read_text())
 
-    with concurrent.futures.ThreadPoolExecutor(_PARALLEL.value) as pool:
+    def stop(number: int, frame: Any) -> None:
+        del number, frame
+        raise Preempted("stopped; the runs in progress have saved themselves, and the same command resumes them")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
+    try:
         started = {pool.submit(in_process, run): run for run in runs}
-        try:
-            for ended in concurrent.futures.as_completed(started):
-                yield started[ended], ended.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for ended in concurrent.futures.as_completed(started):
+            yield started[ended], ended.result()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        pool.shutdown(wait=False, cancel_futures=True)
+        processes.stop()
+        pool.shutdown()
+
+
+class _Processes:
+    """Child processes that end when this one is told to: none is left behind, and none starts afterwards."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+        self._stopped = False
+
+    def run(self, command: list[str], environment: Mapping[str, str], log: TextIO) -> int:
+        """Returns the exit status of a command, whose output goes to `log`."""
+        with self._lock:
+            if self._stopped:
+                return -signal.SIGTERM
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            self._running.add(process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return status
+
+    def stop(self) -> None:
+        """Sends SIGTERM to all, which a run answers by saving itself."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
 
 
 def _ended(run: Run, module: ModuleType) -> dict[str, Any] | None:
@@ -277,20 +324,38 @@ def _shares_of_cores() -> queue.Queue[list[str]]:
 
 @contextlib.contextmanager
 def _log_to(directory: Path) -> Iterator[None]:
-    """Sends what is printed to `log.txt`, and the progress lines of it to the terminal, in place."""
+    """Sends what is printed to `log.txt`, and what tells that work goes on to the terminal too."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "log.txt").open("a") as file, contextlib.redirect_stdout(_Tee(file, sys.stdout)):
-        yield
+    with (directory / "log.txt").open("a") as file:
+        tee = _Tee(file, sys.stdout, f"{directory.name}: ")
+        try:
+            with contextlib.redirect_stdout(tee):
+                yield
+        finally:
+            tee.clear()
 
 
 class _Tee:
-    def __init__(self, file: TextIO, terminal: TextIO):
-        self._file, self._terminal = file, terminal
+    """Writes to a file; of that, lines of progress to the terminal: in place if it is one, else one after another."""
+
+    def __init__(self, file: TextIO, terminal: TextIO, prefix: str):
+        self._file, self._terminal, self._prefix = file, terminal, prefix
+        self._in_place = terminal.isatty()
 
     def write(self, text: str) -> None:
         self._file.write(text)
-        if text.startswith("step") and self._terminal.isatty():
-            self._terminal.write(f"\r  {text}\033[K")
+        if text.startswith(("compiling", "step")):
+            line = f"{self._prefix}{text.strip()}"
+            if self._in_place:
+                width = shutil.get_terminal_size().columns - 1
+                self._terminal.write(f"\r{line[:width]}\033[K")
+            else:
+                self._terminal.write(f"{line}\n")
+            self._terminal.flush()
+
+    def clear(self) -> None:
+        if self._in_place:
+            self._terminal.write("\r\033[K")
 
     def flush(self) -> None:
         self._file.flush()

@@ -6,8 +6,59 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import scipy.stats
+
 from lfcc_jax.training import pictures
 from lfcc_jax.training.report import read_metrics, table
+
+# What pictures call the methods; the others by their own name.
+_NAMES = {
+    "scratch": "alone",
+    "kd": "KD",
+    "kd_standardised": "KD, standardized",
+    "dkd": "DKD",
+    "dist": "DIST",
+    "ofa": "OFA",
+    "ttm": "TTM",
+    "wttm": "WTTM",
+    "fitnet": "FitNet",
+    "fitnet_kd": "FitNet + KD",
+    "fitnet_dist": "FitNet + DIST",
+    "at": "AT",
+    "sp": "SP",
+    "cc": "CC",
+    "rkd": "RKD",
+    "pkt": "PKT",
+    "nst": "NST",
+    "vid": "VID",
+    "hcl": "HCL",
+    "crd": "CRD",
+    "crd_kd": "CRD + KD",
+    "crd_bank": "CRD with a bank",
+    "srrl_kd": "SRRL + KD",
+    "lfcc": "LFCC + KD",
+    "lfcc_dist": "LFCC + DIST",
+    "lfcc_dist_3": "LFCC + DIST, weight 3",
+    "lfcc_alone": "LFCC, no KD",
+    "lfcc_raw": "codes not standardized",
+    "lfcc_none": "no filter",
+    "lfcc_gaussian": "Gaussian filter",
+    "lfcc_ideal": "ideal filter",
+    "lfcc_dct": "DCT filter",
+    "lfcc_learned": "learned filter",
+    "lfcc_grid1": "1 x 1 grid only",
+    "lfcc_grid2": "2 x 2 grid only",
+    "lfcc_grid4": "4 x 4 grid only",
+    "lfcc_stage4": "stage 4 only",
+    "lfcc_stage34": "stages 3 and 4",
+    "lfcc_stage12": "stages 1 and 2",
+    "lfcc_cool": "temperature 0.05",
+    "lfcc_warm": "temperature 0.2",
+    "lfcc_both": "negatives of both networks",
+    "lfcc_symmetric": "symmetric contrast",
+    "lfcc_student": "projector of the student only",
+    "lfcc_mlp": "MLP projectors",
+}
 
 Rows = Sequence[Mapping[str, Any]]
 Pair = tuple[str, str] | None
@@ -59,12 +110,15 @@ def draw(
     for pair in pairs:
         where = workdir / f"{pair[0]}_{pair[1]}" if pair else workdir
         teacher = teachers[pair[0] if pair else ""]
-        curves = {m: [read_metrics(where / f"{m}_{seed}") for seed in seeds] for m in methods}
-        pictures.comparison(where / "comparison.png", curves, teacher["top1_last"])
+        curves = {_NAMES.get(m, m): [read_metrics(where / f"{m}_{seed}") for seed in seeds] for m in methods}
+        first = rows_of(rows, pair)[0]
+        title = f"{first['student']} taught by {teacher['student']}, {first['dataset']}"
+        pictures.comparison(where / "comparison.png", curves, teacher["top1_last"], title)
         networks = {}
         for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are not told apart
             spectra = json.loads((where / f"{method}_{seeds[0]}" / "spectra.json").read_text())
-            networks |= {f"{n}, {method}" if n.startswith("student") else n: s for n, s in spectra.items()}
+            name = _NAMES.get(method, method)
+            networks |= {f"{n}, {name}" if n.startswith("student") else n: s for n, s in spectra.items()}
         pictures.spectra(where / "spectra.png", networks)
     if len(pairs) == 1:
         return ["comparison.png", "spectra.png"]
@@ -73,6 +127,7 @@ def draw(
 
 
 def _of_one_pair(rows: Rows, teacher: Mapping[str, Any], methods: Sequence[str]) -> str:
+    references = _references(methods)
     lines = []
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
@@ -81,28 +136,58 @@ def _of_one_pair(rows: Rows, teacher: Mapping[str, Any], methods: Sequence[str])
             spread([100 * row["top1_last"] for row in mine]),
             spread([100 * row["top1_best"] for row in mine]),
             spread([100 * row["agreement"] for row in mine if row["agreement"] is not None]),
+            *("" if method == name else mean_error(_ahead(rows, name, method)) for name in references),
             f"{mine[0]['head_parameters']:,}",
             spread([1000 * row["seconds_per_step"] for row in mine]),
         ])  # fmt: skip
-    first = rows[0]
-    header = ["method", "top-1 last, %", "top-1 best, %", "agreement, %", "head parameters", "ms a step"]
-    return (
+    first, seeds = rows[0], len({row["seed"] for row in rows})
+    header = ["method", "top-1 last, %", "top-1 best, %", "agreement, %"]
+    header += [*(f"{name} is ahead by" for name in references), "head parameters", "ms a step"]
+    text = (
         f"{first['student']} ({first['parameters']:,} parameters) on {first['dataset']}, taught by "
         f"{teacher['student']} ({teacher['parameters']:,} parameters, top-1 {100 * teacher['top1_last']:.2f} %). "
-        f"Mean ± standard deviation over {len({row['seed'] for row in rows})} seeds; {first['epochs']:g} epochs, "
+        f"Mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}; {first['epochs']:g} epochs, "
         f"{first['hardware']}, jax {first['jax']}, {first['date'][:10]}.\n\n" + table(header, lines)
+    )
+    verdicts = [_verdict(name, rival, _ahead(rows, name, rival)) for name in references for rival in methods]
+    verdicts = [f"* {verdict}" for verdict in verdicts if verdict]
+    if not verdicts:
+        return text
+    about = "The same seed means the same initial student and the same batches, so methods are compared seed by seed:"
+    return "\n\n".join([text, about, "\n".join(verdicts)])
+
+
+def _verdict(method: str, rival: str, ahead: Sequence[float]) -> str | None:
+    """Returns in words what the differences between two methods show, if there are enough of them."""
+    if method == rival or len(ahead) < 3:
+        return None
+    mean, wins = statistics.mean(ahead), sum(points > 0 for points in ahead)
+    margin = scipy.stats.t.ppf(0.975, len(ahead) - 1) * statistics.stdev(ahead) / len(ahead) ** 0.5
+    shown = "a difference that these seeds do not settle" if abs(mean) <= margin else "a clear difference"
+    return (
+        f"{method} - {rival}: {mean_error(ahead)} points (mean ± standard error), higher with {wins} of {len(ahead)} "
+        f"seeds; 95 % interval {mean - margin:.2f} to {mean + margin:.2f}: {shown}"
     )
 
 
+def _references(methods: Sequence[str]) -> list[str]:
+    """Returns the methods that the others are compared with: those of LFCC that were run, else the last one."""
+    return [name for name in ("lfcc", "lfcc_dist", "lfcc_dist_3") if name in methods] or list(methods[-1:])
+
+
 def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> None:
-    """Draws by how much each method is better than the first one; see `training.pictures.pairs`."""
+    """Draws the gain of each method over KD, or over the first method; see `training.pictures.pairs`."""
+    methods = sorted(methods, key=lambda method: method != "kd")
     accuracies = {
-        f"{pair[0]} -> {pair[1]}": {
-            method: [100 * row["top1_last"] for row in rows_of(rows, pair, method)] for method in methods
+        f"{pair[0]} → {pair[1]}": {
+            _NAMES.get(method, method): [100 * row["top1_last"] for row in rows_of(rows, pair, method)]
+            for method in methods
         }
         for pair in pairs
     }
-    pictures.pairs(path, accuracies)
+    first = rows[0]
+    title = f"{first['dataset']}, {first['epochs']:g} epochs: gain over {_NAMES.get(methods[0], methods[0])}"
+    pictures.pairs(path, accuracies, title)
 
 
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
@@ -116,7 +201,7 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
       methods: as in `report`.
       pairs: names of teacher and student.
     """
-    references = [method for method in ("lfcc", "lfcc_dist", "lfcc_dist_3") if method in methods] or methods[-1:]
+    references = _references(methods)
     lines = []
     for method in methods:
         by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]

@@ -1,4 +1,4 @@
-"""Draws what feature maps of trained networks contain, and how alike those of unlike networks are.
+"""Draws what feature maps of trained networks contain, and how alike those of heterogeneous networks are.
 
     python -m experiments.plot_features --data=cifar100 runs/study/teacher_swin_pico_32 runs/study/teacher_resnet18_32
 
@@ -182,7 +182,12 @@ def _draw_bands(path: Path, cka: dict[str, dict[str, list[list[float | None]]]])
     for (pair, by_band), color in zip(cka.items(), itertools.cycle(pictures.COLORS), strict=False):
         means = means_of_equal_stages({band: by_band[band] for band in BANDS})
         axis.plot(list(means), list(means.values()), marker="o", color=color, label=pair)
-    axis.set(xlabel="half waves across the map", ylabel="linear CKA, mean over equal stages", ylim=(0, 1))
+    axis.set(
+        title="How alike two networks are, by frequency",
+        xlabel="frequency, half waves across the map",
+        ylabel="linear CKA, mean over equal stages",
+        ylim=(0, 1),
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

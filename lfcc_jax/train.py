@@ -1,6 +1,7 @@
 """A whole run, from config to trained student, to be read from top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -88,14 +89,21 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     teacher = teacher_variables = teacher_fingerprint = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
-        if not path:
-            raise UserError("config.teacher.checkpoint: missing; give the work directory of the run that trained it")
-        path = storage.resolve(path, "config.teacher.checkpoint")
-        made = _describe(path)
-        teacher = teacher_network(run, images, made=made)
-        teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
-        teacher_fingerprint = models.fingerprint(made, teacher_variables)
-        assembly = assemble(run, images, teacher)
+        taught = [f"config.losses.{name}" for name, method in assembly.losses.items() if method.needs_teacher]
+        if path:
+            path = storage.resolve(path, "config.teacher.checkpoint")
+            made = _describe(path)
+            teacher = teacher_network(run, images, made=made)
+            teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
+            teacher_fingerprint = models.fingerprint(made, teacher_variables)
+            assembly = assemble(run, images, teacher)
+        elif taught:
+            raise UserError(
+                f"config.teacher.checkpoint: missing, and {taught[0]} needs a teacher; give the work directory of the "
+                "run that trained it, for example one with --config=FILE:method=teacher"
+            )
+        else:  # a baseline: the teacher would only be compared with it
+            assembly = dataclasses.replace(assembly, teacher=None)
     student = assembly.student
 
     # -- State: fresh or restored --------------------------------------------------------------------------------------
@@ -172,6 +180,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         return results
 
     writer = MetricsWriter(workdir, first_step)
+    say("compiling ...")
     # A run that was stopped after its last step is evaluated again: what is left of metrics.jsonl may lack that row.
     if first_step in (0, total_steps):
         results = evaluate_now(first_step)
@@ -230,8 +239,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
                 }
                 row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
                 window = {}
-                if log:
-                    say(progress.line(step, means))
+                if log and (line := progress.line(step, means)):
+                    say(line)
                 if results:
                     row |= {f"test/{name}": value for name, value in results.items()}
                     say(

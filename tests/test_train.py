@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -113,6 +114,13 @@ def test_bfloat16_trains_and_keeps_float32_weights(distilled, tmp_path):
     assert summary["steps"] == 8
 
 
+def test_a_baseline_needs_no_checkpoint_of_its_teacher(distilled, tmp_path):
+    config = distilled(losses={"cross_entropy": {}}, epochs=1)
+    del config["teacher"]["checkpoint"]
+    summary = train_and_evaluate(config, tmp_path)
+    assert (summary["teacher"], summary["agreement"], summary["steps"]) == (None, None, 4)
+
+
 # -- Stopping and going on ---------------------------------------------------------------------------------------------
 
 SLOW = {"epochs": 6, "log_every_steps": 1, "checkpoint_every_steps": 3, "eval_every_epochs": 3}
@@ -159,10 +167,14 @@ def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
         start(config, uninterrupted).communicate()
 
     process = start(config, tmp_path)
-    for line in process.stdout:
-        if line.startswith(moment):
-            process.send_signal(how)
-            break
+    if moment.startswith("step"):  # not every step gets a line
+        wanted = int(moment.split()[1].split("/")[0])
+        while process.poll() is None and not any(row["step"] >= wanted for row in read_metrics(tmp_path)):
+            time.sleep(0.01)
+        process.send_signal(how)
+    else:
+        next(line for line in process.stdout if line.startswith(moment))
+        process.send_signal(how)
     rest, errors = process.communicate()
     assert not (tmp_path / "summary.json").exists(), "the run was over before it was stopped"
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 143), errors

@@ -58,7 +58,8 @@ def lfcc_init(
       A pytree of plain dictionaries and float32 arrays, to be trained with the student.
 
     Raises:
-      UserError: if the two networks have different stages, or the projector is unknown.
+      UserError: if the two networks have different stages, a number of channels is not an int, or the projector is
+        unknown.
 
     Examples:
       >>> params = lfcc_init(jax.random.key(0), {"stage4": 512}, {"stage4": 768}, width=128)
@@ -72,6 +73,12 @@ def lfcc_init(
             "student_channels and teacher_channels name the same stages, at least one; "
             f"got {sorted(student_channels)} and {sorted(teacher_channels)}."
         )
+    for argument, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
+        for stage, count in channels.items():
+            if not isinstance(count, int | np.integer):
+                shape = getattr(count, "shape", ())
+                got = f"an array of shape {shape}; pass its last axis, {shape[-1]}" if shape else repr(count)
+                raise UserError(f"{argument}['{stage}'] must be the number of channels, an int, got {got}")
     if width < 1:
         raise UserError(f"width: at least 1 channel is needed; got {width!r}.")
 

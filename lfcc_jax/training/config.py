@@ -132,6 +132,10 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
+class OptionsHelp(Exception):  # noqa: N818 - it is an answer
+    """Raised by `parse_argument("help")`; its argument is the options. This is how `--help` learns a file's options."""
+
+
 def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
     """Reads what stands behind the colon of `--config=file.py:name=value,name=value`.
 
@@ -145,11 +149,14 @@ def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
 
     Raises:
       UserError: for an unknown name or value, with the nearest one.
+      OptionsHelp: if the argument is `help`.
 
     Examples:
       >>> parse_argument("method=kd,runlocal=true", method=("lfcc", "kd"), runlocal=False)
       namespace(method='kd', runlocal=True)
     """
+    if argument == "help":
+        raise OptionsHelp(options)
     chosen = {name: option[0] if isinstance(option, tuple) else option for name, option in options.items()}
     for part in filter(None, argument.split(",")):
         name, _, value = part.partition("=")

@@ -11,7 +11,7 @@ from etils import epath
 
 from lfcc_jax import storage
 
-# Okabe and Ito's colours, which everybody can tell apart.
+# The Okabe-Ito palette, which is safe for color-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -76,66 +76,88 @@ def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, S
     _save(figure, path)
 
 
-def comparison(path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], teacher: float) -> None:
-    """Draws the students' accuracies over the epochs, and where each seed ended.
+def comparison(
+    path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], teacher: float, title: str = ""
+) -> None:
+    """Draws test accuracy over the epochs, and the last accuracy of each seed with the mean and its standard error.
 
-    Of more methods than there are colors, the first one and those that ended best are colored, the others grey.
+    With more methods than colors, the first method and the best ones are colored and the others are gray.
 
     Args:
-      path: of the PNG.
-      runs: for each method, the lines of `metrics.jsonl` of each seed.
-      teacher: accuracy of the teacher, in [0, 1].
+      path: Path of the PNG.
+      runs: For each method, by the name to show, the rows of `metrics.jsonl` of each seed.
+      teacher: Accuracy of the teacher, in [0, 1].
+      title: Title of the figure.
     """
-    figure, (left, right) = _axes(1, 2, (10, max(4, 0.3 * len(runs))))
-    epochs = _series(next(iter(runs.values()))[0], "test/accuracy")[0]
     accuracies = {m: 100 * np.stack([_series(rows, "test/accuracy")[1] for rows in runs[m]]) for m in runs}
+    epochs = _series(next(iter(runs.values()))[0], "test/accuracy")[0]
     by_end = sorted(accuracies, key=lambda m: -accuracies[m][:, -1].mean())
     first = next(iter(runs))
     chosen = list(runs) if len(runs) <= len(COLORS) else [first, *(m for m in by_end if m != first)][: len(COLORS) - 2]
     colors = dict(zip(chosen, COLORS, strict=False))
-    for i, (method, accuracy) in enumerate(accuracies.items()):
-        color = colors.get(method, "0.7")
+    figure, (left, right) = _axes(1, 2, (10, max(4, 0.3 * len(runs))))
+    for place, method in enumerate(by_end):
+        accuracy, color = accuracies[method], colors.get(method, "0.6")
         label = method if method in colors else None
         left.plot(epochs, accuracy.mean(axis=0), color=color, marker=".", label=label, zorder=2 if label else 1)
-        if label:
-            low, high = accuracy.min(axis=0), accuracy.max(axis=0)
-            left.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-        right.plot(accuracy[:, -1], np.full(len(accuracy), i), "o", color=color, alpha=0.6)
-        right.plot(accuracy[:, -1].mean(), i, "|", color=color, markersize=24 if len(runs) < 8 else 12, mew=2)
-    for axis, line in ((left, left.axhline), (right, right.axvline)):
-        line(100 * teacher, color="black", linestyle="--", linewidth=1, label="teacher")
-        axis.set_title("Test accuracy over the epochs" if axis is left else "At the last epoch: seeds and their mean")
-    lowest = min(100 * _series(rows, "test/accuracy")[1][1:].min() for seeds in runs.values() for rows in seeds)
-    left.set(xlabel="epoch", ylabel="top-1, %", ylim=(lowest - 2, None))
-    left.legend(frameon=False, loc="lower right")
-    right.set(xlabel="top-1, %", yticks=range(len(runs)), yticklabels=list(runs), ylim=(len(runs) - 0.5, -0.5))
+        ends = accuracy[:, -1]
+        right.plot(ends, np.full(len(ends), place), "o", color=color, alpha=0.35, markeredgewidth=0)
+        right.errorbar(
+            ends.mean(), place, xerr=_standard_error(ends), fmt="D", color=color, capsize=4, markersize=6, elinewidth=2
+        )
+    left.axhline(100 * teacher, color="black", linestyle="--", linewidth=1, label="teacher")
+    right.axvline(100 * teacher, color="black", linestyle="--", linewidth=1)
+    seeds = len(next(iter(runs.values())))
+    left.set(title=f"Mean over {seeds} seed{'s' if seeds > 1 else ''}", xlabel="epoch", ylabel="test accuracy, %")
+    # Before training all methods are at chance, which would leave the end no room.
+    lowest = min(accuracy[:, 1:].mean(axis=0).min() for accuracy in accuracies.values())
+    left.set_ylim(lowest - 2, None)
+    left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
+    right.set(title="Last epoch: seeds, mean ± standard error", xlabel="test accuracy, %")
+    right.set(yticks=range(len(by_end)), yticklabels=by_end, ylim=(len(by_end) - 0.5, -0.5))
+    figure.suptitle(title)
     _save(figure, path)
 
 
-def pairs(path: epath.Path, accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draws by how much each method is better than the first one, for each pair and on average.
+def pairs(path: epath.Path, accuracies: Mapping[str, Mapping[str, Sequence[float]]], title: str = "") -> None:
+    """Draws the gain of each method over the first one: each pair of networks, their mean and its standard error.
 
     Args:
-      path: of the PNG.
-      accuracies: for each pair of networks and each method, the accuracies of its seeds in percent.
+      path: Path of the PNG.
+      accuracies: For each pair of networks and each method, by the names to show, the accuracies of its seeds in
+        percent.
+      title: Title of the figure.
     """
-    methods = list(next(iter(accuracies.values())))
-    figure, axis = _axes(1, 1, (8, 1.8 + 0.34 * len(methods)))
-    gains = np.array([
-        [np.mean(accuracies[pair][method]) - np.mean(accuracies[pair][methods[0]]) for method in methods]
-        for pair in accuracies
-    ])  # fmt: skip
-    places = np.arange(len(methods))
-    for pair, gain, color, marker in zip(
-        accuracies, gains, itertools.cycle(COLORS), itertools.cycle("os^Dv"), strict=False
+    first, *methods = next(iter(accuracies.values()))
+    gains = {
+        method: np.array([np.mean(found[method]) - np.mean(found[first]) for found in accuracies.values()])
+        for method in methods
+    }
+    by_gain = sorted(gains, key=lambda method: -gains[method].mean())
+    figure, axis = _axes(1, 1, (8, 2.2 + 0.34 * len(by_gain)))
+    places = np.arange(len(by_gain))
+    means = [gains[method].mean() for method in by_gain]
+    axis.barh(places, means, color="0.88", zorder=0)
+    for i, (pair, color, marker) in enumerate(
+        zip(accuracies, itertools.cycle(COLORS), itertools.cycle("os^Dv"), strict=False)
     ):
-        axis.plot(gain, places, marker, color=color, alpha=0.8, label=pair)
-    axis.barh(places, gains.mean(axis=0), color="0.85", zorder=0, label="mean")
-    axis.set(yticks=places, yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
-    axis.use_sticky_edges = False  # of the bars
-    axis.set_xlabel(f"points of top-1 over {methods[0]}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        axis.plot(
+            [gains[method][i] for method in by_gain], places, marker, color=color, alpha=0.7, markersize=5, label=pair
+        )
+    if len(accuracies) > 1:
+        errors = [_standard_error(gains[method]) for method in by_gain]
+        axis.errorbar(
+            means, places, xerr=errors, fmt="|", color="black", capsize=4, label="mean ± standard error over pairs"
+        )
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set(yticks=places, yticklabels=by_gain, ylim=(len(by_gain) - 0.5, -0.5), title=title)
+    axis.set_xlabel(f"top-1 minus that of {first}, points")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 _NOT_LOSSES = ("train/accuracy", "train/grad_norm", "train/learning_rate", "train/images_per_second")

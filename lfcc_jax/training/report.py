@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: progress lines with the time left, metrics as JSON lines, a final table."""
+"""Progress lines, metrics files and tables."""
 
 import datetime
 import json
@@ -18,20 +18,25 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+# Metrics of a training step that are not single losses.
+_NOT_LOSSES = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_second")
+_SECONDS_BETWEEN_LINES = 3.0
+
+
 class Progress:
-    """Makes progress lines. Images per second are of training alone; the time left is of everything.
+    """Makes progress lines. Images per second count training only; the time left counts everything.
 
     Args:
-      total_steps: of the run.
-      steps_per_epoch: what an epoch is.
-      batch_size: images a step, over all devices.
-      step: where the run begins, or goes on.
+      total_steps: Number of steps of the run.
+      steps_per_epoch: Number of steps per epoch.
+      batch_size: Global batch size.
+      step: Step at which the run starts or resumes.
     """
 
     def __init__(self, total_steps: int, steps_per_epoch: int, batch_size: int, step: int):
         self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
         self._begin = self._from = step
-        self._began = time.monotonic()
+        self._began, self._last_line = time.monotonic(), -float("inf")
         self._training_seconds = self._training_steps = 0.0
         self.resume(step)
 
@@ -49,13 +54,24 @@ class Progress:
         """Over all stretches of training up to now."""
         return self._training_steps * self._batch / self._training_seconds if self._training_steps else 0.0
 
-    def line(self, step: int, metrics: Mapping[str, float]) -> str:
-        """Returns the progress line for `step`."""
-        left = (time.monotonic() - self._began) / (step - self._begin) * (self._total - step)
+    def line(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """Returns the progress line for `step`; None if the last one was made moments ago.
+
+        Args:
+          step: Number of steps done.
+          metrics: `loss`, `accuracy`, and the single losses that `loss` is the weighted sum of.
+        """
+        now = time.monotonic()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES and step < self._total:
+            return None
+        self._last_line = now
+        left = (now - self._began) / (step - self._begin) * (self._total - step)
         width = len(str(self._total))
+        terms = [f"{name} {value:.3f}" for name, value in metrics.items() if name not in _NOT_LOSSES]
         return (
-            f"step {step:{width}}/{self._total}  epoch {step / self._epoch:.1f}  loss {metrics['loss']:.4f}  "
-            f"accuracy {metrics['accuracy']:.4f}  {self.images_per_second:,.0f} images/s  "
+            f"step {step:{width}}/{self._total}  epoch {step / self._epoch:.1f}  loss {metrics['loss']:.4f}"
+            + (f" ({', '.join(terms)})" if len(terms) > 1 else "")
+            + f"  accuracy {metrics['accuracy']:.4f}  {self.images_per_second:,.0f} images/s  "
             f"{datetime.timedelta(seconds=round(left))} left"
         )
 

@@ -1,6 +1,11 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+
+from experiments import comparison
 
 
 def compare(workdir, data_dir, *arguments, method="lfcc"):
@@ -34,6 +39,8 @@ def test_the_demo_compares_methods_over_seeds_and_does_not_repeat_what_is_done(t
     for name in ("comparison.png", "spectra.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "step" in (tmp_path / "lfcc_0" / "log.txt").read_text()
+    assert "teacher: compiling" in done.stdout  # progress is seen at once, without a terminal too
+    assert "lfcc_1: step" in done.stdout
 
     again = compare(tmp_path, data_dir)
     assert again.returncode == 0, again.stderr
@@ -85,6 +92,51 @@ def test_a_setting_of_a_loss_is_for_the_methods_that_have_it(tmp_path, data_dir)
     assert seeds == {"teacher": 7, "fitnet_0": 0}
     assert json.loads((tmp_path / "fitnet_0" / "config.json").read_text())["losses"]["fitnet"]["weight"] == 0.5
     assert "fitnet" not in json.loads((tmp_path / "scratch_0" / "config.json").read_text())["losses"]
+
+
+def test_a_signal_to_a_comparison_stops_its_runs_which_save_themselves(tmp_path, data_dir, teacher_dir):
+    (tmp_path / "teacher").symlink_to(teacher_dir)
+    command = [sys.executable, "-m", "experiments.compare", "--config=configs/digits.py:runlocal", "--parallel=2"]
+    command += [f"--workdir={tmp_path}", f"--config.data.data_dir={data_dir}", "--methods=scratch", "--seeds=0,1"]
+    command += ["--config.epochs=10000.0", "--config.eval_every_epochs=5000.0", "--config.log_every_steps=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = [tmp_path / "scratch_0", tmp_path / "scratch_1"]
+    deadline = time.monotonic() + 300
+    while not all(
+        (run / "metrics.jsonl").exists() and '"step": 4' in (run / "metrics.jsonl").read_text() for run in runs
+    ):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert errors.count("\n") == 1
+    assert "the same command resumes them" in errors
+    for run in runs:  # each had ended by then, and not by being killed
+        assert "stopped at step" in (run / "log.txt").read_text().splitlines()[-1]
+        assert os.listdir(run / "checkpoints")
+
+
+def test_differences_are_told_seed_by_seed_with_a_confidence_interval():
+    def rows(method, accuracies):
+        common = {"student": "s", "dataset": "d", "epochs": 1, "hardware": "h", "jax": "0", "date": "2026-01-02"}
+        common |= {"parameters": 1, "head_parameters": 0, "seconds_per_step": 0.1, "agreement": None, "method": method}
+        return [
+            common | {"seed": seed, "top1_last": top1 / 100, "top1_best": top1 / 100}
+            for seed, top1 in enumerate(accuracies)
+        ]
+
+    # Seeds differ by far more than methods do.
+    found = rows("kd", [50, 60, 70, 80, 90]) + rows("dkd", [52, 59, 76, 80, 95]) + rows("lfcc", [51, 62, 73, 84, 95])
+    teacher = {"student": "t", "parameters": 1, "top1_last": 0.99}
+    text = comparison.report(found, {"": teacher}, ["kd", "dkd", "lfcc"], [None])
+    # 1 to 5 points ahead: standard error sqrt(2.5 / 5), and Student's t of 4 degrees of freedom is 2.776.
+    margin = 2.776445 * 0.5**0.5
+    assert f"lfcc - kd: 3.00 ± {0.5**0.5:.2f} points (mean ± standard error), higher with 5 of 5 seeds" in text
+    assert f"95 % interval {3 - margin:.2f} to {3 + margin:.2f}: a clear difference" in text
+    assert "lfcc - dkd: 0.60 ± " in text
+    assert text.count("a difference that these seeds do not settle") == 1
 
 
 def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_path, data_dir):

@@ -1,23 +1,72 @@
-"""The tutorial runs from top to bottom, in a fresh kernel."""
+"""The tutorial, and the command line, run from the built wheel: nothing that they need is missing from it."""
 
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import nbclient
 import nbformat
+import pytest
+from packaging.requirements import Requirement
 
-NOTEBOOK = Path(__file__).parents[2] / "experiments" / "lfcc_colab.ipynb"
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "experiments" / "lfcc_colab.ipynb"
 
 
-def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A directory into which the wheel is unpacked, which is what installing it does."""
+    directory, source = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "lfcc_jax", source / "lfcc_jax")  # building leaves files behind
+    for pattern in ("pyproject.toml", "README.md", "LICENSE", "requirements*.txt"):
+        for path in ROOT.glob(pattern):
+            shutil.copy(path, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={directory}", str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = directory.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(directory)
+    return directory
+
+
+def test_the_tutorial_runs_from_top_to_bottom_with_the_installed_package_alone(tmp_path, monkeypatch, site):
+    monkeypatch.setenv("PYTHONPATH", str(site))
     notebook = nbformat.read(NOTEBOOK, 4)
     settings = next(cell for cell in notebook.cells if "EPOCHS = 60" in cell.source)
     settings.source = settings.source.replace("EPOCHS = 60", "EPOCHS = 2")
+    notebook.cells.append(nbformat.v4.new_code_cell("print('package', lfcc_jax.__file__)"))
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = [
         output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "stream"
     ]
+    assert f"package {site}" in said[-1]
     assert sum("agrees with the teacher on" in text for text in said) == 1
     assert sum("CKA" in text for text in said) >= 1
     shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
     assert sum("image/png" in output.data for output in shown) == 3
+
+
+def test_the_tutorial_installs_the_package_from_the_repository():
+    (line,) = [line for cell in nbformat.read(NOTEBOOK, 4).cells for line in cell.source.splitlines() if "%pip" in line]
+    requirement = Requirement(line.split('"')[1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert requirement.name == project["name"]
+    assert requirement.extras == {"train"}
+    assert requirement.url == f"git+{project['urls']['Repository']}"
+
+
+def test_the_installed_command_has_a_config_of_its_own(tmp_path, site):
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        command = [sys.executable, "-m", "lfcc_jax.main", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+
+    helped = run("--help")
+    assert helped.returncode == 0
+    assert str(site / "lfcc_jax" / "default_config.py") in helped.stdout
+    done = run("--workdir=run", "--config=:method=kd")
+    assert done.returncode == 1
+    assert "config.teacher.checkpoint: missing, and config.losses.kd needs a teacher" in done.stderr

@@ -257,6 +257,10 @@ def test_init_is_a_function_of_its_key():
     [
         (lambda: params_of(projector="bth"), "unknown projector 'bth'; did you mean 'both'"),
         (lambda: params_of(width=0), "width: at least 1"),
+        (
+            lambda: lfcc_init(jax.random.key(0), {"stage3": jnp.ones((8, 7, 7, 6))}, {"stage3": 6}, 8),
+            r"student_channels\['stage3'\] must be .* an int, got an array of shape .*; pass its last axis, 6",
+        ),
         (lambda: lfcc_init(jax.random.key(0), {"stage3": 6}, {"stage4": 6}, 8), r"got \['stage3'\] and \['stage4'\]"),
         (
             lambda: lfcc_loss(params_of(), {"stage3": STUDENT["stage3"]}, TEACHER),

@@ -70,6 +70,23 @@ def test_the_progress_line_says_where_the_run_is_and_how_long_it_will_take(monke
     assert line == "step 20/30  epoch 2.0  loss 1.2500  accuracy 0.5000  80 images/s  0:00:05 left"
 
 
+def test_the_progress_line_names_the_single_losses():
+    progress = report.Progress(total_steps=30, steps_per_epoch=10, batch_size=32, step=0)
+    metrics = {"kd": 2.0, "lfcc": 0.25, "loss": 2.25, "accuracy": 0.5, "grad_norm": 3.0, "learning_rate": 0.1}
+    assert "loss 2.2500 (kd 2.000, lfcc 0.250)  accuracy" in progress.line(10, metrics)
+
+
+def test_progress_lines_are_seconds_apart_but_for_the_last(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(report.time, "monotonic", lambda: now)
+    progress = report.Progress(total_steps=100, steps_per_epoch=10, batch_size=32, step=0)
+    made = {}
+    for step in range(1, 101):  # a step takes a quarter of a second
+        now += 0.25
+        made[step] = progress.line(step, {"loss": 1.0, "accuracy": 0.5})
+    assert [step for step, line in made.items() if line] == [*range(1, 100, 12), 100]
+
+
 def test_a_table_is_aligned_markdown():
     expected = "| name | value |\n|:-----|------:|\n| a    |     1 |\n| bcde |    22 |"
     assert report.table(["name", "value"], [["a", 1], ["bcde", 22]]) == expected
