@@ -70,11 +70,6 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     splits = data.open_splits(**checked_arguments(data.open_splits, run.data, "config.data"))
     total_steps = count_steps(run, len(splits.train.examples))
     steps_per_epoch = data.steps_per_epoch(splits.train, run.batch_size)
-    if splits.resident:
-        batches = data.train_numbers(splits.train, run.batch_size, seed=run.seed)
-    else:
-        crops = {"image_size": splits.image_size, "scale": splits.scale, "workers": splits.workers}
-        batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, **crops)
     images = Images(
         splits.train.num_classes, splits.image_size, splits.train.image_channels, len(splits.train.examples)
     )
@@ -93,6 +88,14 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
         teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
         assembly = assemble(run, images, teacher)
     student = assembly.student
+
+    # -- Batches -------------------------------------------------------------------------------------------------------
+    splits = data.load(splits)
+    if splits.resident:
+        batches = data.train_numbers(splits.train, run.batch_size, seed=run.seed)
+    else:
+        crops = {"image_size": splits.image_size, "scale": splits.scale, "workers": splits.workers}
+        batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, **crops)
 
     # -- State: fresh or restored --------------------------------------------------------------------------------------
     shapes = assembly.state_shapes()
