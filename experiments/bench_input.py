@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from absl import flags
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -71,7 +70,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # Grain asks absl about flags of its own
     torch.set_num_threads(options.workers)
     rates: dict[str, dict[str, float]] = {}
 

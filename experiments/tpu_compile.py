@@ -92,10 +92,12 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     Raises:
       UserError: for a config or topology that will not do.
     """
-    run, mesh, assembly, images, from_host = _built(config, topology)
-    sizes = {"num_classes": images.num_classes, "size": images.size if from_host != images.size else 0}
+    run, mesh, assembly, images, fixed_size = _built(config, topology)
+    cropped = fixed_size and run.data.get("image_size")  # on the device, as in `open_splits`
+    sizes = {"num_classes": images.num_classes, "size": images.size if cropped else 0}
     settings = run.data.get("augmentation") or {}
     augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation", sizes))
+    from_host = fixed_size or images.size
     arguments = assembly.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
     began = time.monotonic()
     program = assembly.train_step(mesh, augment).lower(*arguments).compile()
@@ -121,7 +123,7 @@ def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
 
 
 def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Assembly, Images, int]:
-    """Returns a config's run, its mesh and networks, and the size of its images as they come from the host."""
+    """Returns a config's run, its mesh and networks, and the size of its images, 0 if that varies."""
     run = read_config(config)
     mesh = topology_mesh(topology, **checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
@@ -134,7 +136,7 @@ def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Asse
         raise unknown("data set", name, _DATA, "config.data.name")
     image_size = run.data.get("image_size") or size
     images = Images(classes, image_size, 3, count)
-    return run, mesh, assemble(run, images), images, size or image_size
+    return run, mesh, assemble(run, images), images, size
 
 
 def _report(run: RunConfig, assembly: Assembly, topology: str, program: Any, seconds: float) -> dict[str, Any]:

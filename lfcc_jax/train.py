@@ -82,11 +82,6 @@ def _train_and_evaluate(
     splits = data.open_splits(**checked_arguments(data.open_splits, run.data, "config.data"))
     total_steps = count_steps(run, len(splits.train.examples))
     steps_per_epoch = data.steps_per_epoch(splits.train, run.batch_size)
-    if splits.resident:
-        batches = data.train_numbers(splits.train, run.batch_size, seed=run.seed)
-    else:
-        crops = {"image_size": splits.image_size, "scale": splits.scale, "workers": splits.workers}
-        batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, **crops)
     images = Images(
         splits.train.num_classes, splits.image_size, splits.train.image_channels, len(splits.train.examples)
     )
@@ -115,6 +110,14 @@ def _train_and_evaluate(
         else:  # a baseline: the teacher would only be compared with it
             assembly = dataclasses.replace(assembly, teacher=None)
     student = assembly.student
+
+    # -- Batches -------------------------------------------------------------------------------------------------------
+    splits = data.load(splits)
+    if splits.resident:
+        batches = data.train_numbers(splits.train, run.batch_size, seed=run.seed)
+    else:
+        crops = {"image_size": splits.image_size, "scale": splits.scale, "workers": splits.workers}
+        batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, **crops)
 
     # -- State: fresh or restored --------------------------------------------------------------------------------------
     shapes = assembly.state_shapes()

@@ -8,15 +8,12 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 import jax
 import jaxtyping
 import pytest
-from absl import flags
 
 # The programs that recorded the goldens need torch, and are no tests.
 collect_ignore = ["goldens"]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Grain asks absl about flags of its own, and absl refuses to answer before flags are parsed.
-flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture(scope="session", autouse=True)

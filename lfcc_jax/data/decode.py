@@ -1,23 +1,50 @@
-"""From the bytes of a photograph to a square of uint8: what the host does for data sets whose images vary in size."""
+"""Decodes, crops and resizes images on the host, for data sets whose images vary in size."""
 
 import io
 import math
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from lfcc_jax.errors import UserError
+
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+# Pillow warns of larger ones. The largest image of ImageNet has 61 million pixels.
+_LARGEST = 89_478_485
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def decode(picture: Any, channels: int = 3) -> Image.Image:
-    """Returns the picture that encoded bytes, or an array `[height, width, channels]` of uint8, hold.
+def decode(encoded: bytes, channels: int = 3) -> Image.Image:
+    """Returns the image in encoded bytes, in mode `RGB`, or `L` if `channels` is 1.
 
-    Encoded bytes become colour, or grey if there is to be one channel.
+    Alpha is dropped and EXIF orientation ignored, as timm and torchvision do. 16-bit grey keeps its high byte, as
+    libpng and TensorFlow reduce it. Of an animation this is the first frame.
+
+    Args:
+      encoded: A JPEG, PNG, GIF, BMP, TIFF or WebP file.
+      channels: 1 or 3.
+
+    Raises:
+      UserError: if the bytes are in another format or pixel type, or the image has more than 89 million pixels.
+      Exception: what Pillow raises for damaged files.
     """
-    if isinstance(picture, bytes):
-        return Image.open(io.BytesIO(picture)).convert("L" if channels == 1 else "RGB")
-    return Image.fromarray(np.asarray(picture).squeeze(-1) if picture.shape[-1] == 1 else np.asarray(picture))
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"the image is none of {', '.join(_FORMATS)}: {encoded[:16]!r}, {len(encoded):,} bytes"
+        ) from error
+    if image.width * image.height > _LARGEST:
+        raise UserError(f"the image must have at most {_LARGEST:,} pixels, got {image.width} x {image.height}")
+    image.load()
+    # Without alpha nothing is transparent, and Pillow would warn that the mark is lost.
+    image.info.pop("transparency", None)
+    if image.mode in ("I;16", "I;16L", "I;16B"):
+        # Pillow's own conversion clips at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UserError(f"the image must have 8 or 16 bits a channel, got 32 (Pillow's mode {image.mode})")
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def random_crop(
@@ -73,6 +100,10 @@ def central_crop(picture: Image.Image, size: int, crop: float = 1.0, interpolati
     else:
         width, height = int(short * width / height), short
     left, top = round((width - size) / 2), round((height - size) / 2)
+    if width * height > _LARGEST:  # thousands of times longer than wide
+        zoom = max(picture.size) / max(width, height)
+        box = (left * zoom, top * zoom, (left + size) * zoom, (top + size) * zoom)
+        return _array(picture.resize((size, size), _FILTERS[interpolation], box=box))
     resized = picture.resize((width, height), _FILTERS[interpolation])
     return _array(resized.crop((left, top, left + size, top + size)))
 

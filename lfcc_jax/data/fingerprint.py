@@ -5,19 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from lfcc_jax.data.examples import read
 from lfcc_jax.data.source import Source
 
 _SAMPLES = 8
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Returns what identifies a split: its sizes, and a digest of a few of its images with their labels."""
+    """Returns what identifies a split: its sizes, and a digest of a few of its images with their labels.
+
+    Raises:
+      UserError: if one of them cannot be read.
+    """
     digest = hashlib.sha256()
     for index in np.linspace(0, len(source.examples) - 1, _SAMPLES).astype(int).tolist():
-        example = source.examples[index]
-        image = example["image"]
-        digest.update(image if isinstance(image, bytes) else np.asarray(image).tobytes())
-        digest.update(str(int(example["label"])).encode())
+        example = read(source, index)
+        digest.update(np.asarray(example["image"]).tobytes())
+        digest.update(str(example["label"]).encode())
     return {
         "name": source.name,
         "examples": len(source.examples),

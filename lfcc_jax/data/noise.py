@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from lfcc_jax.errors import UserError
+
 _NAME = re.compile(r"noise_([1-9]\d*)x([1-9]\d*)")
+_MOST_CLASSES, _LARGEST = 100_000, 1024
 
 
 class Noise(Sequence):
-    """Colour images of uniform random pixels, each with a random class. Each is made when it is read.
+    """Color images of uniform random pixels, each with a random class. Each is made when it is read.
 
     Args:
-      count: how many images.
-      num_classes: labels are below it.
-      image_size: height and width, in pixels.
+      count: Number of images.
+      num_classes: Number of classes.
+      image_size: Height and width, in pixels.
     """
 
     def __init__(self, count: int, num_classes: int, image_size: int):
@@ -31,6 +34,18 @@ class Noise(Sequence):
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
-    """Returns the number of classes and the image size that `noise_100x32` stands for, or None for another name."""
+    """Returns the number of classes and the image size that `noise_100x32` stands for, or None for another name.
+
+    Raises:
+      UserError: for more than 100,000 classes or 1,024 pixels.
+    """
     found = _NAME.fullmatch(name)
-    return None if found is None else (int(found[1]), int(found[2]))
+    if found is None:
+        return None
+    classes, size = int(found[1]), int(found[2])
+    if classes > _MOST_CLASSES or size > _LARGEST:
+        raise UserError(
+            f"data set '{name}': noise has at most {_MOST_CLASSES:,} classes and {_LARGEST:,} pixels a side, "
+            f"got {classes:,} and {size:,}"
+        )
+    return classes, size

@@ -1,17 +1,19 @@
 """Grain pipelines: a seeded endless one for training, an exact one for evaluation. Both give this process's share."""
 
 import functools
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator
-from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from lfcc_jax.data import decode
+from lfcc_jax.data.examples import Example, read
 from lfcc_jax.data.source import Source
-
-Example = dict[str, Any]
 
 # How many batches are made at once, and wait, in a process; one of 1024 photographs at 224 pixels is 154 MB.
 _READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
@@ -34,21 +36,22 @@ def train_batches(
     batches are the same for any number of processes.
 
     Args:
-      source: what to read. Images of one size are left as they are.
-      batch_size: global; the process count must divide it.
-      seed: of shuffle and crops.
-      image_size: for images that vary in size: side of the random crop that is taken of each.
-      scale: least and largest share of the image in such a crop.
-      workers: processes that do the work; 0 is threads of this one.
+      source: What to read. Images of one size are left as they are.
+      batch_size: Global batch size; the process count must divide it.
+      seed: Seed of shuffle and crops.
+      image_size: For images that vary in size: side of the random crops, in pixels.
+      scale: Smallest and largest fraction of the image in such a crop.
+      workers: Number of processes that read and decode; 0 uses threads in this process. They end with this process. A
+        script that uses them needs `if __name__ == "__main__"`, because they import it.
 
     Returns:
       An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]`, and `index` int32 `[batch]`: each
-      example's number in the source.
+      example's position in the source. What `examples.read` refuses is raised by `next`.
     """
-    dataset = train_order(source, batch_size, seed).map(functools.partial(_read, source))
+    dataset = train_order(source, batch_size, seed).map(functools.partial(read, source))
     if not source.image_size:
         # Before the process's share is taken: grain seeds each element by its index, which must be the global one.
-        dataset = dataset.random_map(functools.partial(_random_crop, source.image_channels, image_size, scale))
+        dataset = dataset.random_map(functools.partial(_random_crop, image_size, scale))
     dataset = dataset.batch(batch_size // jax.process_count(), drop_remainder=True)
     return iter(_my_share(dataset, workers))
 
@@ -76,9 +79,9 @@ def eval_batches(
     """Yields every example exactly once, padded to full global batches, as this process's share of each.
 
     Args:
-      source: what to read. Images of one size are left as they are.
-      batch_size: global; the process count must divide it.
-      image_size: for images that vary in size: side of the central crop.
+      source: What to read. Images of one size are left as they are.
+      batch_size: Global batch size; the process count must divide it.
+      image_size: For images that vary in size: side of the central crop, in pixels.
       crop: as in `decode.central_crop`.
       interpolation: as in `decode.central_crop`.
       workers: as in `train_batches`.
@@ -90,31 +93,43 @@ def eval_batches(
     padded = -(-total // batch_size) * batch_size
 
     def example(index: int) -> Example:
-        found = _read(source, min(index, total - 1))
+        found = read(source, min(index, total - 1))
+        image = found["image"]
         if not source.image_size:
-            picture = decode.decode(found["image"], source.image_channels)
-            found["image"] = decode.central_crop(picture, image_size, crop, interpolation)
-        return {"image": found["image"], "label": found["label"], "mask": np.bool_(index < total)}
+            image = decode.central_crop(image, image_size, crop, interpolation)
+        return {"image": image, "label": found["label"], "mask": np.bool_(index < total)}
 
     dataset = grain.MapDataset.range(padded).map(example).batch(batch_size // jax.process_count())
     yield from _my_share(dataset, workers)
 
 
-def _read(source: Source, index: int) -> Example:
-    example = source.examples[index]
-    image = np.asarray(example["image"], np.uint8) if source.image_size else example["image"]
-    return {"image": image, "label": np.int32(example["label"]), "index": np.int32(index)}
-
-
-def _random_crop(
-    channels: int, size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator
-) -> Example:
-    return {**example, "image": decode.random_crop(decode.decode(example["image"], channels), size, rng, scale)}
+def _random_crop(size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator) -> Example:
+    return {**example, "image": decode.random_crop(example["image"], size, rng, scale)}
 
 
 def _my_share(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Returns this process's batches, out of those of all processes in turn, made by threads or by worker processes."""
+    """Returns this process's slice of each global batch, made by threads or by worker processes."""
     mine = batches[jax.process_index() :: jax.process_count()]
     if not workers:
         return mine.to_iter_dataset(_READ)
-    return mine.to_iter_dataset(_READ_IN_WORKER).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    _allow_grain_to_read_its_flags()
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return mine.to_iter_dataset(_READ_IN_WORKER).mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
+def _allow_grain_to_read_its_flags() -> None:
+    # Starting a worker, Grain reads an absl flag of its own, which absl refuses in programs that parse no flags.
+    for module, known in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("grain."):
+            for flag in known:
+                flag.present = max(flag.present, 1)
+
+
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
+    """Makes a worker process end when its parent does, however that ends: Grain's workers would wait forever."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parent").start()

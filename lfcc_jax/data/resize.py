@@ -1,12 +1,13 @@
-"""Test images of one size, resized on the device as timm resizes them on the host."""
+"""Test images of one size, resized on the device to the values that Pillow, and so timm, gives on the host."""
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+import numpy as np
+from jaxtyping import Array, Float, Int32, UInt8
 
 from lfcc_jax.data.decode import resized_side
 
-_METHODS = {"bilinear": "linear", "bicubic": "cubic"}
+# Pillow's weights are integers of this many fractional bits; 8 bits of a pixel and 2 of overshoot fill an int32.
+_BITS = 22
 
 
 def central_crop(
@@ -14,19 +15,41 @@ def central_crop(
 ) -> Float[Array, "batch size size channels"]:
     """Returns the middle of square images that were resized to `size / crop` pixels, as floats in [0, 1].
 
-    Pillow's interpolation (its bicubic kernel has a = -0.5, and both shrink without aliasing), rounded to whole grey
-    levels as Pillow rounds them.
+    Every value is Pillow's: its integer weights, antialiased when shrinking, and a clipped, rounded image between the
+    horizontal and the vertical pass.
 
     Args:
-      images: uint8.
-      size: side of the result, in pixels.
-      crop: share of the resized image, along each side, that is kept.
+      images: Square images.
+      size: Side of the result, in pixels.
+      crop: Fraction of the resized image, along each side, that is kept.
       interpolation: `bilinear` or `bicubic`.
     """
     side = resized_side(size, crop)
-    batch, _, _, channels = images.shape
-    shape = (batch, side, side, channels)
-    resized = jax.image.resize(images.astype(jnp.float32), shape, _METHODS[interpolation], antialias=True)
     edge = round((side - size) / 2)
-    middle = resized[:, edge : edge + size, edge : edge + size]
-    return jnp.clip(jnp.round(middle), 0, 255) / 255
+    weights = jnp.asarray(_weights(images.shape[1], side, interpolation)[edge : edge + size])
+
+    def to_levels(sums: Int32[Array, "..."]) -> Int32[Array, "..."]:
+        return jnp.clip((sums + (1 << (_BITS - 1))) >> _BITS, 0, 255)
+
+    rows = to_levels(jnp.einsum("bhwc,vw->bhvc", images.astype(jnp.int32), weights))
+    return to_levels(jnp.einsum("bhvc,uh->buvc", rows, weights)).astype(jnp.float32) / 255
+
+
+def _weights(size: int, resized: int, interpolation: str) -> Int32[np.ndarray, "resized size"]:
+    """Returns the weight of each pixel in each resized one, as in Pillow's `precompute_coeffs`."""
+    scale = size / resized
+    stretch = max(scale, 1.0)
+    reach = {"bilinear": 1, "bicubic": 2}[interpolation] * stretch
+    center = (np.arange(resized)[:, None] + 0.5) * scale
+    pixel = np.arange(size)
+    # int() and not floor: Pillow truncates.
+    inside = (pixel >= np.trunc(center - reach + 0.5)) & (pixel < np.trunc(center + reach + 0.5))
+    x = np.abs((pixel - center + 0.5) / stretch)
+    if interpolation == "bilinear":
+        weights = np.maximum(1 - x, 0)
+    else:  # a = -0.5
+        near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    weights = np.where(inside, weights, 0)
+    weights /= weights.sum(1, keepdims=True)
+    return np.trunc(weights * (1 << _BITS) + np.copysign(0.5, weights)).astype(np.int32)

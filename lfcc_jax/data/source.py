@@ -1,12 +1,16 @@
 """Where images come from: a TFDS data set by name or by directory, read with random access and no TensorFlow."""
 
+import concurrent.futures
 import contextlib
 import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from lfcc_jax import storage
@@ -22,12 +26,13 @@ class Source(NamedTuple):
     """One split of a data set.
 
     Attributes:
-      examples: random access to dicts with `image` (uint8 `[height, width, channels]`; or the encoded bytes, if images
-        vary in size) and `label`.
-      num_classes: labels are in `[0, num_classes)`.
-      image_size: height and width of the images, in pixels; 0 if they vary.
-      image_channels: 3 for colour, 1 for grey.
-      name: of the data set.
+      examples: Random access to dicts with `image` (uint8 `[height, width, channels]`, or encoded bytes) and `label`.
+        `examples.read` checks them.
+      num_classes: Labels are in `[0, num_classes)`.
+      image_size: Height and width of the images, in pixels; 0 if they vary.
+      image_channels: 3 for color, 1 for gray.
+      name: Name of the data set.
+      split: Name of the split, in TFDS's notation.
     """
 
     examples: Sequence[dict[str, Any]]
@@ -35,6 +40,7 @@ class Source(NamedTuple):
     image_size: int
     image_channels: int
     name: str = ""
+    split: str = ""
 
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:
@@ -50,12 +56,14 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
       The source.
 
     Raises:
-      UserError: if there is no such data set or split, or its images are not what a network takes.
+      UserError: if there is no such data set or split; if its description is damaged, its images are not uint8 with 1
+        or 3 channels, or its labels are not classes; or if a shard is missing, is damaged, or holds another number of
+        examples than the description says. Examples themselves are checked when they are read.
     """
     if sizes := noise.parse_name(name):
         if split not in _NOISE:
             raise unknown("split", split, _NOISE, f"data set '{name}'")
-        return Source(noise.Noise(_NOISE[split], *sizes), *sizes, 3, name)
+        return Source(noise.Noise(_NOISE[split], *sizes), *sizes, 3, name, split)
     for key, path in (("name", name), ("data_dir", data_dir)):
         if storage.is_remote(path):
             raise UserError(
@@ -63,47 +71,137 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
                 f"'{path}'; copy it to the disk of every host: gcloud storage cp --recursive {path} DIRECTORY"
             )
     builder = _builder(name, data_dir)
-    base = re.match(r"\w*", split).group()
-    if base not in (*builder.info.splits, "all"):
-        raise unknown("split", base, builder.info.splits, f"data set '{name}'")
-    shape = builder.info.features["image"].shape
-    varies = None in shape[:2] or shape[0] != shape[1]
-    decoders = {"image": tfds.decode.SkipDecoding()} if varies else None
-    try:
+    with _explained(f"data set '{name}'"):
+        base, splits, shown = re.match(r"\w*", split).group(), builder.info.splits, builder.info.name
+        size, channels, classes = _check_features(builder.info.features)
+        for info in splits.values():
+            if "/" in info.filename_template.template:
+                raise UserError(f"its files must be in its directory, got {info.filename_template.template}")
+    if base not in (*splits, "all"):
+        raise unknown("split", base, splits, f"data set '{name}'")
+    # Images are decoded by this package, whatever other libraries are installed.
+    is_encoded = isinstance(builder.info.features["image"], tfds.features.Image)
+    decoders = {"image": tfds.decode.SkipDecoding()} if is_encoded else None
+    with _explained(f"data set '{name}': split '{split}' cannot be read"):
+        if (file_format := builder.info.file_format.value) != "array_record":
+            raise UserError(
+                f"its files must be in array_record, got {file_format}; see python -m lfcc_jax.data.prepare --help"
+            )
         examples = builder.as_data_source(split=split, decoders=decoders)
-        count = len(examples)
-    except (ValueError, KeyError, AssertionError) as error:
-        raise UserError(f"data set '{name}': split '{split}' cannot be read: {' '.join(str(error).split())}") from error
-    if not count:
-        raise UserError(f"data set '{name}': split '{split}' is empty")
-    if len(shape) != 3 or shape[2] not in (1, 3):
-        raise UserError(f"data set '{name}' has images of shape {shape}; [height, width, 1 or 3] is needed")
-    classes, size = builder.info.features["label"].num_classes, 0 if varies else shape[0]
-    return Source(examples, classes, size, shape[2], builder.info.name)
+        if not len(examples):
+            raise UserError("it is empty")
+        _check_shards(splits[split].file_instructions)
+    return Source(examples, classes, size, channels, shown, split)
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turns whatever TFDS raises for files that it cannot use into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{where}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {storage.one_line(error)}"
+
+
+def _check_features(features: Any) -> tuple[int, int, int]:
+    """Returns image size (0 if it varies), image channels and number of classes."""
+    for name in ("image", "label"):
+        if name not in features:
+            raise UserError(f"there is no feature '{name}'; features: {', '.join(features)}")
+    image, label = features["image"], features["label"]
+    shape, dtype = image.shape, image.np_dtype
+    if not isinstance(image, (tfds.features.Image, tfds.features.Tensor)) or dtype != np.uint8:
+        raise UserError(f"images must be uint8, got {type(image).__name__} of {getattr(dtype, '__name__', dtype)}")
+    if len(shape) != 3 or shape[2] not in (1, 3) or 0 in shape:
+        raise UserError(f"images must have shape (height, width, 1 or 3), got {shape}")
+    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+        raise UserError(f"labels must be a ClassLabel with num_classes, got {type(label).__name__}")
+    varies = None in shape[:2] or shape[0] != shape[1]
+    return 0 if varies else shape[0], shape[2], label.num_classes
+
+
+def _check_shards(shards: Sequence[Any]) -> None:
+    """Raises unless every file of a split can be opened and holds as many examples as the data set says."""
+
+    def count(shard: Any) -> int | UserError:
+        try:
+            reader = ArrayRecordReader(str(shard.filename), "readahead_buffer_size:0")
+            found = reader.num_records()
+            reader.close()  # raises what was wrong with the file
+        except RuntimeError as error:
+            return UserError(f"{shard.filename} is missing or damaged: {storage.one_line(error)}")
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        for shard, found in zip(shards, pool.map(count, shards), strict=True):
+            if isinstance(found, UserError):
+                raise found
+            if found != shard.examples_in_shard:
+                raise UserError(
+                    f"{shard.filename} holds {found} examples, and {shard.examples_in_shard} by dataset_info.json"
+                )
 
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    if name == "digits":
-        from lfcc_jax.data.digits import Digits
-
-        builder = Digits(data_dir=data_dir or None, file_format="array_record")
-        try:
-            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare()
-        except OSError:  # another process was faster
-            builder = Digits(data_dir=data_dir or None, file_format="array_record")
-            if not builder.is_prepared():
-                raise
-        return builder
-    if name and (epath.Path(name).expanduser() / "dataset_info.json").exists():
-        return tfds.builder_from_directory(epath.Path(name).expanduser())
     root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if root.exists() and not root.is_dir():
+        raise UserError(f"config.data.data_dir must be a directory, got the file {root}")
+    if name == "digits":
+        with _explained(f"data set 'digits' cannot be prepared in {root}; set config.data.data_dir"):
+            return _digits(data_dir)
+    if name and (epath.Path(name).expanduser() / "dataset_info.json").exists():
+        return _from_directory(epath.Path(name).expanduser())
     # NAME/VERSION or NAME/CONFIG/VERSION; a deeper look would walk through all that was ever downloaded there.
     prepared = [path for depth in ("*/*", "*/*/*") for path in sorted(root.glob(f"{depth}/dataset_info.json"))]
     mine = [path.parent for path in prepared if path.relative_to(root).parts[0] == name]
     if len({path.parent for path in mine}) > 1:
-        raise UserError(f"data set '{name}' has several forms; give the path of one: {', '.join(map(str, mine))}")
+        raise UserError(f"data set '{name}' has several configs; pass the path of one: {', '.join(map(str, mine))}")
     if mine:
-        return tfds.builder_from_directory(max(mine, key=lambda path: tfds.core.Version(path.name)))
+        return _from_directory(max(mine, key=lambda path: tfds.core.Version(path.name)))
     known = unknown("data set", name, {*_OURS, *(p.relative_to(root).parts[0] for p in prepared)}, f"data_dir {root}")
     raise UserError(f"{known} TFDS's are made by python -m lfcc_jax.data.prepare NAME.")
+
+
+def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
+    from lfcc_jax.data.digits import Digits
+
+    builder = Digits(data_dir=data_dir or None, file_format="array_record")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError:  # another process prepared it concurrently
+        builder = Digits(data_dir=data_dir or None, file_format="array_record")
+        if not builder.is_prepared():
+            raise
+    return builder
+
+
+def _from_directory(directory: epath.Path) -> tfds.core.DatasetBuilder:
+    with _explained(f"data set '{directory}'"):
+        # TFDS imports the module of every feature class that the file names.
+        if others := [
+            name
+            for name in _class_names(storage.read_json(directory / "features.json"))
+            if not name.startswith("tensorflow_datasets.")
+        ]:
+            raise UserError(f"features.json must name features of TFDS only, got {others[0]!r:.100}")
+        return tfds.builder_from_directory(directory)
+
+
+def _class_names(node: Any) -> Iterator[str]:
+    """Yields every Python class that a part of features.json names."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _class_names(item)
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            elif key == "json" and isinstance(value, str):
+                yield from _class_names(json.loads(value))
+            else:
+                yield from _class_names(value)

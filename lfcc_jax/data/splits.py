@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 from lfcc_jax.arguments import Between, checked_arguments
 from lfcc_jax.data import augmentation as augmentations
-from lfcc_jax.data.remembered import remembered
+from lfcc_jax.data.memory import fits_in_memory, in_memory
 from lfcc_jax.data.source import Source, open_source
 from lfcc_jax.errors import UserError
 
@@ -17,7 +17,7 @@ class Splits(NamedTuple):
       train: the images to train on.
       test: the images to evaluate on.
       image_size: height and width of what the networks get, in pixels.
-      resized: whether images are resized on the device, because all have one size and it is not `image_size`.
+      resized: Whether images of one size are cropped and resized on the device, because `image_size` is given.
       augmentation: what is done to training images on the device.
       scale: least and largest share of a photograph that a random crop on the host keeps.
       workers: processes that read and decode.
@@ -51,12 +51,13 @@ def open_splits(
       train_split: what to train on, in TFDS's notation.
       test_split: what to evaluate on.
       data_dir: as in `open_source`.
-      image_size: side of what the networks get, in pixels; training images are random crops resized to it, test images
-        are resized and cropped as the student's weights want it. 0 leaves images as they are.
+      image_size: Side of what the networks get, in pixels. Training images are random crops resized to it, even if it
+        is the images' own size; test images are resized and cropped as the student's weights want it. 0 leaves images
+        as they are.
       augmentation: keyword arguments of `lfcc_jax.data.augmentation.create`, but
         `num_classes` and `size`.
-      workers: processes that read and decode images; 0 does so in threads of this one. Worth it for photographs.
-        Images of one size that threads have read stay in memory, if those of a split take no more than 1 GiB.
+      workers: Number of processes that read and decode images; 0 uses threads in this process. Worth it
+        for photographs. Without them, splits of images of one size that take at most 1 GiB are kept in memory.
       resident: whether all images are read at once, and training images live in the memory of every device; many steps
         are then one program. Worth it for small images on a GPU or TPU; on a CPU such programs are slow.
 
@@ -70,15 +71,31 @@ def open_splits(
     if resident and not (train.image_size and test.image_size):
         raise UserError(f"config.data.resident: the images of '{name}' vary in size, and are cropped on the host")
     given = augmentation or {}
-    resized = bool(image_size and train.image_size not in (0, image_size))
+    if "scale" in given and not image_size:
+        raise UserError("config.data.augmentation.scale needs config.data.image_size: without it nothing is cropped")
+    resized = bool(image_size and train.image_size)
     sizes = {"num_classes": train.num_classes, "size": image_size if resized else 0}
     augment = augmentations.create(**checked_arguments(augmentations.create, given, "config.data.augmentation", sizes))
-    if augment.padding > (train.image_size or image_size):
+    side = train.image_size or image_size
+    if augment.padding >= side:
         raise UserError(
-            f"config.data.augmentation.padding must be at most the size of the images, {train.image_size or image_size}"
-            f" pixels, got {augment.padding}"
+            f"config.data.augmentation.padding must be less than the size of the images, {side}, got {augment.padding}"
         )
-    scale = tuple(given.get("scale", (0.08, 1.0)))
-    if not resident and not workers:  # those in device memory are read once anyway; processes share no memory
-        train, test = remembered(train), remembered(test)
-    return Splits(train, test, image_size or train.image_size, resized, augment, scale, workers, resident)
+    return Splits(train, test, image_size or train.image_size, resized, augment, augment.scale, workers, resident)
+
+
+def load(splits: Splits) -> Splits:
+    """Returns the splits with small images of one size in memory.
+
+    So every example is checked before training. What is left as it is (images that vary in size, splits of more than
+    1 GiB, and those that worker processes read) is checked example by example, as it is read.
+
+    Raises:
+      UserError: for the first example that `examples.read` refuses.
+    """
+    if splits.resident:
+        return splits._replace(train=in_memory(splits.train), test=in_memory(splits.test))
+    if splits.workers:  # processes share no memory
+        return splits
+    train, test = (in_memory(source) if fits_in_memory(source) else source for source in (splits.train, splits.test))
+    return splits._replace(train=train, test=test)

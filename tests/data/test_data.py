@@ -7,7 +7,6 @@ import pytest
 from sklearn.datasets import load_digits
 
 from lfcc_jax import data
-from lfcc_jax.data.remembered import remembered
 from lfcc_jax.errors import UserError
 
 
@@ -53,42 +52,6 @@ def test_every_epoch_is_a_new_order_of_full_batches(numbered):
 def test_the_seed_fixes_the_order_and_another_changes_it(numbered):
     first, again, other = (labels(take(data.train_batches(numbered, 8, seed=s), 4)) for s in (0, 0, 1))
     assert first == again != other
-
-
-def test_images_of_one_size_are_read_once_and_stay_what_they_are(numbered):
-    class Counted(list):
-        reads = 0
-
-        def __getitem__(self, index):
-            self.reads += 1
-            return super().__getitem__(index)
-
-    counted = numbered._replace(examples=Counted(numbered.examples))
-    kept = remembered(numbered._replace(examples=(read := Counted(numbered.examples))))
-    for before, after in zip(
-        take(data.train_batches(numbered, 8, seed=0), 20), take(data.train_batches(kept, 8, seed=0), 20), strict=True
-    ):
-        assert before.keys() == after.keys()
-        for name in before:
-            assert before[name].dtype == after[name].dtype
-            np.testing.assert_array_equal(before[name], after[name])
-    assert len(kept.examples) == 22
-    assert 22 <= read.reads < 2 * 22  # threads may read the same one at the same time
-    with pytest.raises(ValueError, match="read-only"):
-        kept.examples[0]["image"][:] = 0
-    # Negative control: without it every image is read again.
-    take(data.train_batches(counted, 8, seed=1), 20)
-    assert counted.examples.reads >= 20 * 8
-    for other in (counted._replace(image_size=0), counted._replace(image_size=2**15)):
-        assert remembered(other) is other
-
-
-@pytest.mark.parametrize(("changed", "kept"), [({}, True), ({"resident": True}, False), ({"workers": 1}, False)])
-def test_a_run_keeps_images_where_threads_read_them(changed, kept, data_dir):
-    splits = data.open_splits("digits", data_dir=data_dir, **changed)
-    first = [split.examples[0]["image"] for split in (splits.train, splits.test)]
-    again = [split.examples[0]["image"] for split in (splits.train, splits.test)]
-    assert [np.shares_memory(a, b) for a, b in zip(first, again, strict=True)] == [kept, kept]
 
 
 def test_a_training_batch_says_which_examples_it_holds(numbered):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import encode
 from PIL import Image
 
 from lfcc_jax import data
@@ -92,7 +93,41 @@ def test_workers_change_nothing(photographs):
 
 
 def test_bytes_in_any_color_mode_become_rgb():
-    for mode in ("L", "CMYK", "RGBA", "P"):
-        file = io.BytesIO()
-        Image.new(mode, (8, 8)).save(file, "JPEG" if mode == "CMYK" else "PNG")
-        assert decode.decode(file.getvalue()).mode == "RGB"
+    for mode in ("L", "CMYK", "RGBA", "P", "1", "LA"):
+        encoded = encode(Image.new(mode, (8, 8)), "JPEG" if mode == "CMYK" else "PNG")
+        assert decode.decode(encoded).mode == "RGB"
+        assert decode.decode(encoded, channels=1).mode == "L"
+
+
+@pytest.mark.parametrize(("file_format", "kind"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
+def test_16_bit_gray_keeps_its_high_byte(file_format, kind):
+    levels = np.arange(2**16, dtype=kind).reshape(256, 256)
+    image = Image.frombytes("I;16B" if kind == ">u2" else "I;16", (256, 256), levels.tobytes())
+    encoded = encode(image, file_format)
+    gray = np.asarray(decode.decode(encoded, channels=1))
+    np.testing.assert_array_equal(gray, levels // 256)
+    assert gray.mean() == 127.5
+    color = np.asarray(decode.decode(encoded))
+    np.testing.assert_array_equal(color, np.repeat(gray[:, :, None], 3, 2))
+    # Negative control: Pillow alone clips.
+    assert np.asarray(Image.open(io.BytesIO(encoded)).convert("L")).mean() > 250
+
+
+def test_transparency_is_dropped_without_a_warning():
+    colors = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    palette = Image.fromarray(colors).quantize(64)
+    alpha = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    transparent = Image.fromarray(colors)
+    transparent.putalpha(alpha)
+    np.testing.assert_array_equal(decode.decode(encode(transparent)), colors)
+    for mark in (bytes(64), 3):
+        np.testing.assert_array_equal(
+            decode.decode(encode(palette, transparency=mark)), np.asarray(palette.convert("RGB"))
+        )
+
+
+def test_exif_orientation_is_ignored_as_in_timm():
+    colors = np.zeros((8, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.asarray(decode.decode(encode(colors, "JPEG", exif=exif))).shape == (8, 16, 3)

@@ -1,19 +1,31 @@
 """The `data` block of a config."""
 
+import jax
+import numpy as np
 import pytest
 
 from lfcc_jax import data
 from lfcc_jax.errors import UserError
 
 
-def test_images_of_one_size_are_resized_on_the_device_only_if_another_is_asked_for():
+def test_images_of_one_size_are_cropped_on_the_device_if_image_size_is_given():
     plain = data.open_splits("noise_10x16")
     assert (plain.image_size, plain.resized, plain.augmentation.size) == (16, False, 0)
-    same = data.open_splits("noise_10x16", image_size=16)
-    assert (same.image_size, same.resized, same.augmentation.size) == (16, False, 0)
-    larger = data.open_splits("noise_10x16", image_size=24, augmentation={"scale": (0.5, 1.0)})
-    assert (larger.image_size, larger.resized, larger.augmentation.size) == (24, True, 24)
-    assert larger.scale == larger.augmentation.scale == (0.5, 1.0)
+    for size in (16, 24):
+        cropped = data.open_splits("noise_10x16", image_size=size, augmentation={"scale": (0.2, 0.3)})
+        assert (cropped.image_size, cropped.resized, cropped.augmentation.size) == (size, True, size)
+        assert cropped.scale == cropped.augmentation.scale == (0.2, 0.3)
+
+
+def test_crops_to_the_images_own_size_happen():
+    splits = data.open_splits("noise_10x16", image_size=16, augmentation={"scale": (0.2, 0.3)})
+    column = np.arange(16, dtype=np.uint8) * 17
+    ramps = np.broadcast_to(column[:, None], (8, 16, 16, 3))  # rising from top to bottom
+    cropped = jax.jit(splits.augmentation.each)(jax.random.key(0), np.arange(8), ramps)
+    heights = np.ptp(cropped, axis=(1, 2, 3))
+    # 20 % to 30 % of the area at an aspect of 3/4 to 4/3 is 38 % to 64 % of the height, plus the edges.
+    assert heights.min() > 0.3
+    assert heights.max() < 0.8
 
 
 @pytest.mark.parametrize(
@@ -22,8 +34,10 @@ def test_images_of_one_size_are_resized_on_the_device_only_if_another_is_asked_f
         ({"image_size": -1}, "config.data.image_size must be an integer between 0 and 8192, got -1"),
         ({"workers": 1.5}, "config.data.workers must be an integer between 0 and 256, got 1.5"),
         ({"augmentation": {"flipp": True}}, "config.data.augmentation: unknown key 'flipp'; did you mean 'flip'"),
-        ({"augmentation": {"padding": 17}}, "padding must be at most the size of the images, 16 pixels, got 17"),
         ({"augmentation": {"size": 8}}, "config.data.augmentation.size is set by the run and cannot be configured"),
+        ({"workers": 100_000}, "config.data.workers must be an integer between 0 and 256, got 100000"),
+        ({"augmentation": {"padding": 16}}, "padding must be less than the size of the images, 16, got 16"),
+        ({"augmentation": {"scale": (0.5, 1.0)}}, "scale needs config.data.image_size"),
     ],
 )
 def test_open_splits_rejects_invalid_arguments(settings, message):

@@ -1,0 +1,65 @@
+"""Reads one example of a source and checks it, in the one place through which every example passes."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lfcc_jax import storage
+from lfcc_jax.data.decode import decode
+from lfcc_jax.data.source import Source
+from lfcc_jax.errors import UserError
+
+Example = dict[str, Any]
+
+
+def read(source: Source, index: int) -> Example:
+    """Returns one example, decoded and checked.
+
+    Args:
+      source: The split to read from.
+      index: Position in the split, from 0.
+
+    Returns:
+      `image`: uint8 `[image_size, image_size, channels]`, or, if images vary in size, a `PIL.Image.Image`; `label`:
+      int32 in `[0, num_classes)`; `index`: int32.
+
+    Raises:
+      UserError: if the example cannot be read or decoded, its image is not uint8 or has another shape than the source
+        says, or its label is not a class. The message names data set, split and example.
+    """
+    try:
+        example = source.examples[index]
+        image = _image(source, example["image"])
+        label = _label(source, example["label"])
+    except Exception as error:  # readers and decoders of files from outside raise anything
+        what = "" if isinstance(error, UserError) else f"cannot be read: {type(error).__name__}: "
+        why = what + storage.one_line(error)
+        raise UserError(f"data set '{source.name}', split '{source.split}', example {index}: {why}") from error
+    return {"image": image, "label": label, "index": np.int32(index)}
+
+
+def _image(source: Source, image: Any) -> Any:
+    if isinstance(image, bytes):
+        image = decode(image, source.image_channels)
+        if not source.image_size:
+            return image
+        image = np.asarray(image)
+        image = image if image.ndim == 3 else image[:, :, None]
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise UserError(f"the image must be uint8, got {image.dtype}")
+    size = source.image_size
+    expected = (size or "height", size or "width", source.image_channels)
+    if image.ndim != 3 or image.shape[2] != expected[2] or (size and image.shape[:2] != expected[:2]) or not image.size:
+        raise UserError(f"the image must have shape ({', '.join(map(str, expected))}), got {image.shape}")
+    return image if size else Image.fromarray(image[:, :, 0] if expected[2] == 1 else image)
+
+
+def _label(source: Source, label: Any) -> np.int32:
+    label = np.asarray(label)
+    if label.ndim or label.dtype.kind not in "iu":
+        raise UserError(f"the label must be one integer, got {label.tolist()!r:.100}")
+    if not 0 <= label < source.num_classes:
+        raise UserError(f"the label must be in [0, {source.num_classes}), got {label}")
+    return np.int32(label)

@@ -1,0 +1,51 @@
+"""Small data sets in memory."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from lfcc_jax import data
+from lfcc_jax.data.memory import fits_in_memory
+
+
+class Counted(list):
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_images_in_memory_are_read_once_and_stay_what_they_are():
+    examples = Counted({"image": np.full((2, 2, 1), i, np.uint8), "label": i} for i in range(22))
+    source = data.Source(examples, 22, 2, 1)
+    kept = data.in_memory(source)
+    assert examples.reads == 22
+    ours, theirs = (itertools.islice(data.train_batches(s, 8, seed=0), 20) for s in (kept, source))
+    for after, before in zip(ours, theirs, strict=True):
+        assert before.keys() == after.keys()
+        for name in before:
+            assert before[name].dtype == after[name].dtype
+            np.testing.assert_array_equal(before[name], after[name])
+    assert len(kept.examples) == 22
+    assert examples.reads >= 22 + 20 * 8  # those of the source that is not kept
+    with pytest.raises(ValueError, match="read-only"):
+        kept.examples[0]["image"][:] = 0
+    assert data.read_all(kept)["image"] is data.read_all(kept)["image"]
+
+
+def test_images_that_vary_in_size_or_take_more_than_1_gib_do_not_fit():
+    source = data.Source([{}] * 22, 22, 2, 1)
+    assert fits_in_memory(source)
+    assert fits_in_memory(source._replace(examples=[{}] * 2**10, image_size=2**10))
+    assert not fits_in_memory(source._replace(examples=[{}] * 2**10, image_size=2**10, image_channels=3))
+    assert not fits_in_memory(source._replace(image_size=0))
+
+
+@pytest.mark.parametrize(("changed", "kept"), [({}, True), ({"resident": True}, True), ({"workers": 1}, False)])
+def test_load_keeps_images_in_memory_unless_processes_read_them(changed, kept, data_dir):
+    splits = data.load(data.open_splits("digits", "train[:9]", "test[:7]", data_dir=data_dir, **changed))
+    for split in (splits.train, splits.test):
+        first, again = (split.examples[0]["image"] for _ in range(2))
+        assert np.shares_memory(first, again) == kept

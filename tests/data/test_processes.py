@@ -1,0 +1,27 @@
+"""Worker processes of a plain script, which parses no flags."""
+
+import signal
+import subprocess
+import sys
+
+SCRIPT = """
+import time
+from lfcc_jax import data
+
+if __name__ == "__main__":
+    source = data.open_source("noise_10x8", "train")
+    batches = data.train_batches(source, 16, seed=0, workers=2)
+    print(next(batches)["label"].shape, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_start_in_a_plain_script_and_end_if_it_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, tmp_path / "script.py"], **pipes) as script:
+        line = script.stdout.readline()
+        script.send_signal(signal.SIGKILL)
+        # Every process that the script started holds these pipes: they end when the last one does.
+        _, errors = script.communicate(timeout=60)
+    assert line == "(16,)\n", errors

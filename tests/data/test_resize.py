@@ -1,0 +1,42 @@
+"""Test images resized on the device, against Pillow."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from lfcc_jax.data import decode
+from lfcc_jax.data.resize import central_crop
+
+GOLDEN = dict(np.load(Path(__file__).parents[1] / "goldens" / "augmentation.npz"))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "crop"), [(16, 1.0), (16, 0.875), (5, 0.9), (40, 0.95), (224, 0.9)])
+@pytest.mark.parametrize("side", [1, 8, 28, 33])
+def test_every_value_is_pillows(side, size, crop, interpolation):
+    rng = np.random.default_rng(0)
+    checkers = np.indices((side, side)).sum(0)[:, :, None] % 2 * 255 * np.ones(3)
+    images = np.stack([rng.integers(0, 256, (side, side, 3)), checkers]).astype(np.uint8)
+    ours = 255 * central_crop(jnp.asarray(images), size, crop, interpolation)
+    pillows = [decode.central_crop(Image.fromarray(image), size, crop, interpolation) for image in images]
+    np.testing.assert_array_equal(np.rint(ours), pillows)
+
+
+def test_test_images_are_resized_and_cropped_as_timm_does():
+    images = jnp.asarray(GOLDEN["picture"][None, :40, :40])
+    for key in (key for key in GOLDEN if key.startswith("central/")):
+        _, size, crop, interpolation = key.split("/")
+        ours = np.rint(255 * central_crop(images, int(size), float(crop), interpolation)[0])
+        np.testing.assert_array_equal(ours, GOLDEN[key])
+        other = "bilinear" if interpolation == "bicubic" else "bicubic"
+        assert np.abs(255 * central_crop(images, int(size), float(crop), other)[0] - GOLDEN[key]).max() > 2
+
+
+def test_rounding_once_after_both_passes_is_not_pillows():
+    image = np.random.default_rng(0).integers(0, 2, (8, 8, 3), np.uint8) * 255
+    once = jnp.clip(jnp.round(jax.image.resize(image.astype(jnp.float32), (32, 32, 3), "cubic")), 0, 255)
+    assert np.abs(once - decode.central_crop(Image.fromarray(image), 32)).max() > 2
