@@ -1,7 +1,12 @@
+import io
+
 import numpy as np
+import pytest
+from PIL import Image
 
 from lfcc_jax.data.fingerprint import fingerprint
 from lfcc_jax.data.source import Source
+from lfcc_jax.errors import UserError
 
 
 def source(image=3, label=1, count=20):
@@ -16,7 +21,15 @@ def test_fingerprint_changes_with_images_labels_and_sizes():
     assert described[0]["examples"] == 20
 
 
-def test_fingerprint_reads_encoded_images():
-    encoded = [{"image": b"jpeg", "label": 0}, {"image": b"JPEG", "label": 0}]
-    a, b = (fingerprint(Source(examples, 5, 0, 3)) for examples in (encoded[:1], encoded[1:]))
-    assert a["digest"] != b["digest"]
+def test_fingerprint_changes_with_encoded_images():
+    digests = []
+    for level in (3, 4):
+        file = io.BytesIO()
+        Image.fromarray(np.full((5, 7, 3), level, np.uint8)).save(file, "PNG")
+        digests.append(fingerprint(Source([{"image": file.getvalue(), "label": 0}], 5, 0, 3))["digest"])
+    assert digests[0] != digests[1]
+
+
+def test_fingerprint_rejects_an_image_that_cannot_be_decoded():
+    with pytest.raises(UserError, match="example 0: .*cannot"):
+        fingerprint(Source([{"image": b"jpeg", "label": 0}], 5, 0, 3, "photos"))
