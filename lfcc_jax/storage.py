@@ -100,6 +100,31 @@ def make_directory(directory: epath.Path) -> None:
             os.makedirs(directory, exist_ok=True)
 
 
+def move_directory(source: epath.Path, target: epath.Path) -> None:
+    """Moves a directory, in place of what was at the target. In a bucket, its files are copied one after the other.
+
+    Raises:
+      UserError: if it cannot be moved.
+    """
+    with errors_in_one_line(f"cannot move {source} to {target}"):
+        if exists(target):
+            target.rmtree()
+        if not is_remote(source):
+            make_directory(target.parent)
+            source.rename(target)
+            return
+        _copy_directory(source, target)
+        source.rmtree()
+
+
+def _copy_directory(source: epath.Path, target: epath.Path) -> None:
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy_directory(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
+
+
 def exists(path: epath.Path) -> bool:
     """Returns whether there is a file or directory; unlike `path.exists()`, raises if a bucket cannot be asked."""
     if not is_remote(path):

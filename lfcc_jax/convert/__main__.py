@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lfcc_jax import models
+from lfcc_jax import models, storage
 from lfcc_jax.convert.create_model import create_model_call
 from lfcc_jax.convert.files import read_state_dict, sha256, write_safetensors
 from lfcc_jax.convert.timm import from_timm, to_timm
@@ -52,6 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"--num-classes must be positive, got {given.num_classes}")
         if "://" in given.out:
             raise UserError(f"--out must be a local path, got {given.out}; convert locally, then copy the result there")
+        if storage.is_remote(given.out):
+            raise UserError(
+                f"--out must be on a local disk, got '{given.out}'; gcloud storage cp copies it to a bucket"
+            )
         if given.to_timm:
             from_run = ("model", "num_classes", "image_size", "image_channels", "mean", "std", "crop", "interpolation")
             if refused := [name for name in from_run if getattr(given, name) is not None]:

@@ -129,7 +129,7 @@ class Checkpoints:
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]] | str:
         """Returns state and `about` of a checkpoint, or what is wrong with it; the same in every process."""
         # Before digests, a checkpoint had the state of the data iterator in place of the record.
-        item = "data" if (self._directory / str(step) / "data").exists() else "record"
+        item = "data" if storage.exists(self._directory / str(step) / "data") else "record"
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), **{item: ocp.args.JsonRestore()})
         # Left installed after a failure: aborted reads may report later.
         hook, sys.unraisablehook = sys.unraisablehook, _quiet_aborted_reads
@@ -158,12 +158,8 @@ class Checkpoints:
             return
         damaged = self._directory.parent / "damaged"
         if jax.process_index() == 0:
-            damaged.mkdir(exist_ok=True)
             for step in reasons:
-                target = damaged / str(step)
-                if target.exists():
-                    target.rmtree()
-                (self._directory / str(step)).rename(target)
+                storage.move_directory(self._directory / str(step), damaged / str(step))
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
         for step, reason in reasons.items():
@@ -191,7 +187,7 @@ class _Best(_policy.PreservationPolicy):
 def _accuracies(directory: epath.Path) -> dict[int, float | None]:
     """Returns the accuracy of each checkpoint that has an undamaged record."""
     found = {}
-    for path in directory.iterdir() if directory.exists() else ():
+    for path in directory.iterdir() if storage.exists(directory) else ():
         try:
             step = int(path.name)
             found[step] = _verified(ocp.JsonCheckpointHandler().restore(path / "record"), step)["accuracy"]
