@@ -275,7 +275,7 @@ VALID = [
         "data": {"name": "noise_10x8", "resident": True, "augmentation": {"padding": 8, "mean": [0.5]}},
         "student.image_channels": 3,
         "teacher": {},
-        "losses": {"cross_entropy": {"label_smoothing": 0}},
+        "losses": {"cross_entropy": {"label_smoothing": 0.0}},
         "optimizer.learning_rate": {"name": "cosine", "peak": 0.1, "warmup_epochs": 2},
         "mesh": {"data": 4, "fsdp": 2},
     },
