@@ -26,7 +26,6 @@ import dataclasses
 import datetime
 import importlib.util
 import inspect
-import json
 import os
 import queue
 import shutil
@@ -46,7 +45,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import comparison
 from lfcc_jax import main as cli
-from lfcc_jax import models
+from lfcc_jax import models, storage
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.assembly import check_blocks
@@ -102,7 +101,10 @@ def main() -> None:
     """Runs what the flags say."""
     filename, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    workdir = Path(flags.FLAGS.workdir or f"runs/{Path(filename).stem}_compare").resolve()
+    workdir = flags.FLAGS.workdir or f"runs/{Path(filename).stem}_compare"
+    if storage.is_remote(workdir):
+        raise UserError(f"`--workdir` of a comparison must be on a local disk, got '{workdir}'")
+    workdir = Path(storage.resolve(workdir, "--workdir")).resolve()
     seeds = _seeds()
     module = _load(Path(filename))
     methods = _methods(module)
@@ -149,7 +151,7 @@ def main() -> None:
             command = " ".join(["python -m experiments.compare", *sys.argv[1:]])
             pair = {"pair": " -> ".join(one.pair)} if one.pair else {}
             rows.append({"method": one.method, **pair, **summary, "command": command})
-            (workdir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+            storage.write_json(workdir / "results.json", rows)
             left = (time.monotonic() - began) / len(rows) * (len(students) - len(rows))
             whose = f"{pair['pair']}, " if pair else ""
             print(
@@ -159,7 +161,7 @@ def main() -> None:
             )
 
     text = comparison.report(rows, taught_by, methods, pairs)
-    (workdir / "results.md").write_text(text + "\n")
+    storage.write_text(workdir / "results.md", text + "\n")
     print(f"\n{text}\n")
     made = comparison.draw(workdir, rows, taught_by, methods, seeds, pairs)
     print(f"results.md, results.json, {' and '.join(made)} are in {workdir}")
@@ -245,7 +247,7 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
     def in_process(run: Run) -> dict[str, Any]:
         if (summary := _ended(run, module)) is not None:
             return summary
-        run.workdir.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(run.workdir)
         share = shares.get()
         with (run.workdir / "log.txt").open("a") as log:
             status = processes.run([*share, sys.executable, *run.command()], environment, log)
@@ -253,7 +255,7 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
         if status:
             last = (run.workdir / "log.txt").read_text().strip().splitlines()[-1:]
             raise UserError(f"{run.workdir} ended with status {status}: {''.join(last)}")
-        return json.loads((run.workdir / "summary.json").read_text())
+        return storage.read_json(run.workdir / "summary.json")
 
     def stop(number: int, frame: Any) -> None:
         del number, frame
@@ -325,7 +327,7 @@ def _shares_of_cores() -> queue.Queue[list[str]]:
 @contextlib.contextmanager
 def _log_to(directory: Path) -> Iterator[None]:
     """Sends what is printed to `log.txt`, and what tells that work goes on to the terminal too."""
-    directory.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(directory)
     with (directory / "log.txt").open("a") as file:
         tee = _Tee(file, sys.stdout, f"{directory.name}: ")
         try:

@@ -1,5 +1,6 @@
 """Command line: `python -m lfcc_jax.main --config=configs/digits.py:method=teacher --workdir=runs/teacher`."""
 
+import errno
 import importlib.util
 import os
 import re
@@ -169,6 +170,8 @@ def _guarded(main: Callable[[], object]) -> None:
         print(note, file=sys.stderr)
         sys.exit(143)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            processes.end(1, f"error: cannot write {error.filename or 'a file'}: {error.strerror}")
         if not flags.FLAGS.distributed:
             raise
         processes.end_after(error)

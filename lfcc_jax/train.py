@@ -52,8 +52,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
 
     Args:
       config: an `ml_collections.ConfigDict` or a dict, with the keys of `training.config.RunConfig`.
-      workdir: where the run lives. It gets `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (where
-        TensorFlow is installed), and at the end `student/`, `summary.json`, `learning_curves.png`, `spectra.png`.
+      workdir: where the run lives. It gets `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (on a
+        local disk, where TensorFlow is installed), and at the end `student/`, `summary.json`, `learning_curves.png`,
+        `spectra.png`.
 
     Returns:
       What `summary.json` holds: accuracies, sizes, times.

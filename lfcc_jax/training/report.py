@@ -77,7 +77,9 @@ class Progress:
 
 
 class MetricsWriter:
-    """Appends metrics to `metrics.jsonl`, one object a line, and to TensorBoard where TensorFlow is installed.
+    """Appends metrics to `metrics.jsonl`, one object a line, and on a local disk to TensorBoard's files.
+
+    Those need TensorFlow. In a bucket it would use its own client, with other settings than everything else here.
 
     Args:
       workdir: of the run.
@@ -91,6 +93,8 @@ class MetricsWriter:
             return
         kept = [row for row in read_metrics(workdir) if 0 < step >= row["step"]]
         storage.write_text(self._path, "".join(storage.to_json(row) + "\n" for row in kept))
+        if storage.is_remote(workdir):
+            return
         try:
             from clu.metric_writers import SummaryWriter
         except ImportError:  # no TensorFlow, or no tensorboard beside it
@@ -102,8 +106,9 @@ class MetricsWriter:
         if jax.process_index() == 0:
             storage.append_line(self._path, storage.to_json({"step": step, **metrics}))
         if self._tensorboard is not None:
-            self._tensorboard.write_scalars(step, dict(metrics))
-            self._tensorboard.flush()
+            with storage.errors_in_one_line(f"cannot write {self._path.parent / 'tensorboard'}"):
+                self._tensorboard.write_scalars(step, dict(metrics))
+                self._tensorboard.flush()
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
