@@ -20,6 +20,52 @@ _READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 _READ_IN_WORKER = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 
+class Batches:
+    """Iterates over this process's slice of each global batch, made by threads or by worker processes.
+
+    Its state is the number of batches taken, so a run may resume with another number of workers; Grain's own state of
+    worker processes has an entry for each of them.
+    """
+
+    def __init__(self, batches: grain.MapDataset, workers: int):
+        self._batches = batches[jax.process_index() :: jax.process_count()]
+        self._workers = workers
+        self._taken = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __iter__(self) -> Iterator[Example]:
+        return self
+
+    def __next__(self) -> Example:
+        if self._iterator is None:
+            self._iterator = iter(self._read_from(self._batches[self._taken :]))
+        batch = next(self._iterator)
+        self._taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the state, as JSON."""
+        return {"next_index": self._taken}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues after the batches that had been taken when `get_state` returned `state`."""
+        self.close()
+        self._taken = state["next_index"]
+
+    def close(self) -> None:
+        """Ends the threads or processes."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _read_from(self, batches: grain.MapDataset) -> grain.IterDataset:
+        if not self._workers:
+            return batches.to_iter_dataset(_READ)
+        _allow_grain_to_read_its_flags()
+        options = grain.MultiprocessingOptions(num_workers=self._workers)
+        return batches.to_iter_dataset(_READ_IN_WORKER).mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
 def train_batches(
     source: Source,
     batch_size: int,
@@ -28,7 +74,7 @@ def train_batches(
     image_size: int = 0,
     scale: tuple[float, float] = (0.08, 1.0),
     workers: int = 0,
-) -> grain.DatasetIterator:
+) -> Batches:
     """Returns an endless, checkpointable iterator of this process's share of each global batch.
 
     Every epoch is a new shuffle without the examples that do not fill a batch. Shuffle and crops depend on the seed
@@ -53,7 +99,7 @@ def train_batches(
         # Before the process's share is taken: grain seeds each element by its index, which must be the global one.
         dataset = dataset.random_map(functools.partial(_random_crop, image_size, scale))
     dataset = dataset.batch(batch_size // jax.process_count(), drop_remainder=True)
-    return iter(_my_share(dataset, workers))
+    return Batches(dataset, workers)
 
 
 def train_order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
@@ -100,21 +146,11 @@ def eval_batches(
         return {"image": image, "label": found["label"], "mask": np.bool_(index < total)}
 
     dataset = grain.MapDataset.range(padded).map(example).batch(batch_size // jax.process_count())
-    yield from _my_share(dataset, workers)
+    yield from Batches(dataset, workers)
 
 
 def _random_crop(size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator) -> Example:
     return {**example, "image": decode.random_crop(example["image"], size, rng, scale)}
-
-
-def _my_share(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Returns this process's slice of each global batch, made by threads or by worker processes."""
-    mine = batches[jax.process_index() :: jax.process_count()]
-    if not workers:
-        return mine.to_iter_dataset(_READ)
-    _allow_grain_to_read_its_flags()
-    options = grain.MultiprocessingOptions(num_workers=workers)
-    return mine.to_iter_dataset(_READ_IN_WORKER).mp_prefetch(options, worker_init_fn=_end_with_parent)
 
 
 def _allow_grain_to_read_its_flags() -> None:

@@ -20,7 +20,7 @@ from lfcc_jax.training.processes import gather, in_first_process
 
 # What may change between two starts of the same run, since no weight and no reported result depends on it.
 # `eval_every_epochs` is not among them: it decides which checkpoint is the best one.
-_FREE = ("log_every_steps", "checkpoint_every_steps")
+_FREE = ("log_every_steps", "checkpoint_every_steps", "data.workers")
 _PATIENCE_SECONDS = 5.0
 
 # Bytes that a checkpoint takes besides its arrays: their names, shapes, shardings and places in the files.

@@ -1,6 +1,7 @@
 """What the host does to photographs, against Pillow's own pixels and torchvision's distribution of crops."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,20 @@ def test_workers_change_nothing(photographs):
         ours, theirs = (next(batches) for batches in several)
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+def test_another_number_of_workers_continues_where_the_first_stopped(photographs, before, after):
+    first, second = (data.train_batches(photographs, 4, seed=0, image_size=24, workers=n) for n in (before, after))
+    for _ in range(5):
+        next(first)
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    for _ in range(2):
+        ours, theirs = next(first), next(second)
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    first.close()
+    second.close()
 
 
 def test_bytes_in_any_color_mode_become_rgb():

@@ -20,9 +20,8 @@ import pytest
 from lfcc_jax import models
 from lfcc_jax.digest import digests
 
-TOGETHER = (
-    """
-import os, signal, sys, threading, time
+TOGETHER = """
+import sys
 import jax
 import numpy as np
 
@@ -33,8 +32,6 @@ if count > 1:
 
 from lfcc_jax import data
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training import processes
-from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.sharding import batch_sharding, create_mesh, to_global
 
 strong = {"padding": 1, "flip": True, "randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.5}
@@ -66,46 +63,14 @@ if count == 2:
     config["data"]["resident"] = True
     train_and_evaluate(config, f"{out}/resident_run_of_2")
 """
-    + (
-        STOP := """
-    def stop_process_1(number, path):
-        steps = lambda: len(open(path).readlines()) if os.path.exists(path) else 0
-        def wait():
-            while steps() < begun + 3:
-                time.sleep(0.05)
-            os.kill(os.getpid(), number)
-        begun = steps()
-        if process == 1:
-            threading.Thread(target=wait, daemon=True).start()
 
-    endless = {"epochs": 10_000, "log_every_steps": 3, "checkpoint_every_steps": 7, "eval_every_epochs": 10_000}
-    config["data"]["resident"] = True
-    def train_until(number):
-        stop_process_1(number, f"{out}/stopped/metrics.jsonl")
-        try:
-            train_and_evaluate(config | endless, f"{out}/stopped")
-        except Preempted as note:
-            print("NOTE", note, flush=True)
-"""
-    )
-    + """
-    train_until(signal.SIGINT)
-    if process == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        processes.gather("nobody answers")
-    except Exception as error:
-        processes.end_after(error)
-"""
-)
-
-APART = (
-    """
+# Two processes of a small run: resident, so that each of its calls makes several steps, and too long to end by itself.
+PREPARED = """
 import json, os, signal, sys, threading, time
 import jax
 
 process, count, port, data_dir, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", count, process)
 
 from lfcc_jax.errors import UserError
@@ -113,18 +78,55 @@ from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training import processes
 from lfcc_jax.training.preemption import Preempted
 
-config = json.loads(open(f"{out}/stopped/config.json").read())
+block = {"name": "digits", "train_split": "train[:64]", "test_split": "test[:20]", "data_dir": data_dir}
+config = {
+    "data": block | {"resident": True},
+    "student": {"name": "resnet_pico", "widths": (4, 4, 8, 8)},
+    "losses": {"cross_entropy": {}},
+    "optimizer": {"name": "sgd", "learning_rate": 0.01},
+    "epochs": 10_000,
+    "batch_size": 16,
+    "log_every_steps": 3,
+    "checkpoint_every_steps": 7,
+    "eval_every_epochs": 10_000,
+}
 
+def train_until(number):
+    # Sends a signal to process 1 once the run has made some steps, and prints where the run stopped.
+    path = f"{out}/stopped/metrics.jsonl"
+    rows = lambda: len(open(path).readlines()) if os.path.exists(path) else 0
+    begun = rows()
+
+    def send():
+        while rows() < begun + 3:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    if process == 1:
+        threading.Thread(target=send, daemon=True).start()
+    try:
+        train_and_evaluate(config, f"{out}/stopped")
+    except Preempted as note:
+        print("NOTE", note, flush=True)
+"""
+
+KILLED = """
+train_until(signal.SIGINT)
+if process == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    processes.gather("nobody answers")
+except Exception as error:
+    processes.end_after(error)
+"""
+
+APART = """
 def error_of(function, *arguments):
     try:
         function(*arguments)
     except UserError as error:
         return str(error)
 
-if True:
-"""
-    + STOP
-    + """
 said = {
     "config": error_of(train_and_evaluate, config | {"seed": process}, f"{out}/config"),
     "facts": error_of(processes.check_agreement, {"train": {"digest": "ab" if process else "cd", "examples": 64}}),
@@ -139,7 +141,6 @@ if process == 1:
     processes.end(1, "error: the disk is full")
 processes.gather("nobody answers")
 """
-)
 
 
 def start(out, name, worker, count, data_dir):
@@ -170,29 +171,31 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(out, data_dir):
-    """What two processes printed that did, in the end, what one did."""
-    statuses, texts = start(out, "alone", TOGETHER, 1, data_dir)
-    assert statuses == [0], texts
-    statuses, texts = start(out, "together", TOGETHER, 2, data_dir)
+def runs(out, data_dir):
+    """The directory of what one process and two wrote."""
+    for count in (1, 2):
+        statuses, texts = start(out, f"together_{count}", TOGETHER, count, data_dir)
+        assert statuses == [0] * count, texts
+    return out
+
+
+@pytest.fixture(scope="module")
+def killed(out, data_dir):
+    """What two processes printed whose run was interrupted, and of which one was then killed."""
+    statuses, texts = start(out, "killed", PREPARED + KILLED, 2, data_dir)
     assert statuses == [1, -signal.SIGKILL], texts
     return texts
 
 
 @pytest.fixture(scope="module")
-def runs(out, together):
-    return out
-
-
-@pytest.fixture(scope="module")
-def apart(out, together, data_dir):
-    """What two processes printed that disagreed in several ways, resumed a run together, and ended by a failure."""
+def apart(out, killed, data_dir):
+    """What two processes printed that disagreed in several ways, resumed that run, and ended by a failure."""
     (out / "locked").mkdir()
     with (out / "locked" / "lock").open("w") as lock:
         lock.write("process 1 on elsewhere")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        statuses, texts = start(out, "apart", APART, 2, data_dir)
+        statuses, texts = start(out, "apart", PREPARED + APART, 2, data_dir)
     assert statuses == [1, 1], texts
     return texts
 
@@ -251,21 +254,21 @@ def test_processes_that_agree_raise_nothing(apart):
     assert [json.loads(lines(out, "SAID")[0])["same"] for out, _ in apart] == [None, None]
 
 
-def test_ctrl_c_and_sigterm_to_one_process_stop_all_after_the_same_step(together, apart, runs):
+def test_ctrl_c_and_sigterm_to_one_process_stop_all_after_the_same_step(out, killed, apart):
     """The run is resident, so its calls are of several steps; and SIGTERM comes after a resume."""
-    for texts in (together, apart):
+    for texts in (killed, apart):
         notes = [lines(out, "NOTE") for out, _ in texts]
         assert len(notes[0]) == 1
         assert notes[0] == notes[1]
-    stops = [int(lines(texts[0][0], "NOTE stopped at step")[0].split()[0]) for texts in (together, apart)]
+    stops = [int(lines(texts[0][0], "NOTE stopped at step")[0].split()[0]) for texts in (killed, apart)]
     assert 0 < stops[0] < stops[1]
-    assert (runs / "stopped" / "checkpoints" / str(stops[1])).exists()
+    assert (out / "stopped" / "checkpoints" / str(stops[1])).exists()
 
 
-def test_a_process_that_loses_another_ends_with_one_line(together):
-    (line,) = lines(together[0][1], "error:")
+def test_a_process_that_loses_another_ends_with_one_line(killed):
+    (line,) = lines(killed[0][1], "error:")
     assert line.startswith("lost contact with another process")
-    assert "Traceback" not in together[0][1]
+    assert "Traceback" not in killed[0][1]
 
 
 def test_a_failure_in_one_process_ends_all_with_its_line(apart):

@@ -30,7 +30,8 @@ def test_claim_workdir_recognizes_the_same_run(tmp_path):
 def test_claim_workdir_accepts_changes_that_no_result_depends_on(tmp_path):
     claim(tmp_path)
     before = (tmp_path / "config.json").read_text()
-    claim(tmp_path, CONFIG | {"log_every_steps": 7, "checkpoint_every_steps": 9})
+    data = {"name": "a", "workers": 4}
+    claim(tmp_path, CONFIG | {"data": data, "log_every_steps": 7, "checkpoint_every_steps": 9})
     assert (tmp_path / "config.json").read_text() == before
     with pytest.raises(UserError, match=r"config\.eval_every_epochs was unset, now 2; choose another --workdir"):
         claim(tmp_path, CONFIG | {"eval_every_epochs": 2})
