@@ -47,7 +47,7 @@ ROWS = [
     ({"data.augmentation": 5}, "config.data.augmentation must be a block of settings or None, got 5"),
     ({"data.augmentation.padding": -1}, "config.data.augmentation.padding must be an integer between 0 and 8192"),
     ({"data.augmentation.padding": 10**6}, "config.data.augmentation.padding must be an integer between 0 and 8192"),
-    ({"data.augmentation.padding": 9}, "padding must be at most the size of the images, 8 pixels, got 9"),
+    ({"data.augmentation.padding": 8}, "padding must be less than the size of the images, 8, got 8"),
     ({"data.augmentation.padding": 1.5}, "config.data.augmentation.padding must be an integer"),
     ({"data.augmentation.erasing": math.nan}, "config.data.augmentation.erasing must be a number in [0, 1], got nan"),
     ({"data.augmentation.mixup": -1}, "config.data.augmentation.mixup must be a number between 0 and 1000, got -1"),
@@ -282,7 +282,7 @@ VALID = [
         "checkpoint_every_steps": 10**9,
     },
     {
-        "data": {"name": "noise_10x8", "resident": True, "augmentation": {"padding": 8, "mean": [0.5]}},
+        "data": {"name": "noise_10x8", "resident": True, "augmentation": {"padding": 7, "mean": [0.5]}},
         "student.image_channels": 3,
         "teacher": {},
         "losses": {"cross_entropy": {"label_smoothing": 0.0}},
