@@ -27,6 +27,8 @@ ROWS = [
     ({"data.name": 5}, "config.data.name must be a string, got 5"),
     ({"data.name": None}, "config.data.name must be a string, got None"),
     ({"data": {}}, "config.data: missing name"),
+    ({"data": {"nam": "digits"}}, "config.data: unknown key 'nam'; did you mean 'name'?"),
+    ({"data.name": "digts"}, "unknown data set 'digts'; did you mean 'digits'?"),
     ({"data.name": "noise_0x32"}, "unknown data set 'noise_0x32'"),
     ({"data": {"name": "noise_10x100000"}}, "must be an integer between 1 and 8192, got 100000"),
     ({"data.train_split": "trian"}, "unknown split 'trian'; did you mean 'train'?"),
@@ -45,7 +47,7 @@ ROWS = [
     ({"data.augmentation": 5}, "config.data.augmentation must be a block of settings or None, got 5"),
     ({"data.augmentation.padding": -1}, "config.data.augmentation.padding must be an integer between 0 and 8192"),
     ({"data.augmentation.padding": 10**6}, "config.data.augmentation.padding must be an integer between 0 and 8192"),
-    ({"data.augmentation.padding": 9}, "padding must be at most the size of the images, 8 pixels, got 9"),
+    ({"data.augmentation.padding": 8}, "padding must be less than the size of the images, 8, got 8"),
     ({"data.augmentation.padding": 1.5}, "config.data.augmentation.padding must be an integer"),
     ({"data.augmentation.erasing": math.nan}, "config.data.augmentation.erasing must be a number in [0, 1], got nan"),
     ({"data.augmentation.mixup": -1}, "config.data.augmentation.mixup must be a number between 0 and 1000, got -1"),
@@ -60,6 +62,8 @@ ROWS = [
     # student
     ({"student": 5}, f"config.student {BLOCK} 5"),
     ({"student.name": ""}, "unknown network ''"),
+    ({"student": {}}, "config.student: missing name"),
+    ({"student.name": "resnt_pico"}, "unknown network 'resnt_pico'; did you mean 'resnet_pico'?"),
     ({"student.name": 5}, "config.student.name must be a string, got 5"),
     ({"student.name": ["vit_pico"]}, "config.student.name must be a string, got ['vit_pico']"),
     ({"student.widths": [4, 4]}, "config.student.widths must be a list of 4 integers between 1 and 16384, got [4, 4]"),
@@ -110,6 +114,8 @@ ROWS = [
     ({"teacher.checkpoint": 5}, "config.teacher.checkpoint must be a string, got 5"),
     # losses
     ({"losses": {}}, "config.losses must contain at least one loss with a weight"),
+    ({"losses": {"kd": {"weight": 0.0}}}, "config.losses must contain at least one loss with a weight"),
+    ({"losses": {"kd": {}}, "teacher": {}}, "config.losses.kd needs a teacher, and config.teacher.name is empty"),
     ({"losses": [1]}, f"config.losses {BLOCK} [1]"),
     ({"losses.lfc": {}}, "config.losses: unknown method 'lfc'; did you mean 'lfcc'?"),
     ({"losses.kd": 1.0}, f"config.losses.kd {BLOCK} 1.0"),
@@ -161,6 +167,8 @@ ROWS = [
     ({"losses.rkd.angle_weight": -1}, "config.losses.rkd.angle_weight must be a non-negative number, got -1"),
     # optimizer
     ({"optimizer": {}}, "config.optimizer: missing name, learning_rate"),
+    ({"optimizer": {"name": "adamw"}}, "config.optimizer: missing learning_rate"),
+    ({"optimizer": {"learning_rate": 0.1}}, "config.optimizer: missing name"),
     ({"optimizer": 5}, f"config.optimizer {BLOCK} 5"),
     ({"optimizer.name": ["sgd"]}, "config.optimizer.name must be a string, got ['sgd']"),
     ({"optimizer.name": "sgdd"}, "config.optimizer.name: unknown optimizer 'sgdd'; did you mean 'sgd'?"),
@@ -212,6 +220,7 @@ ROWS = [
     ({"epochs": 1e-9}, "config.epochs must amount to between 1 and 2^31 - 1 steps, got 1e-09 epochs of 4"),
     *(({"batch_size": value}, "config.batch_size must be a positive integer, got") for value in (-16, 16.5, "16")),
     ({"batch_size": 12}, "config.batch_size: a batch of 12 does not divide over 8 devices"),
+    ({"batch_size": 64}, "config.batch_size must be at most the number of training images, 32, got 64"),
     ({"batch_size": 10**30 // 8 * 8}, "config.batch_size must be at most the number of training images, 32"),
     *(
         ({"seed": value}, "config.seed must be an integer between 0 and 4294967295, got")
@@ -241,6 +250,7 @@ ROWS = [
     ({"mesh.fsdp": 0}, "config.mesh.fsdp must be an integer >= 1, got 0"),
     ({"mesh.fsdp": 3}, "config.mesh: data=-1, fsdp=3"),
     ({"mesh.foo": 1}, "config.mesh: unknown key 'foo'"),
+    ({"mesh": {"data": 3, "fsdp": 5}}, "needs 15 devices"),
     ({"epoch": 1}, "config: unknown key 'epoch'; did you mean 'epochs'?"),
     ({"checkpoint": 5}, "config: unknown key 'checkpoint'"),
     ({5: 5}, "config: unknown key '5'"),
@@ -272,7 +282,7 @@ VALID = [
         "checkpoint_every_steps": 10**9,
     },
     {
-        "data": {"name": "noise_10x8", "resident": True, "augmentation": {"padding": 8, "mean": [0.5]}},
+        "data": {"name": "noise_10x8", "resident": True, "augmentation": {"padding": 7, "mean": [0.5]}},
         "student.image_channels": 3,
         "teacher": {},
         "losses": {"cross_entropy": {"label_smoothing": 0.0}},
