@@ -15,9 +15,10 @@ from lfcc_jax.models.swin import Swin
 from lfcc_jax.models.vit import ViT
 
 # For each family, networks of timm's to start from if it has none of the network's own name, and its name for each of
-# our fields. Its Mixer and ResMLP take no other width or depth than their names say.
+# our fields. Its Mixer and ResMLP take no other width or depth than their names say, and its ConvNeXt halves the map
+# before the first stage if patches are of 2 pixels, which ours does not.
 _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
-    ConvNeXt: (("convnext_tiny",), {"widths": "dims", "depths": "depths", "patch": "patch_size"}),
+    ConvNeXt: (("convnext_tiny",), {"widths": "dims", "depths": "depths"}),
     Mixer: (("mixer_s16_224", "mixer_b16_224"), {"image_size": "img_size"}),
     MobileNetV2: (("mobilenetv2_100", "mobilenetv2_140"), {}),
     ResMLP: (("resmlp_12_224", "resmlp_24_224"), {"image_size": "img_size"}),

@@ -38,7 +38,13 @@ CASES = [
     ("mobilenetv2_100", 32, {"multiplier": 1.4, "dropout": 0.2}, '"mobilenetv2_140", num_classes=5'),
     ("mobilenetv2_100", 32, {"multiplier": 0.6}, None),
     ("mobilenetv2_050_32", 32, {}, None),
-    ("convnext_pico_32", 32, {}, '"convnext_tiny", num_classes=5, dims=(32, 64, 128, 256), depths='),
+    (
+        "convnext_tiny",
+        32,
+        {"widths": (8, 16, 24, 32), "depths": (1, 1, 2, 1)},
+        '"convnext_tiny", num_classes=5, dims=(8, 16, 24, 32), depths=(1, 1, 2, 1)',
+    ),
+    ("convnext_pico_32", 32, {}, None),  # its patches are of 2 pixels
     ("convnext_tiny", 32, {"mlp_ratio": 2.0}, None),
     (
         "vit_pico",
@@ -46,7 +52,12 @@ CASES = [
         {"image_channels": 1, "drop_path": 0.1},
         '"vit_tiny_patch16_224", num_classes=5, in_chans=1, img_size=8, patch_size=2, embed_dim=48, depth=4',
     ),
-    ("deit_tiny", 32, {"heads": 6, "depth": 2}, '"deit_tiny_patch16_224", num_classes=5, img_size=32, '),
+    (
+        "deit_tiny",
+        32,
+        {"heads": 6, "depth": 4, "taps": (1, 2, 3, 4)},
+        '"deit_tiny_patch16_224", num_classes=5, img_size=32, ',
+    ),
     ("swin_femto_32", 32, {}, '"swin_tiny_patch4_window7_224", num_classes=5, img_size=32, patch_size='),
     (
         "swin_tiny",
