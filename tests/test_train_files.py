@@ -70,7 +70,7 @@ def test_a_last_update_that_ruins_the_weights_fails_the_run(tiny, tmp_path, weig
 # -- Damage ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00\x00", "{}"])
+@pytest.mark.parametrize("content", ["", "{", "null"])
 def test_a_damaged_summary_is_written_again(ended, tmp_path, content):
     config, workdir = ended
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
