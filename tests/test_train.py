@@ -235,7 +235,7 @@ def test_a_teacher_of_another_architecture_than_the_config_says_is_refused(disti
     teacher = {"name": "mixer_pico", "checkpoint": str(teacher_dir)}
     with pytest.raises(UserError, match="holds a vit_pico with 10 classes, not this Mixer") as error:
         train_and_evaluate(distilled(teacher=teacher), tmp_path)
-    assert "params/pos_embed is unexpected" in str(error.value)
+    assert re.search(r"params/.* is missing; .*; and \d+ more", str(error.value))
 
 
 def test_a_work_directory_of_another_run_is_refused_and_left_alone(tiny, tmp_path):

@@ -100,7 +100,7 @@ def load_variables(path: epath.PathLike, network: Network, shardings: Any = None
       shardings: where to put them, as a tree like the variables; on the default device if None.
 
     Raises:
-      UserError: if nothing is there; if any array is missing, unknown or of another shape, all of which are named; if
+      UserError: if nothing is there; if arrays are missing, unexpected or of another shape, five of which are named; if
         the networks differ in what is no array, for example the number of heads; if an array is damaged, or contains
         NaN or infinity.
     """
@@ -171,18 +171,19 @@ def _check_leaves(directory: epath.Path, made: Mapping[str, Any], stored: Any, s
         for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (stored, shapes))
     )
     wrong = [
-        f"{name} is missing"
-        if name not in there
-        else f"{name} is unexpected"
-        if name not in here
-        else f"{name} has shape {there[name]}, expected {here[name]}"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        *(f"{name} is missing" for name in sorted(here.keys() - there.keys())),
+        *(f"{name} is unexpected" for name in sorted(there.keys() - here.keys())),
+        *(
+            f"{name} has shape {there[name]}, expected {here[name]}"
+            for name in sorted(there.keys() & here.keys())
+            if there[name] != here[name]
+        ),
     ]
     if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(
             f"{directory} holds a {made['name']} with {made['num_classes']} classes, not this "
-            f"{type(network).__name__} with {network.num_classes}: {'; '.join(wrong)}"
+            f"{type(network).__name__} with {network.num_classes}: {'; '.join(wrong[:5])}{more}"
         )
 
 
