@@ -30,7 +30,10 @@ ROWS = [
     ({"data": {"nam": "digits"}}, "config.data: unknown key 'nam'; did you mean 'name'?"),
     ({"data.name": "digts"}, "unknown data set 'digts'; did you mean 'digits'?"),
     ({"data.name": "noise_0x32"}, "unknown data set 'noise_0x32'"),
-    ({"data": {"name": "noise_10x100000"}}, "must be an integer between 1 and 8192, got 100000"),
+    (
+        {"data": {"name": "noise_10x100000"}},
+        "noise has at most 100,000 classes and 1,024 pixels a side, got 10 and 100,000",
+    ),
     ({"data.train_split": "trian"}, "unknown split 'trian'; did you mean 'train'?"),
     ({"data.train_split": "train[:0%]"}, "split 'train[:0%]'"),
     ({"data.train_split": "train[:200%]"}, "split 'train[:200%]'"),
