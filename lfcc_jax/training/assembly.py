@@ -145,7 +145,8 @@ def check_blocks(run: RunConfig) -> None:
             network(block, some, run.dtype, f"config.{whose}")
     for name, block in run.losses.items():
         _loss(name, block, count=2**31)
-    optimizers.create(**checked_arguments(optimizers.create, run.optimizer, "config.optimizer"))
+    block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
+    optimizers.create(**block | {"learning_rate": 1.0})  # a schedule needs the number of steps, and so the data
 
 
 def count_steps(run: RunConfig, count: int) -> int:

@@ -99,18 +99,18 @@ def test_a_signal_to_a_comparison_stops_its_runs_which_save_themselves(tmp_path,
     command = [sys.executable, "-m", "experiments.compare", "--config=configs/digits.py:runlocal", "--parallel=2"]
     command += [f"--workdir={tmp_path}", f"--config.data.data_dir={data_dir}", "--methods=scratch", "--seeds=0,1"]
     command += ["--config.epochs=10000.0", "--config.eval_every_epochs=5000.0", "--config.log_every_steps=2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = [tmp_path / "scratch_0", tmp_path / "scratch_1"]
     deadline = time.monotonic() + 300
-    while not all(
-        (run / "metrics.jsonl").exists() and '"step": 4' in (run / "metrics.jsonl").read_text() for run in runs
-    ):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not all(
+            (run / "metrics.jsonl").exists() and '"step": 4' in (run / "metrics.jsonl").read_text() for run in runs
+        ):
+            if process.poll() is not None or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
     assert errors.count("\n") == 1
     assert "the same command resumes them" in errors
     for run in runs:  # each had ended by then, and not by being killed
