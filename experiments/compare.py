@@ -259,7 +259,7 @@ def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dic
 
     def stop(number: int, frame: Any) -> None:
         del number, frame
-        raise Preempted("stopped; the runs in progress have saved themselves, and the same command resumes them")
+        raise Preempted("stopped, with all runs in progress; the same command resumes them")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     pool = concurrent.futures.ThreadPoolExecutor(_PARALLEL.value)
