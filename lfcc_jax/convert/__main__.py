@@ -110,7 +110,7 @@ def _save(out: Path, variables: Any, description: dict[str, Any]) -> None:
     """Writes a network under another name first, so that what is there under its own is complete."""
     partial = out.with_name(f"{out.name}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(parents=True, exist_ok=True)
         models.save(partial, variables, description)
         partial.rename(out)
     except OSError as error:

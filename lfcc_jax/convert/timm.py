@@ -1,7 +1,7 @@
 """timm's state dicts to variables and back, strict both ways."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -50,8 +50,8 @@ def from_timm(
       `params`, and `batch_stats` if it has BatchNorm, float32 numpy arrays.
 
     Raises:
-      UserError: naming every tensor that is missing, unexpected, of another shape, not floating or not finite; for an
-        unknown name; for another number of classes than the checkpoint's.
+      UserError: If tensors are missing, unexpected, of another shape, not floating or not finite, five of which are
+        named; if the name is unknown; if the checkpoint has another number of classes.
     """
     if head not in _HEADS:
         raise unknown("treatment of the head", head, _HEADS)
@@ -102,7 +102,8 @@ def to_timm(name: str, variables: Mapping[str, Any], **overrides: object) -> dic
       momentum needs, is 0.
 
     Raises:
-      UserError: naming every array that is missing, unexpected, of another shape or not finite; for an unknown name.
+      UserError: If arrays are missing, unexpected, of another shape or not finite, five of which are named; if the name
+        is unknown.
     """
     arrays = {path: np.asarray(value, np.float32) for path, value in flatten_dict(dict(variables)).items()}
     network = models.create(name, _classes(arrays.get((*_HEAD, "bias"))), **overrides)
@@ -179,7 +180,12 @@ def _check_numbers(what: str, state: Mapping[str, np.ndarray]) -> None:
         elif name.endswith("running_var") and (value < 0).any():
             wrong.append(f"{name} has negative variances")
     if wrong:
-        raise UserError(f"{what}: {'; '.join(wrong)}")
+        raise UserError(f"{what}: {_listed(wrong)}")
+
+
+def _listed(wrong: Sequence[str]) -> str:
+    """Returns the first five of what is wrong, and how many more there are."""
+    return "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
 
 
 def _check(what: str, wanted: Shapes, given: Shapes) -> None:
@@ -198,5 +204,5 @@ def _check(what: str, wanted: Shapes, given: Shapes) -> None:
     if wrong := [*missing, *unexpected, *misshapen]:
         raise UserError(
             f"{what}: of {len(wanted)} tensors {len(missing)} are missing and {len(misshapen)} have another shape, "
-            f"{len(unexpected)} are unexpected: {'; '.join(wrong)}"
+            f"{len(unexpected)} are unexpected: {_listed(wrong)}"
         )

@@ -173,7 +173,7 @@ def test_numpy_and_torch_files_are_read(checkpoint, tmp_path):
         (["--model", "resnet18", "--checkpoint", "x.onnx"], "unknown kind of checkpoint file '.onnx'"),
         (["--model", "resnet18", "--checkpoint", "text.safetensors"], "is no .safetensors checkpoint"),
         (["--model", "resnet18", "--checkpoint", "text.npz"], "is no .npz checkpoint"),
-        (["--model", "resnet34"], "layer1.2.conv1.weight is missing"),
+        (["--model", "resnet34"], "layer1.2.bn1.bias is missing"),
         (["--model", "resnet18", "--num-classes", "0"], "--num-classes must be positive, got 0"),
         (["--to-timm", "--mean", "0.5", "--model", "resnet18"], "--model, --mean: not allowed with --to-timm"),
         (["--model", "resnet18", "--num-classes", "10"], "has 7 classes, not 10"),
