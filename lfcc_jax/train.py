@@ -73,10 +73,10 @@ def _train_and_evaluate(
     config: Mapping[str, Any], workdir: epath.PathLike, held: contextlib.ExitStack
 ) -> dict[str, Any]:
     # -- The run and its devices ---------------------------------------------------------------------------------------
-    check_agreement({"config": as_dict(config), "software": software()})
     run = read_config(config)
     workdir = storage.resolve(workdir, "--workdir")
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
+    check_agreement({"config": as_dict(config), "software": software()})
     check_batch_size(run.batch_size, mesh, "config.batch_size")
 
     # -- Images --------------------------------------------------------------------------------------------------------
