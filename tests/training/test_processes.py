@@ -68,6 +68,7 @@ if count == 2:
 PREPARED = """
 import json, os, signal, sys, threading, time
 import jax
+from jax.experimental import multihost_utils
 
 process, count, port, data_dir, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 jax.config.update("jax_num_cpu_devices", 2)
@@ -115,7 +116,7 @@ train_until(signal.SIGINT)
 if process == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 try:
-    processes.gather("nobody answers")
+    multihost_utils.sync_global_devices("nobody answers")
 except Exception as error:
     processes.end_after(error)
 """
