@@ -54,7 +54,7 @@ def test_another_config_in_the_same_place_is_refused(tmp_path, data_dir):
     second = compare(tmp_path, data_dir, "--methods=kd", "--seeds=0", "--config.batch_size=16")
     assert second.returncode == 1
     assert "error: " in second.stderr
-    assert "config.batch_size is 32 there and 16 here" in second.stderr
+    assert "config.batch_size was 32, now 16" in second.stderr
 
 
 def test_what_will_not_do_is_said_before_anything_is_trained(tmp_path, data_dir):
