@@ -110,6 +110,8 @@ def main() -> None:
     methods = _methods(module)
     pairs = _pairs(module, argument)
 
+    used: set[str] = set()
+
     def run(method: str, seed: int, pair: tuple[str, str] | None) -> Run:
         names, directory = f"method={method}", f"{method}_{seed}"
         if pair:
@@ -127,6 +129,7 @@ def main() -> None:
             if key == "seed" and method != "teacher":  # the students' are --seeds
                 continue
             changed[key] = value
+            used.add(key)
         changed = {key: str(value) if isinstance(value, Path) else value for key, value in changed.items()}
         place = workdir / (teacher if method == "teacher" else directory)
         return Run(Path(filename), all_names, changed, place, method, pair)
@@ -134,6 +137,8 @@ def main() -> None:
     teachers = {r.workdir: r for r in (run("teacher", 0, pair) for pair in pairs)}
     students = [run(method, seed, pair) for seed in seeds for pair in pairs for method in methods]
     check_blocks(read_config(flags.FLAGS.config))
+    if unused := sorted(overrides.keys() - used):
+        raise UserError(f"--config.{unused[0]}: none of --methods={','.join(methods)} has that loss")
     for one in (*teachers.values(), *students):  # fail before anything is trained
         check_blocks(read_config(one.config(module)))
         _ended(one, module)

@@ -40,7 +40,7 @@ def test_the_demo_compares_methods_over_seeds_and_does_not_repeat_what_is_done(t
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "step" in (tmp_path / "lfcc_0" / "log.txt").read_text()
     assert "teacher: compiling" in done.stdout  # progress is seen at once, without a terminal too
-    assert "lfcc_1: step" in done.stdout
+    assert "lfcc_1: compiling" in done.stdout
 
     again = compare(tmp_path, data_dir)
     assert again.returncode == 0, again.stderr
@@ -63,7 +63,7 @@ def test_what_will_not_do_is_said_before_anything_is_trained(tmp_path, data_dir)
     assert "did you mean 'fitnet'?" in misspelt.stderr
     nobodys = compare(tmp_path, data_dir, "--config.losses.fitnet.weight=0.5")
     assert nobodys.returncode == 1
-    assert "unknown config key: 'fitnet'" in nobodys.stderr
+    assert "--config.losses.fitnet.weight: none of --methods=scratch,kd,lfcc has that loss" in nobodys.stderr
     for wrong, message in {"--seeds=0,a": "'0,a' will not do; whole numbers will", "--methods=": "none given"}.items():
         refused = compare(tmp_path, data_dir, wrong)
         assert refused.returncode == 1
@@ -177,7 +177,7 @@ def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_
     longer = [*command, "--config.epochs=2.0", "--methods=scratch", "--pairs=vit_nano:resnet_pico"]
     refused = subprocess.run(longer, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
-    assert "config.epochs is 1.0 there and 2.0 here" in refused.stderr
+    assert "config.epochs was 1.0, now 2.0" in refused.stderr
     place = tmp_path / "longer"
     place.mkdir()
     (place / "teacher_vit_nano").symlink_to(tmp_path / "teacher_vit_nano")
