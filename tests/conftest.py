@@ -20,7 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def compilation_cache(tmp_path_factory):
     """Programs that several tests run are compiled once, also those of other workers and of processes that tests start."""
     base = tmp_path_factory.getbasetemp()
-    directory = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(base / "compiled"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     jax.config.update("jax_compilation_cache_dir", directory)
