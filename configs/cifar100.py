@@ -3,7 +3,7 @@
     --config=configs/cifar100.py:teacher=swin_tiny,student=resnet18,method=lfcc
 
 `teacher` and `student` are any two networks of the zoo; the table's pairs are `CIFAR100_PAIRS` in
-lfcc_jax/training/recipes.py. `method` is `scratch`, `kd`, `lfcc`, ... (`METHODS` there), or `teacher`, which trains
+configs/benchmark.py. `method` is `scratch`, `kd`, `lfcc`, ... (`METHODS` there), or `teacher`, which trains
 the teacher itself. The recipe is the one that One-for-All released: 300 epochs of global batches of 1024, images
 enlarged to 224 x 224 pixels; CNN students by SGD with Nesterov momentum, Transformers and MLPs by AdamW with strong
 augmentation. Known departures of what its authors ran: they report a lower weight for OFA (0.1) and a higher learning
@@ -21,7 +21,7 @@ Time: not measured by us. A step of 1024 images costs 3 times the student's and 
     python -m lfcc_jax.main --config=configs/cifar100.py:teacher=swin_tiny,method=teacher \
         --config.student.checkpoint=runs/swin_in1k --workdir=runs/swin_cifar100
 
-2.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu_vm.sh). One GPU: as it
+2.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu/vm.sh). One GPU: as it
     stands; --config.dtype=bfloat16, --config.data.resident (all images in the GPU's memory), and
     --config.student.remat if that is short.
 
@@ -38,10 +38,10 @@ To see all of it work on a CPU in a minute or two, on random images and with sma
 
 from ml_collections import ConfigDict
 
-from lfcc_jax.training import recipes
-from lfcc_jax.training.config import parse_argument
+from configs import benchmark
+from lfcc_jax.config_files import parse_argument
 
-METHODS = recipes.METHODS
+METHODS = benchmark.METHODS
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -51,10 +51,10 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     if chosen.method == "teacher":
         networks = {"teacher": "", "student": chosen.teacher, "method": "scratch"}
-        recipe = recipes.fine_tuning()
+        recipe = benchmark.fine_tuning()
     else:
         networks = {"teacher": chosen.teacher, "student": chosen.student, "method": chosen.method}
-        recipe = recipes.cifar100(chosen.student)
+        recipe = benchmark.cifar100(chosen.student)
     data = {"name": "cifar100", "train_split": "train", "test_split": "test", "workers": 0, "resident": False}
-    config = recipes.run(recipe, data=data, **networks)
-    return ConfigDict(recipes.runlocal(config, 100) if chosen.runlocal else config)
+    config = benchmark.run(recipe, data=data, **networks)
+    return ConfigDict(benchmark.runlocal(config, 100) if chosen.runlocal else config)

@@ -3,7 +3,7 @@
     --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc
 
 `teacher` and `student` are any two networks of the zoo; the table's pairs are `IMAGENET_PAIRS` in
-lfcc_jax/training/recipes.py. `method` is `scratch`, `kd`, `lfcc`, ... (`METHODS` there). The recipe is the one that
+configs/benchmark.py. `method` is `scratch`, `kd`, `lfcc`, ... (`METHODS` there). The recipe is the one that
 One-for-All released. CNN students: 100 epochs of global batches of 512 (2,502 steps), SGD with Nesterov momentum, a
 tenth of the learning rate every 30 epochs. Transformers and MLPs: 300 epochs of 1024 (1,251 steps), AdamW, strong
 augmentation, a moving average of the weights. It gives OFA the exponent 1.5 for DeiT-T -> ResNet18. LFCC's own settings
@@ -20,7 +20,7 @@ Time: not measured by us; what a step costs a TPU v5e chip is in experiments/res
 
     python -m lfcc_jax.convert --model swin_tiny_patch4_window7_224 --checkpoint swin.safetensors --out runs/swin
 
-3.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu_vm.sh). One GPU: as it
+3.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu/vm.sh). One GPU: as it
     stands; --config.dtype=bfloat16, and --config.student.remat if memory is short.
 
     python -m lfcc_jax.main --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc \
@@ -35,10 +35,10 @@ To see all of it work on a CPU in a minute or two, on random images and with sma
 
 from ml_collections import ConfigDict
 
-from lfcc_jax.training import recipes
-from lfcc_jax.training.config import parse_argument
+from configs import benchmark
+from lfcc_jax.config_files import parse_argument
 
-METHODS = recipes.METHODS
+METHODS = benchmark.METHODS
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -51,6 +51,6 @@ def get_config(argument: str = "") -> ConfigDict:
     else:
         networks = {"teacher": chosen.teacher, "student": chosen.student, "method": chosen.method}
     data = {"name": "imagenet2012", "train_split": "train", "test_split": "validation", "workers": 16}
-    config = recipes.run(recipes.imagenet(networks["student"]), data=data, **networks)
+    config = benchmark.run(benchmark.imagenet(networks["student"]), data=data, **networks)
     config |= {"dtype": "bfloat16", "checkpoint_every_steps": 1000}
-    return ConfigDict(recipes.runlocal(config, 1000) if chosen.runlocal else config)
+    return ConfigDict(benchmark.runlocal(config, 1000) if chosen.runlocal else config)

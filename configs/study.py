@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from lfcc_jax.training import recipes
-from lfcc_jax.training.config import parse_argument
+from configs import benchmark
+from lfcc_jax.config_files import parse_argument
 
 # Not among the recipes: the two feature losses that go with logits, with DIST in place of KD.
 _COMBINED = {"fitnet_dist": ("fitnet", "dist"), "lfcc_dist": ("lfcc", "dist"), "lfcc_dist_3": ("lfcc", "dist")}
@@ -26,7 +26,7 @@ METHODS = ("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist"
 # What each changes of LFCC, one thing at a time.
 _VARIANTS = {
     "lfcc_alone": {"kd": {"weight": 0.0}},
-    "lfcc_raw": {"lfcc": {"standardise": False}},
+    "lfcc_raw": {"lfcc": {"standardize": False}},
     "lfcc_none": {"lfcc": {"kind": "none"}},
     "lfcc_gaussian": {"lfcc": {"kind": "gaussian"}},
     "lfcc_ideal": {"lfcc": {"kind": "ideal"}},
@@ -142,7 +142,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def _losses(method: str, student: str, runlocal: bool) -> dict[str, dict]:
     changed = _VARIANTS.get(method, {})
-    parts = [recipes.losses(part, student) for part in _COMBINED.get(method, ("lfcc" if changed else method,))]
+    parts = [benchmark.losses(part, student) for part in _COMBINED.get(method, ("lfcc" if changed else method,))]
     blocks = {name: dict(block) for part in parts for name, block in part.items()}
     if method in _COMBINED:
         blocks.pop("kd", None)

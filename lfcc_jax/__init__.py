@@ -1,4 +1,4 @@
-"""Distil any vision teacher into any vision student in JAX.
+"""Distill any vision teacher into any vision student in JAX.
 
 What is here is the portable core, which needs jax and numpy alone: low-pass filters, the losses, and spectra.
 """

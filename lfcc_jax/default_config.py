@@ -29,14 +29,14 @@ One run, with a value changed:
 
 from ml_collections import ConfigDict
 
-from lfcc_jax.training.config import parse_argument
+from lfcc_jax.config_files import parse_argument
 
 # For each method the blocks of `losses`, beside the cross-entropy, that have a weight.
 KD = {"weight": 1.0, "temperature": 4.0}
 RIVALS = {
-    "kd_standardised": {
+    "kd_standardized": {
         "cross_entropy": {"weight": 0.1},
-        "kd": {"weight": 9.0, "temperature": 2.0, "standardise": True},
+        "kd": {"weight": 9.0, "temperature": 2.0, "standardize": True},
     },
     "dkd": {"dkd": {"weight": {"name": "linear", "start": 0.0, "end": 1.0, "epochs": 20.0}}},
     "dist": {"dist": {"weight": 2.0, "temperature": 4.0}},
@@ -89,7 +89,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.losses.lfcc.width = 128
     config.losses.lfcc.projector = "both"
     config.losses.lfcc.negatives = "teacher"
-    config.losses.lfcc.standardise = True
+    config.losses.lfcc.standardize = True
 
     config.optimizer = ConfigDict({"name": "adamw", "weight_decay": 0.05, "clip_norm": 0.0})
     config.optimizer.learning_rate = ConfigDict({"name": "cosine", "peak": 5e-3, "final": 0.0, "warmup_epochs": 2.0})

@@ -27,7 +27,7 @@ IMPLEMENTATIONS = ("matmul", "fft", "conv")
 # A Gaussian is cut at 4 standard deviations, as scipy.ndimage does.
 _TRUNCATE = 4.0
 # One Kronecker product beats a product per axis up to about this many output points a grid, on maps that are large and
-# on maps that are small (experiments/bench_filters.py).
+# on maps that are small (experiments/bench/filters.py).
 _KRONECKER_POINTS, _KRONECKER_POINTS_SMALL, _SMALL_MAP = 32, 100, 14 * 14
 
 
@@ -39,7 +39,7 @@ def operator(
 ) -> Float[np.ndarray, "size_out size_in"]:
     r"""Returns the matrix that low-pass filters `size_in` samples and samples the result at `size_out` points.
 
-    Row i holds the weights of output i, which lies at the centre of the i-th of `size_out` equal cells,
+    Row i holds the weights of output i, which lies at the center of the i-th of `size_out` equal cells,
     :math:`c_i = (i + 1/2)\, n / k - 1/2` for n = `size_in`, k = `size_out`. With amplitude response H:
 
     ============= ==================================================================== =========================
@@ -92,23 +92,23 @@ def operator(
 @functools.lru_cache(maxsize=512)
 def _operator(kind: str, n: int, k: int, cutoff: float | None, order: int) -> np.ndarray:
     nyquist = k / (2 * n)
-    centres = (np.arange(k) + 0.5) * n / k - 0.5
+    centers = (np.arange(k) + 0.5) * n / k - 0.5
     if kind == "box" and cutoff is None:
         weights = _adaptive_windows(n, k)
     elif kind in FINITE_KINDS:
-        weights = np.stack([_folded_taps(kind, nyquist if cutoff is None else cutoff, n, c) for c in centres])
+        weights = np.stack([_folded_taps(kind, nyquist if cutoff is None else cutoff, n, c) for c in centers])
     elif kind == "ideal":
         m = np.arange(n // 2 + 1)
         gain = frequency_response(kind, m / n, nyquist if cutoff is None else cutoff)
         twice = np.where((m == 0) | (2 * m == n), 1, 2)  # every other frequency stands for a conjugate pair
-        phase = 2 * np.pi / n * (centres[:, None] - np.arange(n))
+        phase = 2 * np.pi / n * (centers[:, None] - np.arange(n))
         weights = np.cos(phase[..., None] * m) @ (gain * twice) / n
     else:
         m = np.arange(n)
         gain = frequency_response(kind, m / (2 * n), nyquist if cutoff is None else cutoff, order=order)
         twice = np.where(m == 0, 1, 2)
         analysis = np.cos(np.pi / n * np.outer(m, np.arange(n) + 0.5))
-        synthesis = np.cos(np.pi / n * np.outer(centres + 0.5, m))
+        synthesis = np.cos(np.pi / n * np.outer(centers + 0.5, m))
         weights = (synthesis * (gain * twice)) @ analysis / n
     weights = weights.astype(np.float32)
     weights.flags.writeable = False
@@ -122,23 +122,23 @@ def _adaptive_windows(n: int, k: int) -> np.ndarray:
     return inside / inside.sum(axis=1, keepdims=True)
 
 
-def _taps(kind: str, cutoff: float, centre: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the integer positions under a box or Gaussian at `centre`, and their weights, which sum to one."""
+def _taps(kind: str, cutoff: float, center: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the integer positions under a box or Gaussian at `center`, and their weights, which sum to one."""
     if kind == "box":
         width = 1 / (2 * cutoff)
         reach = (width + 1) / 2  # beyond it a sample's cell no longer overlaps the window
     else:
         sigma = np.sqrt(np.log(2) / 2) / (np.pi * cutoff)  # exp(-2 (pi sigma f)^2) = 1/2 at the cutoff
         reach = int(_TRUNCATE * sigma + 0.5)
-    positions = np.arange(np.ceil(centre - reach), np.floor(centre + reach) + 1).astype(int)
-    distance = np.abs(positions - centre)
+    positions = np.arange(np.ceil(center - reach), np.floor(center + reach) + 1).astype(int)
+    distance = np.abs(positions - center)
     weights = np.clip(reach - distance, 0, 1) if kind == "box" else np.exp(-0.5 * (distance / sigma) ** 2)
     return positions, weights / weights.sum()
 
 
-def _folded_taps(kind: str, cutoff: float, n: int, centre: float) -> np.ndarray:
+def _folded_taps(kind: str, cutoff: float, n: int, center: float) -> np.ndarray:
     """Returns one row of n weights: what falls off an end is reflected back in (d c b a | a b c d | d c b a)."""
-    positions, weights = _taps(kind, cutoff, centre)
+    positions, weights = _taps(kind, cutoff, center)
     positions = positions % (2 * n)
     return np.bincount(np.minimum(positions, 2 * n - 1 - positions), weights, minlength=n)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from lfcc_jax.config_files import OptionsHelp, load_config
 from lfcc_jax.errors import UserError, shown
 from lfcc_jax.training import processes
-from lfcc_jax.training.config import OptionsHelp, load_config, read_config
+from lfcc_jax.training.config import read_config
 from lfcc_jax.training.preemption import Preempted, answer_interrupts
 
 _DEFAULT = Path(__file__).with_name("default_config.py")

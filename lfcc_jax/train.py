@@ -14,13 +14,13 @@ from etils import epath
 
 from lfcc_jax import data, models, storage
 from lfcc_jax.arguments import checked_arguments
-from lfcc_jax.data.resize import central_crop
+from lfcc_jax.data.device_crop import central_crop
 from lfcc_jax.digest import not_finite, some
 from lfcc_jax.errors import UserError
 from lfcc_jax.training import pictures
-from lfcc_jax.training.assembly import Images, assemble, count_steps, teacher_network
 from lfcc_jax.training.checkpoint import Checkpoints
 from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.distillation import Images, build, count_steps, teacher_network
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.processes import check_agreement, software
@@ -88,40 +88,40 @@ def _train_and_evaluate(
     )
 
     # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
-    assembly = assemble(run, images)  # every name and key is looked at before a file is read
+    distillation = build(run, images)  # every name and key is looked at before a file is read
     inputs = {"train": data.fingerprint(splits.train), "test": data.fingerprint(splits.test)}
     if run.student.get("checkpoint"):
         start_made = _describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))
     teacher = teacher_variables = None
     if run.teacher.get("name"):
         path = run.teacher.get("checkpoint")
-        taught = [f"config.losses.{name}" for name, method in assembly.losses.items() if method.needs_teacher]
+        taught = [f"config.losses.{name}" for name, method in distillation.losses.items() if method.needs_teacher]
         if path:
             path = storage.resolve(path, "config.teacher.checkpoint")
             made = _describe(path)
             teacher = teacher_network(run, images, made=made)
             teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
             inputs["teacher"] = _identity(made, teacher_variables)
-            assembly = assemble(run, images, teacher)
+            distillation = build(run, images, teacher)
         elif taught:
             raise UserError(
                 f"config.teacher.checkpoint: missing, and {taught[0]} needs a teacher; give the work directory of the "
                 "run that trained it, for example one with --config=FILE:method=teacher"
             )
         else:  # a baseline: the teacher would only be compared with it
-            assembly = dataclasses.replace(assembly, teacher=None)
-    student = assembly.student
+            distillation = dataclasses.replace(distillation, teacher=None)
+    student = distillation.student
 
     # -- Batches -------------------------------------------------------------------------------------------------------
     splits = data.load(splits)
     if splits.resident:
-        batches = data.train_numbers(splits.train, run.batch_size, seed=run.seed)
+        batches = data.train_indices(splits.train, run.batch_size, seed=run.seed)
     else:
         crops = {"image_size": splits.image_size, "scale": splits.scale, "workers": splits.workers}
         batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, **crops)
 
     # -- State: fresh or restored --------------------------------------------------------------------------------------
-    shapes = assembly.state_shapes()
+    shapes = distillation.state_shapes()
     placement = weight_shardings(shapes, mesh)
     start = None
     if path := run.student.get("checkpoint"):
@@ -144,9 +144,9 @@ def _train_and_evaluate(
         batches.set_state(about["data"])
         window = {name: np.asarray(values, np.float32) for name, values in about.get("window", {}).items()}
     else:
-        # Random numbers are slow to compile and drawn once: on a CPU, without optimisation in a third of the time.
+        # Random numbers are slow to compile and drawn once: on a CPU, without optimization in a third of the time.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        state = jax.jit(assembly.init, out_shardings=placement, compiler_options=options)(jax.random.key(run.seed))
+        state = jax.jit(distillation.init, out_shardings=placement, compiler_options=options)(jax.random.key(run.seed))
         if start is not None:
             state = start_from(state, start)
     del start  # its arrays would take memory beside the state's
@@ -166,7 +166,7 @@ def _train_and_evaluate(
     say(
         f"{run.student['name']} ({sizes['student']:,} parameters, {sizes['heads']:,} in heads) "
         + (f"learns from {run.teacher['name']} " if teacher else "")
-        + f"by {' + '.join(assembly.losses)}; {len(splits.train.examples):,} images, batch {run.batch_size}, "
+        + f"by {' + '.join(distillation.losses)}; {len(splits.train.examples):,} images, batch {run.batch_size}, "
         f"{total_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
     if first_step:
@@ -174,7 +174,7 @@ def _train_and_evaluate(
 
     # -- Programs ------------------------------------------------------------------------------------------------------
     prepare = _test_images(splits, student)
-    train_step = assembly.train_step(mesh, splits.augmentation, resident=splits.resident)
+    train_step = distillation.train_step(mesh, splits.augmentation, resident=splits.resident)
 
     def read_test_batches() -> Iterator[dict[str, Any]]:
         crop = {"crop": student.crop, "interpolation": student.interpolation}
@@ -204,7 +204,7 @@ def _train_and_evaluate(
     if first_step < total_steps:
         began = time.monotonic()
         size = splits.train.image_size or splits.image_size
-        arguments = assembly.step_arguments(mesh, run.batch_size, (size, size, splits.train.image_channels))
+        arguments = distillation.step_arguments(mesh, run.batch_size, (size, size, splits.train.image_channels))
         if splits.resident:
             arguments = (*arguments[:2], batches.shapes())
         train_step = train_step.lower(*arguments).compile()
@@ -246,7 +246,7 @@ def _train_and_evaluate(
             results = evaluate_now(step) if evaluating else None
             if log or saving:  # and not where a run happens to be stopped: its rows are those of one that is not
                 means = {name: float(np.mean(values)) for name, values in window.items()} | {
-                    "learning_rate": float(assembly.learning_rate(step - 1)),
+                    "learning_rate": float(distillation.learning_rate(step - 1)),
                     "images_per_second": progress.images_per_second,
                 }
                 row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
@@ -274,7 +274,7 @@ def _train_and_evaluate(
 
     # -- Final outputs -------------------------------------------------------------------------------------------------
     rows = read_metrics(workdir)
-    summary = summarize(run, assembly, splits.train.name, results, rows, total_steps, sizes, mesh)
+    summary = summarize(run, distillation, splits.train.name, results, rows, total_steps, sizes, mesh)
     description = describe_student(run, images) | {"made_by": summary}
     models.save(workdir / "student", state.evaluated, description)
     some_images = to_global(next(test_batches()), mesh)["image"]

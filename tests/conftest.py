@@ -18,7 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs that several tests run are compiled once, also those of other workers and of processes that tests start."""
+    """Compiles what several tests run once, for all workers and the processes that tests start."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(base / "compiled"))
@@ -49,7 +49,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def tiny(data_dir):
-    """A config that distils in seconds: 4 steps an epoch, 2 epochs, on all eight devices."""
+    """A config that distills in seconds: 4 steps an epoch, 2 epochs, on all eight devices."""
 
     def make(**changes):
         config = {

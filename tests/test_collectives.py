@@ -160,11 +160,11 @@ def test_lfcc_over_four_stages_and_three_grids_gathers_the_teachers_codes_once(
     assert found == {"all-gather": 1, **expected}
 
 
-@pytest.mark.parametrize("standardise", [True, False])
-def test_codes_of_bfloat16_maps_are_gathered_in_bfloat16(mesh, split, everywhere, standardise):
+@pytest.mark.parametrize("standardize", [True, False])
+def test_codes_of_bfloat16_maps_are_gathered_in_bfloat16(mesh, split, everywhere, standardize):
     params = everywhere(lfcc_init(jax.random.key(0), CHANNELS, CHANNELS, 8))
     features = {stage: split(64, size, size, CHANNELS[stage], dtype=jnp.bfloat16) for stage, size in SIZES.items()}
-    loss = functools.partial(lfcc_loss, axis_name="data", standardise=standardise)
+    loss = functools.partial(lfcc_loss, axis_name="data", standardize=standardize)
     loss = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), BATCH, BATCH), out_specs=BATCH)
     # Before XLA compiles it: on a CPU it would gather in float32.
     text = jax.jit(loss).lower(params, features, features).as_text()

@@ -69,8 +69,8 @@ def test_dct_onto_a_grid_is_scipys_short_inverse_of_the_first_coefficients(n, k)
 
 
 @pytest.mark.parametrize(("n", "k"), [(15, 5), (21, 7), (7, 7), (9, 1), (27, 3)])
-def test_ideal_onto_an_odd_grid_is_the_filtered_signal_at_the_centres_of_its_cells(n, k):
-    # n / k is odd, so each centre is a sample.
+def test_ideal_onto_an_odd_grid_is_the_filtered_signal_at_the_centers_of_its_cells(n, k):
+    # n / k is odd, so each center is a sample.
     every = operator("ideal", n, n, cutoff=k / (2 * n))
     np.testing.assert_allclose(operator("ideal", n, k), every[n // k // 2 :: n // k], atol=FLOAT32)
 

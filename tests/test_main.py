@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from lfcc_jax.config_files import load_config
 from lfcc_jax.errors import UserError
-from lfcc_jax.training.config import load_config
 
 
 def run(*arguments, **environment):

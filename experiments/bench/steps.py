@@ -42,8 +42,8 @@ from lfcc_jax import models
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import augmentation
 from lfcc_jax.errors import UserError
-from lfcc_jax.training.assembly import Images, assemble
 from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.distillation import Images, build
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
@@ -85,7 +85,7 @@ class JaxStep:
         self.row, self._mesh = row, mesh
         self._batch_size, self._size = options.batch_size, options.image_size
         run = read_config(run_config(options, row.pair, row.method))
-        self._assembly = assemble(run, Images(CLASSES, self._size, 3, EXAMPLES))
+        self._distillation = build(run, Images(CLASSES, self._size, 3, EXAMPLES))
         settings = run.data["augmentation"] if options.augmentation == "recipe" else {"flip": True}
         settings = {"num_classes": CLASSES, "size": 0} | settings
         self._augment = augmentation.create(
@@ -95,8 +95,8 @@ class JaxStep:
     def lower(self) -> None:
         """Traces the step."""
         shape = self._size, self._size, 3
-        arguments = self._assembly.step_arguments(self._mesh, self._batch_size, shape)
-        self._lowered = self._assembly.train_step(self._mesh, self._augment).lower(*arguments)
+        arguments = self._distillation.step_arguments(self._mesh, self._batch_size, shape)
+        self._lowered = self._distillation.train_step(self._mesh, self._augment).lower(*arguments)
 
     def compile(self) -> None:
         """Compiles the step and draws the networks' weights. Runs in a thread."""
@@ -108,10 +108,10 @@ class JaxStep:
         self.row.temporary_bytes = memory.temp_size_in_bytes
         # Random numbers are drawn once and are slow to compile.
         lazy = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        state = jax.jit(self._assembly.init, compiler_options=lazy)(jax.random.key(0))
+        state = jax.jit(self._distillation.init, compiler_options=lazy)(jax.random.key(0))
         self._state = jax.device_put(state, replicated(self._mesh))
         self._taught = None
-        if network := self._assembly.teacher:
+        if network := self._distillation.teacher:
             images = jnp.zeros(network.image_shape())
             taught = jax.jit(network.init, compiler_options=lazy)(jax.random.key(1), images)
             self._taught = jax.device_put(taught, replicated(self._mesh))

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lfcc_jax import models
 from lfcc_jax.convert.names import timm_names
-from lfcc_jax.convert.resize import resize_position_bias, resize_positions
+from lfcc_jax.convert.positions import resize_position_bias, resize_positions
 from lfcc_jax.convert.tables import Row, table
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import Network

@@ -2,11 +2,10 @@
 
 from lfcc_jax.data.examples import read
 from lfcc_jax.data.fingerprint import fingerprint
-from lfcc_jax.data.memory import in_memory, read_all
+from lfcc_jax.data.in_memory import in_memory, read_all
+from lfcc_jax.data.inputs import Splits, load, open_splits
 from lfcc_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
-from lfcc_jax.data.resident import train_numbers
 from lfcc_jax.data.source import Source, open_source
-from lfcc_jax.data.splits import Splits, load, open_splits
 
 __all__ = [
     "Source",
@@ -21,5 +20,5 @@ __all__ = [
     "read_all",
     "steps_per_epoch",
     "train_batches",
-    "train_numbers",
+    "train_indices",
 ]

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 class Digits(tfds.core.GeneratorBasedBuilder):
     """The test half of UCI's Optical Recognition of Handwritten Digits, as scikit-learn carries it.
 
-    Grey levels 0..16 are scaled to 0..255. The test split is 500 scans drawn at random, with a fixed seed; the other
+    Gray levels 0..16 are scaled to 0..255. The test split is 500 scans drawn at random, with a fixed seed; the other
     1,297 are the training split.
     """
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from lfcc_jax import storage
-from lfcc_jax.data.decode import decode
+from lfcc_jax.data.host_crops import decode
 from lfcc_jax.data.source import Source
 from lfcc_jax.errors import UserError
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from lfcc_jax.data import decode
+from lfcc_jax.data import host_crops
 from lfcc_jax.data.examples import Example, read
 from lfcc_jax.data.source import Source
 
@@ -113,6 +113,15 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return len(source.examples) // batch_size
 
 
+def train_indices(source: Source, batch_size: int, *, seed: int) -> grain.DatasetIterator:
+    """Returns an endless, checkpointable iterator of this process's share of each global batch, as indices alone.
+
+    They are the `index` int32 `[batch]` of what `train_batches` gives for the same arguments.
+    """
+    dataset = train_order(source, batch_size, seed).map(np.int32).batch(batch_size // jax.process_count())
+    return iter(dataset[jax.process_index() :: jax.process_count()].to_iter_dataset())
+
+
 def eval_batches(
     source: Source,
     batch_size: int,
@@ -128,8 +137,8 @@ def eval_batches(
       source: What to read. Images of one size are left as they are.
       batch_size: Global batch size; the process count must divide it.
       image_size: For images that vary in size: side of the central crop, in pixels.
-      crop: as in `decode.central_crop`.
-      interpolation: as in `decode.central_crop`.
+      crop: as in `host_crops.central_crop`.
+      interpolation: as in `host_crops.central_crop`.
       workers: as in `train_batches`.
 
     Yields:
@@ -142,7 +151,7 @@ def eval_batches(
         found = read(source, min(index, total - 1))
         image = found["image"]
         if not source.image_size:
-            image = decode.central_crop(image, image_size, crop, interpolation)
+            image = host_crops.central_crop(image, image_size, crop, interpolation)
         return {"image": image, "label": found["label"], "mask": np.bool_(index < total)}
 
     dataset = grain.MapDataset.range(padded).map(example).batch(batch_size // jax.process_count())
@@ -150,7 +159,7 @@ def eval_batches(
 
 
 def _random_crop(size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator) -> Example:
-    return {**example, "image": decode.random_crop(example["image"], size, rng, scale)}
+    return {**example, "image": host_crops.random_crop(example["image"], size, rng, scale)}
 
 
 def _allow_grain_to_read_its_flags() -> None:

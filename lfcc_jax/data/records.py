@@ -1,6 +1,6 @@
 """A data set that TFDS has prepared as TFRecord, rewritten as ArrayRecord, which can be read in any order.
 
-Both formats hold the same serialised examples, so they are copied as they are, and TensorFlow is not needed.
+Both formats hold the same serialized examples, so they are copied as they are, and TensorFlow is not needed.
 """
 
 import struct

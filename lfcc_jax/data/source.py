@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from lfcc_jax import storage
-from lfcc_jax.data import noise
+from lfcc_jax.data import random_images
 from lfcc_jax.errors import UserError, unknown
 
 _OURS = ("digits",)
@@ -60,10 +60,10 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         or 3 channels, or its labels are not classes; or if a shard is missing, is damaged, or holds another number of
         examples than the description says. Examples themselves are checked when they are read.
     """
-    if sizes := noise.parse_name(name):
+    if sizes := random_images.parse_name(name):
         if split not in _NOISE:
             raise unknown("split", split, _NOISE, f"data set '{name}'")
-        return Source(noise.Noise(_NOISE[split], *sizes), *sizes, 3, name, split)
+        return Source(random_images.Noise(_NOISE[split], *sizes), *sizes, 3, name, split)
     for key, path in (("name", name), ("data_dir", data_dir)):
         if storage.is_remote(path):
             raise UserError(

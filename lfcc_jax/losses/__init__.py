@@ -17,7 +17,7 @@ from lfcc_jax.losses.lfcc import lfcc_init as lfcc_init
 from lfcc_jax.losses.lfcc import lfcc_loss as lfcc_loss
 from lfcc_jax.losses.logits import cross_entropy as cross_entropy
 from lfcc_jax.losses.logits import kd as kd
-from lfcc_jax.losses.logits import standardise_logits as standardise_logits
+from lfcc_jax.losses.logits import standardize_logits as standardize_logits
 from lfcc_jax.losses.logits import ttm as ttm
 from lfcc_jax.losses.logits import wttm as wttm
 from lfcc_jax.losses.relations import cc as cc

@@ -51,7 +51,7 @@ def info_nce(
     - Under `jax.jit`, with the defaults: the arguments are the global batch, sharded or not, and XLA does the rest.
     - Inside `jax.shard_map` with `axis_name`: the arguments are this device's part of the batch. One all-gather brings
       the other devices' codes; the gradient adds one reduce-scatter, or nothing if the teacher's codes are constant.
-    - With `ring=True` as well: the codes go round the devices instead, one neighbour at a time, and each part is dealt
+    - With `ring=True` as well: the codes go round the devices instead, one neighbor at a time, and each part is dealt
       with as it comes. For batches whose logits or gathered codes are too large.
     - With `chunk_size`, in any of these: the logits are made and remade for that many negatives at a time, for memory
       in proportion to `chunk_size` instead of the batch.

@@ -21,7 +21,7 @@ from lfcc_jax.losses.numerics import zero_masked
 LFCC_KINDS = (*KINDS, "learned", "none")
 PROJECTORS = ("both", "student", "mlp")
 
-# Added to a variance before it divides, as in batch normalisation.
+# Added to a variance before it divides, as in batch normalization.
 _VARIANCE_FLOOR = 1e-5
 
 # {"student": {stage: projector}, "teacher": {stage: projector}}, each projector {layer: {"kernel", "bias"}}; and, for
@@ -125,15 +125,15 @@ def lfcc_loss(
     chunk_size: int | None = None,
     where: Bool[Array, " batch"] | None = None,
     labels: Int[Array, " batch"] | None = None,
-    standardise: bool = True,
+    standardize: bool = True,
 ) -> Float[Array, " batch"]:
     r"""Computes the LFCC distillation loss of each example, the mean over stages and grids.
 
     With F the feature map of a stage, A_k the low-pass operator onto a k x k grid, P the projector of that stage:
 
     .. math::
-      s &= \mathrm{standardise}(P_s(A_k F_s A_k')) \\
-      t &= \mathrm{standardise}(P_t(A_k \, \mathrm{stop\_gradient}(F_t) \, A_k')) \\
+      s &= \mathrm{standardize}(P_s(A_k F_s A_k')) \\
+      t &= \mathrm{standardize}(P_t(A_k \, \mathrm{stop\_gradient}(F_t) \, A_k')) \\
       L_i(stage, k) &= -\log \mathrm{softmax}_j(\langle s_i, t_j \rangle / \tau)_i
 
     where :math:`\langle \cdot, \cdot \rangle` is the cosine similarity of flattened codes, j runs over the batch, and
@@ -151,7 +151,7 @@ def lfcc_loss(
       teacher_features: those of the teacher, for the same images. Their sizes and channels may differ. No gradient
         flows into them.
       kind: the low-pass filter, one of `lfcc_jax.filters.KINDS`; "learned" (see `lfcc_init`); or "none", which samples
-        the maps at the centres of the cells unfiltered, to see what a filter is worth.
+        the maps at the centers of the cells unfiltered, to see what a filter is worth.
       grids: the sizes k. At each stage, those that do not fit into both maps are left out.
       temperature: above 0. To learn it, give `jnp.exp(log_temperature)`.
       negatives: as in `info_nce`.
@@ -160,7 +160,7 @@ def lfcc_loss(
       chunk_size: as in `info_nce`.
       where: as in `info_nce`: which examples count. Features of the others may hold anything, NaN too.
       labels: as in `info_nce`: classes, if examples of one class are not to be told apart.
-      standardise: whether each number of a code has its mean over the batch taken off and is divided by its standard
+      standardize: whether each number of a code has its mean over the batch taken off and is divided by its standard
         deviation, before the cosine. What all images have in common, which is most of a pooled map, then counts for
         nothing. With `axis_name`, a few small all-reduces more. In our study it is better with than without.
 
@@ -185,9 +185,9 @@ def lfcc_loss(
     student_codes, teacher_codes = lfcc_codes(
         params, student_features, teacher_features, kind=kind, grids=grids, where=where
     )
-    if standardise:
+    if standardize:
         # One network at a time: a teacher without a projector stays constant, and nothing is sent for its gradient.
-        student_codes, teacher_codes = (_standardised(x, axis_name, where) for x in (student_codes, teacher_codes))
+        student_codes, teacher_codes = (_standardized(x, axis_name, where) for x in (student_codes, teacher_codes))
     # Once standardized, codes lose little by rounding, and travel between devices no wider than the maps.
     student_codes, teacher_codes = (
         {name: x.astype(maps[name.rpartition("/")[0]].dtype) for name, x in codes.items()}
@@ -279,7 +279,7 @@ def lfcc_codes(
     return codes["student"], codes["teacher"]
 
 
-def _standardised(
+def _standardized(
     codes: dict[str, Array], axis_name: str | tuple[str, ...] | None, where: Array | None
 ) -> dict[str, Array]:
     """Returns codes with mean 0 and variance 1 over the global batch."""
@@ -300,9 +300,9 @@ def _standardised(
 
 
 def _samples(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:
-    """Returns the operator that picks the sample at, or next to, the centre of each of `size_out` equal cells."""
-    centres = (np.arange(size_out) + 0.5) * size_in / size_out
-    return np.eye(size_in, dtype=np.float32)[centres.astype(int)]
+    """Returns the operator that picks the sample at, or next to, the center of each of `size_out` equal cells."""
+    centers = (np.arange(size_out) + 0.5) * size_in / size_out
+    return np.eye(size_in, dtype=np.float32)[centers.astype(int)]
 
 
 def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:

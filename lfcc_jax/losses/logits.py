@@ -27,7 +27,7 @@ def cross_entropy(
       -\sum_c q_c \log \mathrm{softmax}(z)_c, \qquad q_c = (1 - \epsilon)\,y_c + \epsilon / C
 
     Args:
-      logits: unnormalised log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
+      logits: unnormalized log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
       labels: the true class of each example, in `[0, classes)`; or probabilities :math:`y`, as of mixed images.
       label_smoothing: :math:`\epsilon`, the probability spread evenly over all classes, in [0, 1). Masked classes get
         their part too, so that smoothing makes the loss of an example with a masked class infinite.
@@ -87,7 +87,7 @@ def kd(
     return temperature**2 * _divergence(log_p_teacher, log_p_student)
 
 
-def standardise_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
     r"""Computes the z-scores of each example's logits, which `kd` then compares in shape alone: not in size.
 
     .. math::
@@ -106,10 +106,10 @@ def standardise_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> print(standardise_logits(jnp.array([[2.0, 4.0, 6.0]])))
+      >>> print(standardize_logits(jnp.array([[2.0, 4.0, 6.0]])))
       [[-1.  0.  1.]]
       >>> student, teacher = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[3.0, 6.0, 12.0]])
-      >>> print(abs(kd(standardise_logits(student), standardise_logits(teacher), temperature=2.0)).round(4))
+      >>> print(abs(kd(standardize_logits(student), standardize_logits(teacher), temperature=2.0)).round(4))
       [0.]
 
     References:
@@ -169,7 +169,7 @@ def wttm(
 ) -> Float[Array, "*batch"]:
     r"""Computes `ttm` weighted by how uncertain the teacher is: :math:`U \, \mathrm{KL}(q \,\|\, p^s)`, per example.
 
-    The weight U, between 1 (certain) and :math:`C^{1 - \gamma}`, is not normalised over the batch.
+    The weight U, between 1 (certain) and :math:`C^{1 - \gamma}`, is not normalized over the batch.
 
     Args:
       student_logits: as in `ttm`.

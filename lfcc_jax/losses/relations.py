@@ -45,7 +45,7 @@ def sp(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) -> 
 
 
 def cc(student: Float[Array, "batch dim"], teacher: Float[Array, "batch dim"]) -> Float[Array, ""]:
-    r"""Computes the correlation loss of the published benchmarks: errors of neighbours in the batch, multiplied.
+    r"""Computes the correlation loss of the published benchmarks: errors of neighbors in the batch, multiplied.
 
     .. math::
       \frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_c |s_{ic} - t_{ic}| \, |s_{i+1,c} - t_{i+1,c}|
@@ -132,7 +132,7 @@ def rkd(
 
 
 def pkt(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) -> Float[Array, " batch"]:
-    r"""Computes probabilistic knowledge transfer, per example: how differently the two networks pick its neighbours.
+    r"""Computes probabilistic knowledge transfer, per example: how differently the two networks pick its neighbors.
 
     .. math::
       \frac{1}{B} \sum_j P^t_{ij} \log \frac{P^t_{ij} + \epsilon}{P^s_{ij} + \epsilon}, \qquad

@@ -27,7 +27,7 @@ class LFCC(Method):
       projector: `both`, `student` or `mlp`; see `lfcc_init`.
       temperature: divides the cosine similarities.
       negatives: `teacher`, `both` or `symmetric`; see `info_nce`.
-      standardise: whether codes are standardised over the batch; see `lfcc_loss`.
+      standardize: whether codes are standardized over the batch; see `lfcc_loss`.
       mesh: of the devices over which the batch is split; a run sets it. With one, the codes of all stages and grids are
         gathered at once; left to itself, XLA gathers each of them.
     """
@@ -39,7 +39,7 @@ class LFCC(Method):
     projector: Literal[PROJECTORS] = "both"
     temperature: Temperature = 0.1
     negatives: Literal[NEGATIVES] = "teacher"
-    standardise: bool = True
+    standardize: bool = True
     mesh: Mesh | None = None
 
     @nn.compact
@@ -64,7 +64,7 @@ class LFCC(Method):
             grids=self.grids,
             temperature=self.temperature,
             negatives=self.negatives,
-            standardise=self.standardise,
+            standardize=self.standardize,
         )
         if self.mesh is not None and self.mesh.size > 1:
             axes = self.mesh.axis_names

@@ -84,7 +84,7 @@ Weight = Annotated[float, NonNegative]
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation for heads. They never run in evaluation, so no running statistics are kept."""
+    """Batch normalization for heads. They never run in evaluation, so no running statistics are kept."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: which neighbours an image picks in the batch (Passalis and Tefas, 2018)."""
+"""Probabilistic knowledge transfer: which neighbors an image picks in the batch (Passalis and Tefas, 2018)."""
 
 from jaxtyping import Array
 

@@ -16,7 +16,7 @@ class SRRL(Method):
     .. math::
       \frac{1}{D} |P(f^s) - f^t|^2 + \frac{1}{C} |W^t P(f^s) + b^t - z^t|^2
 
-    with P a linear map and batch normalisation. The authors' P ends with a ReLU as well, since a CNN's pooled features
+    with P a linear map and batch normalization. The authors' P ends with a ReLU as well, since a CNN's pooled features
     are not negative; those of a Transformer are, so it is left out here. They use it with `kd`, with weight 1. Classes
     that the teacher masks with a logit of minus infinity are left out of the second term.
 

@@ -66,7 +66,7 @@ class ConvNeXt(Network):
         rates = drop_path_rates(self.drop_path, sum(self.depths))
         init = kernel_init(self.narrow)
         block = Block(init, self.mlp_ratio, self.layer_scale, self.dtype, parent=None)
-        x = self.normalise(images)
+        x = self.normalize(images)
         features, done = {}, 0
         for s, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), start=1):
             if s > 1:

@@ -15,7 +15,7 @@ trunc_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
 
 
 def kernel_init(narrow: bool) -> Any:
-    """Returns the initialiser of linear layers: 0.02 as in timm, or 1 / sqrt(inputs) for narrow networks.
+    """Returns the initializer of linear layers: 0.02 as in timm, or 1 / sqrt(inputs) for narrow networks.
 
     At a width of 48 the first is a seventh of the second, and the network learns much slower.
     """

@@ -72,7 +72,7 @@ class MobileNetV2(Network):
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
         """Returns logits and features; see `Output`."""
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        x = self.normalise(images)
+        x = self.normalize(images)
         stride = 1 if self.small else 2
         x = conv(scaled_width(32, self.multiplier), 3, stride, dtype=self.dtype, name="stem_conv")(x)
         x = nn.relu6(BatchNorm(train, self.dtype, name="stem_norm")(x))

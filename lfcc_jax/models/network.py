@@ -1,4 +1,4 @@
-"""What every network of the zoo shares: its calling convention, its normalisation, and what is known before it runs."""
+"""What every network of the zoo shares: its calling convention, its normalization, and what is known before it runs."""
 
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -61,13 +61,13 @@ def _is_dtype(value: Any) -> bool:
 class Network(nn.Module):
     """Base of all networks: `logits, features = model.apply(variables, images, train=False)`.
 
-    Images are NHWC floats in [0, 1]; each network normalises them itself, because teacher and student were usually
+    Images are NHWC floats in [0, 1]; each network normalizes them itself, because teacher and student were usually
     trained with different constants.
 
     Attributes:
       num_classes: width of the classifier.
       image_size: height and width of the images it is built for, in pixels.
-      image_channels: 3 for colour, 1 for grey.
+      image_channels: 3 for color, 1 for gray.
       mean: subtracted from the image; one number, or one a channel.
       std: what the image is then divided by; likewise.
       crop: share of the resized image, along each side, that is kept when the network is evaluated.
@@ -90,7 +90,7 @@ class Network(nn.Module):
     remat: bool = False
     scan: bool = False
 
-    def normalise(self, images: Float[Array, "batch height width channels"]) -> Array:
+    def normalize(self, images: Float[Array, "batch height width channels"]) -> Array:
         """Returns `(images - mean) / std` in the compute dtype. The arithmetic is float32.
 
         Raises:
@@ -151,5 +151,5 @@ class Network(nn.Module):
         return {name: FeatureInfo(*((1, 1, *f.shape)[-3:])) for name, f in features.items()}
 
 
-# The constants that most ImageNet networks normalise with.
+# The constants that most ImageNet networks normalize with.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

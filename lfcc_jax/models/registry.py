@@ -42,7 +42,7 @@ def list_models() -> list[str]:
 
 
 def create(name: str, num_classes: int, image_size: int | None = None, **overrides: object) -> Network:
-    """Returns the network called `name`, not yet initialised.
+    """Returns the network called `name`, not yet initialized.
 
     Args:
       name: one of `list_models()`, as timm calls it, or without patch, window and image size (`swin_tiny`).

@@ -64,7 +64,7 @@ class ResNet(Network):
     """Four stages of residual blocks.
 
     Under `jit` on a sharded batch, BatchNorm's statistics are those of the global batch, on every device the same
-    (PyTorch's DistributedDataParallel normalises each device's share by itself unless told otherwise).
+    (PyTorch's DistributedDataParallel normalizes each device's share by itself unless told otherwise).
 
     Attributes:
       widths: channels of the four stages.
@@ -89,7 +89,7 @@ class ResNet(Network):
         if self.block == "bottleneck" and any(width % 4 for width in self.widths):
             raise UserError(f"widths of bottleneck blocks must be multiples of 4, got {tuple(self.widths)}")
         block = nn.remat(_BLOCKS[self.block], static_argnums=(2,)) if self.remat else _BLOCKS[self.block]
-        x = self.normalise(images)
+        x = self.normalize(images)
         width = self.stem_width or self.widths[0]
         stem = partial(conv, width, 3) if self.small else partial(StemConv, width)
         x = stem(dtype=self.dtype, name="stem_conv")(x)

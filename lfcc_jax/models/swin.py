@@ -15,7 +15,7 @@ from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, PatchConv, kernel_i
 from lfcc_jax.models.network import IMAGENET, Depth, Dropout, Heads, Network, Output, Patch, Ratio, Width
 from lfcc_jax.models.stack import drop_path_rates, stack
 
-# What timm adds to the logit of a pair of tokens that were not neighbours before the shift.
+# What timm adds to the logit of a pair of tokens that were not neighbors before the shift.
 _APART = -100.0
 
 
@@ -162,7 +162,7 @@ class Swin(Network):
             raise UserError(f"depths must be even because regular and shifted windows alternate, got {self.depths}")
         init = kernel_init(self.narrow)
         rates = drop_path_rates(self.drop_path, sum(self.depths))
-        x = self.normalise(images)
+        x = self.normalize(images)
         inits = patch_inits(self.narrow, self.patch**2 * self.image_channels)
         x = PatchConv(self.width, self.patch, *inits, dtype=self.dtype, name="patch_embed")(x)
         x = LayerNorm(1e-5, self.dtype, name="patch_norm")(x)

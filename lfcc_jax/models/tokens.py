@@ -54,7 +54,7 @@ class TokenNetwork(Network):
         raise NotImplementedError
 
     def norm(self) -> nn.Module:
-        """Returns the last normalisation."""
+        """Returns the last normalization."""
         return LayerNorm(1e-6, self.dtype, name="norm")
 
     def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
@@ -71,7 +71,7 @@ class TokenNetwork(Network):
         taps = self.taps or even_taps(self.depth)
         if len(taps) != 4 or list(taps) != sorted(set(taps)) or taps[0] < 1 or taps[-1] != self.depth:
             raise UserError(f"taps must be four increasing block counts that end at depth={self.depth}, got {taps}")
-        x = self.normalise(images)
+        x = self.normalize(images)
         x = PatchConv(self.width, self.patch, *self.patch_inits, dtype=self.dtype, name="patch_embed")(x)
         grid = x.shape[1:3]
         x = self.embed(x.reshape(x.shape[0], -1, self.width), train)

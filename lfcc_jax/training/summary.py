@@ -12,15 +12,15 @@ from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 from lfcc_jax.models import Network
 from lfcc_jax.spectrum import radial_spectrum
-from lfcc_jax.training.assembly import Assembly, Images
 from lfcc_jax.training.config import RunConfig
+from lfcc_jax.training.distillation import Distillation, Images
 from lfcc_jax.training.report import say, table
 from lfcc_jax.training.sharding import replicated
 
 
 def summarize(
     run: RunConfig,
-    assembly: Assembly,
+    distillation: Distillation,
     dataset: str,
     results: Mapping[str, float],
     rows: Sequence[Mapping[str, Any]],
@@ -32,7 +32,7 @@ def summarize(
 
     Args:
       run: the run's config.
-      assembly: what the run trained.
+      distillation: what the run trained.
       dataset: name of the data set.
       results: the evaluation after the last step.
       rows: the rows of `metrics.jsonl`. Only the best accuracy and the speed depend on them.
@@ -48,9 +48,9 @@ def summarize(
     speed = next((row["train/images_per_second"] for row in rows[::-1] if row.get("train/images_per_second")), None)
     return {
         "dataset": dataset,
-        "teacher": run.teacher["name"] if assembly.teacher else None,
+        "teacher": run.teacher["name"] if distillation.teacher else None,
         "student": run.student["name"],
-        "losses": " + ".join(assembly.losses),
+        "losses": " + ".join(distillation.losses),
         "seed": run.seed,
         "epochs": run.epochs,
         "steps": total_steps,

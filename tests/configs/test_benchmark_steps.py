@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import cifar100, imagenet
+from configs.benchmark import CIFAR100_PAIRS, IMAGENET_PAIRS
 from lfcc_jax import data
-from lfcc_jax.training.assembly import Images, assemble
 from lfcc_jax.training.config import as_dict, read_config
-from lfcc_jax.training.recipes import CIFAR100_PAIRS, IMAGENET_PAIRS
+from lfcc_jax.training.distillation import Images, build
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global
 
 
@@ -54,16 +54,16 @@ def test_a_pair_takes_a_step_by_a_method(config, teacher, student, method):
     mesh = create_mesh(data=2)
     splits = data.open_splits(**as_dict(run.data))
     classes, size = splits.train.num_classes, splits.image_size
-    assembly = assemble(run, Images(classes, size, 3, len(splits.train.examples)))
+    distillation = build(run, Images(classes, size, 3, len(splits.train.examples)))
     augment = splits.augmentation
     if method != "lfcc":
         # RandAugment takes as long to compile as the rest, and does not ask for the method.
         augment = dataclasses.replace(augment, policy=None)
-    step = assembly.train_step(mesh, augment)
+    step = distillation.train_step(mesh, augment)
 
     # Drawing initial weights takes longer to compile than all the rest.
-    state = made_up(assembly.state_shapes())
-    taught = made_up(assembly.teacher.variable_shapes()) if assembly.teacher else None
+    state = made_up(distillation.state_shapes())
+    taught = made_up(distillation.teacher.variable_shapes()) if distillation.teacher else None
     state = jax.device_put(state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), replicated(mesh))
     before = jax.device_get(state.student["params"])
     batch = to_global(next(data.train_batches(splits.train, run.batch_size, seed=0)), mesh)
@@ -73,5 +73,5 @@ def test_a_pair_takes_a_step_by_a_method(config, teacher, student, method):
     assert set(metrics) == {"loss", "accuracy", "grad_norm", "cross_entropy", *expected}
     after = jax.device_get(state.student["params"])
     moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
-    # Not MobileNetV2's shifts before a convolution and a normalisation, which takes them out again.
+    # Not MobileNetV2's shifts before a convolution and a normalization, which takes them out again.
     assert np.mean(moved) > 0.85

@@ -4,8 +4,8 @@ import pytest
 
 from configs import study
 from lfcc_jax.errors import UserError
-from lfcc_jax.training.assembly import Images, assemble
 from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.distillation import Images, build
 
 MODES = ["", "runlocal"]
 
@@ -18,7 +18,7 @@ def run_of(*argument):
 @pytest.mark.parametrize("method", ["teacher", *study.METHODS, *study.ABLATION])
 def test_every_method_is_a_config(mode, method):
     run = run_of(f"method={method}", mode)
-    assert assemble(run, Images(100, 16 if mode else 32, 3, 9000)).losses
+    assert build(run, Images(100, 16 if mode else 32, 3, 9000)).losses
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -34,8 +34,8 @@ def test_there_is_a_pair_for_each_way_between_the_kinds_of_network(mode):
     for teacher, student in pairs:
         run = run_of(f"teacher={teacher},student={student}", mode)
         assert (run.teacher["name"], run.student["name"]) == (teacher, student)
-        assembly = assemble(run, Images(100, 16 if mode else 32, 3, 9000))
-        sizes = [sum(x.size for x in _leaves(network)) for network in (assembly.teacher, assembly.student)]
+        distillation = build(run, Images(100, 16 if mode else 32, 3, 9000))
+        sizes = [sum(x.size for x in _leaves(network)) for network in (distillation.teacher, distillation.student)]
         assert sizes[0] > 1.5 * sizes[1]
 
 

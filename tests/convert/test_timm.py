@@ -157,14 +157,14 @@ def test_the_authors_convnext_is_understood():
 @pytest.mark.parametrize("case", ["positions/14/10", "positions/14/24", "positions/4/7"])
 def test_position_embeddings_are_resized_as_timm_does(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
-    np.testing.assert_allclose(convert.resize.resize_positions(old, new.shape[1], prefix=1), new, atol=2e-6)
+    np.testing.assert_allclose(convert.positions.resize_positions(old, new.shape[1], prefix=1), new, atol=2e-6)
     assert np.abs(old).max() > 1
 
 
 @pytest.mark.parametrize("case", ["bias/7/12", "bias/7/8", "bias/7/5", "bias/4/7"])
 def test_position_biases_are_resized_as_timm_does(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
-    np.testing.assert_allclose(convert.resize.resize_position_bias(old, len(new)), new, atol=2e-5)
+    np.testing.assert_allclose(convert.positions.resize_position_bias(old, len(new)), new, atol=2e-5)
 
 
 def test_a_checkpoint_serves_another_image_size():

@@ -56,7 +56,7 @@ def test_the_seed_fixes_the_order_and_another_changes_it(numbered):
 
 def test_a_training_batch_says_which_examples_it_holds(numbered):
     for batch in take(data.train_batches(numbered, 8, seed=0), 5):
-        np.testing.assert_array_equal(batch["index"], batch["label"])  # the source's examples are labelled so
+        np.testing.assert_array_equal(batch["index"], batch["label"])  # the source's examples are labeled so
         assert batch["index"].dtype == np.int32
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from experiments import comparison
+from experiments.compare import report
 
 
 def compare(workdir, data_dir, *arguments, method="lfcc"):
@@ -130,7 +130,7 @@ def test_differences_are_told_seed_by_seed_with_a_confidence_interval():
     # Seeds differ by far more than methods do.
     found = rows("kd", [50, 60, 70, 80, 90]) + rows("dkd", [52, 59, 76, 80, 95]) + rows("lfcc", [51, 62, 73, 84, 95])
     teacher = {"student": "t", "parameters": 1, "top1_last": 0.99}
-    text = comparison.report(found, {"": teacher}, ["kd", "dkd", "lfcc"], [None])
+    text = report.markdown(found, {"": teacher}, ["kd", "dkd", "lfcc"], [None])
     # 1 to 5 points ahead: standard error sqrt(2.5 / 5), and Student's t of 4 degrees of freedom is 2.776.
     margin = 2.776445 * 0.5**0.5
     assert f"lfcc - kd: 3.00 ± {0.5**0.5:.2f} points (mean ± standard error), higher with 5 of 5 seeds" in text

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.plot_features import alignments, energy_kept, means_of_equal_stages
+from experiments.plot.features import alignments, energy_kept, means_of_equal_stages
 from lfcc_jax.train import train_and_evaluate
 
 
@@ -61,7 +61,7 @@ def test_pictures_of_two_trained_networks(tmp_path, tiny, teacher_dir, data_dir)
     options = [f"--data_dir={data_dir}", "--count=100", f"--out={tmp_path / 'out'}"]
 
     def plot(*workdirs):
-        command = [sys.executable, "-m", "experiments.plot_features", *map(str, workdirs), *options]
+        command = [sys.executable, "-m", "experiments.plot.features", *map(str, workdirs), *options]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = plot(tmp_path / "student", teacher_dir)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.tpu_compile import collectives
+from experiments.tpu.compile import collectives
 
 TEXT = """
   %all-gather.6 = bf16[16,4,256]{2,1,0:T(4,128)} all-gather(%p.1), channel_id=1, frontend_attributes={chain_id="0"}, x
@@ -24,7 +24,7 @@ def test_pieces_of_one_collective_count_once_and_so_do_start_and_end():
 
 def test_a_small_step_compiles_for_a_slice_and_gathers_the_codes_once(tmp_path):
     pytest.importorskip("libtpu", reason="needs pip install 'jax[tpu]'")
-    command = [sys.executable, "-m", "experiments.tpu_compile", f"--reports={tmp_path}", "--config.batch_size=64"]
+    command = [sys.executable, "-m", "experiments.tpu.compile", f"--reports={tmp_path}", "--config.batch_size=64"]
     command.append("--config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc,runlocal")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     for _ in range(2):  # the second time it is read

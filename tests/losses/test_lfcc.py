@@ -22,7 +22,7 @@ def features(**stages):
 
 STUDENT = features(stage3=(14, 14, 6), stage4=(3, 5, 8), pooled=())
 TEACHER = features(stage3=(14, 14, 10), stage4=(7, 7, 10))
-compiled_loss = jax.jit(lfcc_loss, static_argnames=("kind", "grids", "negatives", "chunk_size", "standardise"))
+compiled_loss = jax.jit(lfcc_loss, static_argnames=("kind", "grids", "negatives", "chunk_size", "standardize"))
 CHANNELS = {"stage3": 6, "stage4": 8}, {"stage3": 10, "stage4": 10}
 
 
@@ -139,15 +139,15 @@ def test_bfloat16_maps_with_a_large_mean_give_the_gradient_of_float32():
     assert cosine([rounded[n]["stage4"]["out"]["kernel"] for n in rounded], kernels) < 0.99
 
 
-@pytest.mark.parametrize(("projector", "standardise"), [("both", True), ("mlp", False)])
-def test_masked_examples_may_hold_nan_and_leave_value_and_gradient_of_the_others_alone(projector, standardise):
+@pytest.mark.parametrize(("projector", "standardize"), [("both", True), ("mlp", False)])
+def test_masked_examples_may_hold_nan_and_leave_value_and_gradient_of_the_others_alone(projector, standardize):
     sizes = {"stage4": ((3, 5), (7, 7))}
     params = lfcc_init(
         jax.random.key(0), {"stage4": 8}, {"stage4": 10}, 12, projector=projector, learned_sizes=sizes, grids=(2,)
     )
     where = jnp.arange(BATCH) < 6
     student, teacher = ({"stage4": maps["stage4"]} for maps in (STUDENT, TEACHER))
-    options = {"kind": "learned", "grids": (2,), "negatives": "symmetric", "standardise": standardise}
+    options = {"kind": "learned", "grids": (2,), "negatives": "symmetric", "standardize": standardize}
 
     def total(params, student, teacher, where):
         losses = lfcc_loss(params, student, teacher, where=where, **options)
@@ -171,7 +171,7 @@ def test_masks_and_negatives_reach_the_contrastive_loss():
     student, teacher = lfcc_codes(params_of(), STUDENT, TEACHER)
     options = {"negatives": "symmetric", "where": where, "labels": labels, "chunk_size": 3}
     expected = [info_nce(student[name], teacher[name], temperature=0.1, **options) for name in student]
-    result = compiled_loss(params_of(), STUDENT, TEACHER, standardise=False, **options)
+    result = compiled_loss(params_of(), STUDENT, TEACHER, standardize=False, **options)
     np.testing.assert_allclose(result, np.mean(expected, axis=0), atol=5e-6)
     assert not result[6:].any()
 
@@ -182,8 +182,8 @@ def test_masks_and_negatives_reach_the_contrastive_loss():
         ({}, AxisType.Explicit),
         ({"axis_name": "data"}, AxisType.Explicit),
         ({"axis_name": "data", "ring": True}, AxisType.Auto),
-        ({"standardise": False}, AxisType.Explicit),
-        ({"axis_name": "data", "standardise": False}, AxisType.Auto),
+        ({"standardize": False}, AxisType.Explicit),
+        ({"axis_name": "data", "standardize": False}, AxisType.Auto),
     ],
     ids=["global", "gathered", "ring", "plain", "gathered and plain"],
 )
@@ -198,7 +198,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(layout, axis_type):
     def value_and_grad(loss, *arguments):
         return jax.jit(jax.value_and_grad(lambda *a: loss(*a).mean(), (0, 1)))(*arguments)
 
-    on_one = functools.partial(lfcc_loss, grids=(2,), standardise=layout.get("standardise", True))
+    on_one = functools.partial(lfcc_loss, grids=(2,), standardize=layout.get("standardize", True))
     expected = value_and_grad(on_one, params, student, TEACHER)
     with jax.set_mesh(mesh):
         split = jax.device_put((student, TEACHER), jax.NamedSharding(mesh, jax.P("data")))
@@ -206,7 +206,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(layout, axis_type):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=5e-6), result, expected)
 
 
-def test_standardised_codes_are_told_apart_by_what_differs_between_images():
+def test_standardized_codes_are_told_apart_by_what_differs_between_images():
     params, counts = params_of(), np.arange(BATCH) < 6
     codes = lfcc_codes(params, STUDENT, TEACHER, grids=(1, 2))
     expected = []
@@ -215,7 +215,7 @@ def test_standardised_codes_are_told_apart_by_what_differs_between_images():
         ours, theirs = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) for x in (ours, theirs))
         expected.append(info_nce(jnp.asarray(ours, jnp.float32), jnp.asarray(theirs, jnp.float32), temperature=0.1))
     result = compiled_loss(
-        params, STUDENT, TEACHER, grids=(1, 2), standardise=True, temperature=0.1, where=jnp.asarray(counts)
+        params, STUDENT, TEACHER, grids=(1, 2), standardize=True, temperature=0.1, where=jnp.asarray(counts)
     )
     np.testing.assert_allclose(result[:6], np.mean(expected, axis=0), atol=2e-5)
 
@@ -225,10 +225,10 @@ def test_standardised_codes_are_told_apart_by_what_differs_between_images():
 
     kept, plain = (
         [
-            compiled_loss(params, STUDENT, teacher, grids=(1, 2), standardise=standardise)
+            compiled_loss(params, STUDENT, teacher, grids=(1, 2), standardize=standardize)
             for teacher in (TEACHER, jax.tree.map(shifted, TEACHER))
         ]
-        for standardise in (True, False)
+        for standardize in (True, False)
     )
     np.testing.assert_allclose(*kept, atol=2e-3)
     assert np.abs(plain[0] - plain[1]).mean() > 0.5

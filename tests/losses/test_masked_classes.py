@@ -74,7 +74,7 @@ def soft_cross_entropy(s, t, y):
 
 
 def standardized(student, teacher, labels):
-    return losses.kd(losses.standardise_logits(student), losses.standardise_logits(teacher), temperature=2.0)
+    return losses.kd(losses.standardize_logits(student), losses.standardize_logits(teacher), temperature=2.0)
 
 
 LOSSES = {

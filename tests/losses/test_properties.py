@@ -14,11 +14,11 @@ from lfcc_jax import losses
 LABELS = jnp.array([0, 3, 1, 4, 0, 2])
 
 
-def standardised_kd(student, teacher):
-    return losses.kd(losses.standardise_logits(student), losses.standardise_logits(teacher), temperature=2.0)
+def standardized_kd(student, teacher):
+    return losses.kd(losses.standardize_logits(student), losses.standardize_logits(teacher), temperature=2.0)
 
 
-def labelled(loss, **settings):
+def labeled(loss, **settings):
     """A loss with labels, which travel with the student's logits so that batches can be reordered."""
     return lambda student, teacher, labels=LABELS: loss(student, teacher, labels, **settings)
 
@@ -26,10 +26,10 @@ def labelled(loss, **settings):
 LOGITS = {
     "kd": losses.kd,
     "kd at T=4": functools.partial(losses.kd, temperature=4.0),
-    "kd, standardised": standardised_kd,
-    "dkd": labelled(losses.dkd),
-    "ofa": labelled(losses.ofa),
-    "ofa, gamma 1.5": labelled(losses.ofa, exponent=1.5),
+    "kd, standardized": standardized_kd,
+    "dkd": labeled(losses.dkd),
+    "ofa": labeled(losses.ofa),
+    "ofa, gamma 1.5": labeled(losses.ofa, exponent=1.5),
     "dist": losses.dist,
     "ttm": losses.ttm,
     "ttm, gamma 1": functools.partial(losses.ttm, exponent=1.0),
@@ -46,7 +46,7 @@ MAPS = {
 VECTORS = {"sp": losses.sp, "rkd": losses.rkd, "pkt": losses.pkt, "cc": losses.cc}
 LOSSES = LOGITS | MAPS | VECTORS
 
-LABELLED = ("dkd", "ofa", "ofa, gamma 1.5")
+LABELED = ("dkd", "ofa", "ofa, gamma 1.5")
 SCALARS = ("dist", "cc")
 # The minimum of these is not zero, or is elsewhere.
 NO_DIVERGENCES = ("ofa", "ofa, gamma 1.5", "ttm", "wttm", "vid")
@@ -152,7 +152,7 @@ def test_a_classifier_that_starts_from_zeros_gets_no_huge_gradient(name, spread)
     assert np.abs(gradient).max() < 1e3 * np.abs(usual).max()
 
 
-def test_standardised_logits_as_published_would_fail_the_test_above():
+def test_standardized_logits_as_published_would_fail_the_test_above():
     student, teacher = pair("kd")
 
     def published(x):
@@ -193,7 +193,7 @@ def test_the_order_of_the_batch_does_not_matter(name):
     student, teacher = pair(name)
     order = np.array([3, 1, 5, 0, 4, 2])
     loss, gradient, _ = compiled(name)(student, teacher)
-    labels = (LABELS[order],) if name in LABELLED else ()
+    labels = (LABELS[order],) if name in LABELED else ()
     shuffled, shuffled_gradient, _ = compiled(name)(student[order], teacher[order], *labels)
     np.testing.assert_allclose(shuffled, loss if name in SCALARS else loss[order], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(shuffled_gradient, gradient[order], rtol=1e-3, atol=1e-5)

@@ -2,7 +2,7 @@
 
 `tests/goldens/published_losses.npz` was recorded once, in float64, from the PyTorch code that the losses were published
 with or are known by: mdistiller (KD, DKD, AT, SP, RKD, PKT, ReviewKD's HCL), RepDistiller (CC, NST, VID, CRD),
-image_classification_sota (DIST), OFAKD (OFA), and the authors' of TTM, WTTM and logit standardisation. It holds values
+image_classification_sota (DIST), OFAKD (OFA), and the authors' of TTM, WTTM and logit standardization. It holds values
 (float64), gradients (float32, for a small file), VID's weights, and the sums of the inputs, which are drawn here.
 """
 
@@ -34,8 +34,8 @@ def inputs():
     return drawn
 
 
-def standardised_kd(student, teacher):
-    return losses.kd(losses.standardise_logits(student), losses.standardise_logits(teacher), temperature=2.0)
+def standardized_kd(student, teacher):
+    return losses.kd(losses.standardize_logits(student), losses.standardize_logits(teacher), temperature=2.0)
 
 
 def vid(student, teacher):
@@ -49,19 +49,19 @@ def crd(scores):
     return losses.crd_nce(jnp.log(scores[:, 0]), jnp.log(scores[:, 1:]), data_size=50000)
 
 
-def labelled(loss, **settings):
+def labeled(loss, **settings):
     return lambda student, teacher: loss(student, teacher, jnp.asarray(inputs()["labels"]), **settings)
 
 
 LOSSES = {
     "kd_T1": ("logits", losses.kd),
     "kd_T4": ("logits", functools.partial(losses.kd, temperature=4.0)),
-    "dkd_a1_b8_T4": ("logits", labelled(losses.dkd)),
+    "dkd_a1_b8_T4": ("logits", labeled(losses.dkd)),
     "dist_b1_g1_T1": ("logits", losses.dist),
     "dist_b1_g1_T4": ("logits", functools.partial(losses.dist, temperature=4.0)),
-    "ofa_g1_T1": ("logits", labelled(losses.ofa)),
-    "ofa_g1.5_T1": ("logits", labelled(losses.ofa, exponent=1.5)),
-    "logit_standard_kd_T2": ("logits", standardised_kd),
+    "ofa_g1_T1": ("logits", labeled(losses.ofa)),
+    "ofa_g1.5_T1": ("logits", labeled(losses.ofa, exponent=1.5)),
+    "logit_standard_kd_T2": ("logits", standardized_kd),
     "ttm_l0.2": ("logits", losses.ttm),
     "wttm_l0.2": ("logits", losses.wttm),
     "at_p2": ("maps", losses.at),

@@ -214,11 +214,11 @@ def test_crds_loss_over_the_memory_is_its_equation(examples, seen_class):
     np.testing.assert_allclose(losses["crd_bank"], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_kd_of_standardised_logits_does_not_change_with_their_scale():
+def test_kd_of_standardized_logits_does_not_change_with_their_scale():
     student, taught = output(0, *SHAPES["plain"]), teacher(1, *SHAPES["plain"])
     large = student._replace(logits=3 * student.logits)
-    plain, standardised = (methods.create("kd", temperature=2.0, standardise=flag) for flag in (False, True))
-    loss, of_large = (standardised.apply({}, BATCH, out, taught)["kd"] for out in (student, large))
+    plain, standardized = (methods.create("kd", temperature=2.0, standardize=flag) for flag in (False, True))
+    loss, of_large = (standardized.apply({}, BATCH, out, taught)["kd"] for out in (student, large))
     np.testing.assert_allclose(of_large, loss, rtol=1e-4)
     loss, of_large = (plain.apply({}, BATCH, out, taught)["kd"] for out in (student, large))
     assert not np.allclose(of_large, loss, rtol=1e-2)

@@ -65,7 +65,7 @@ def step(teacher, student, devices):
             losses |= method.apply(heads[name], batch, ours, theirs, rngs=rngs, mutable=["memory"])[0]
         return sum(loss.mean() for loss in losses.values()), losses
 
-    # Numbers of our own for the heads: their initialisation would take as long to compile as the rest.
+    # Numbers of our own for the heads: their initialization would take as long to compile as the rest.
     random = np.random.default_rng(0)
     heads = jax.tree.map(
         lambda s: (0.3 * random.standard_normal(s.shape, np.float32)).astype(s.dtype), jax.eval_shape(shapes)
@@ -84,7 +84,7 @@ def test_every_method_takes_the_same_step_on_one_device_and_on_eight(teacher, st
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
         where = jax.tree_util.keystr(path)
         assert np.isfinite(x).all(), where
-        # The biases of LFCC's projectors go with the mean that standardising takes off: their gradients are rounding.
+        # The biases of LFCC's projectors go with the mean that standardizing takes off: their gradients are rounding.
         np.testing.assert_allclose(x, y, atol=2e-4 * max(np.abs(x).max(), 5e-2), err_msg=where)
     heads, ours = one[1]
     still = [

@@ -30,7 +30,7 @@ def small(name, **overrides):
 
 @functools.cache
 def variables_of(name):
-    """Freshly initialised, but for the classifier: some start at zero, and tell nothing of what is before them."""
+    """Freshly initialized, but for the classifier: some start at zero, and tell nothing of what is before them."""
     variables = jax.jit(small(name).init)(jax.random.key(0), images())
     head = variables["params"]["head"]
     head = head | {"kernel": jax.random.normal(jax.random.key(7), head["kernel"].shape)}
@@ -125,12 +125,12 @@ def test_one_image_does_not_change_what_another_gives(name):
     assert not np.allclose(before.logits[0], after.logits[0])
 
 
-def test_each_network_normalises_with_its_own_constants():
+def test_each_network_normalizes_with_its_own_constants():
     plain = small("resnet_pico", mean=(0.0,), std=(1.0,))
-    normalising = small("resnet_pico", mean=(0.3,), std=(0.2,))
+    normalizing = small("resnet_pico", mean=(0.3,), std=(0.2,))
     variables = plain.init(jax.random.key(0), images())
     expected = plain.apply(variables, (images() - 0.3) / 0.2).logits
-    np.testing.assert_allclose(normalising.apply(variables, images()).logits, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(normalizing.apply(variables, images()).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_are_put_back_where_their_patches_were():

@@ -3,8 +3,9 @@ from ml_collections import ConfigDict, FieldReference
 
 from configs import digits
 from lfcc_jax import methods
+from lfcc_jax.config_files import parse_argument
 from lfcc_jax.errors import UserError
-from lfcc_jax.training.config import parse_argument, read_config
+from lfcc_jax.training.config import read_config
 
 GOOD = {"data": {}, "student": {}, "losses": {}, "optimizer": {}, "epochs": 1, "batch_size": 8}
 
@@ -58,8 +59,8 @@ def test_every_method_of_the_digits_config_is_made_of_methods_that_there_are(met
         settings = {key: value for key, value in block.items() if key != "weight"}
         made[name] = methods.create(name, **settings)
     weighed = {name for name in made if run.losses[name]["weight"]}
-    parts = set(method.split("_")) if method not in ("crd_bank", "kd_standardised") else {method}
-    parts = {"scratch": set(), "lfcc": {"kd", "lfcc"}, "kd_standardised": {"kd"}}.get(method, parts)
+    parts = set(method.split("_")) if method not in ("crd_bank", "kd_standardized") else {method}
+    parts = {"scratch": set(), "lfcc": {"kd", "lfcc"}, "kd_standardized": {"kd"}}.get(method, parts)
     assert weighed == {"cross_entropy", *parts}
 
 

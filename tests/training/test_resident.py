@@ -9,8 +9,8 @@ import pytest
 
 from lfcc_jax import data
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training.assembly import Images, assemble
 from lfcc_jax.training.config import read_config
+from lfcc_jax.training.distillation import Images, build
 from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.report import read_metrics
 from lfcc_jax.training.resident import ResidentFeed
@@ -24,7 +24,7 @@ def resident(config):
 def test_all_examples_and_their_order_are_those_of_the_pipeline(data_dir):
     source = data.open_source("digits", "train[:50]", data_dir)
     examples = data.read_all(source)
-    numbers = data.train_numbers(source, 8, seed=3)
+    numbers = data.train_indices(source, 8, seed=3)
     for batch, index in itertools.islice(zip(data.train_batches(source, 8, seed=3), numbers, strict=False), 13):
         np.testing.assert_array_equal(index, batch["index"])
         for name, x in examples.items():
@@ -66,10 +66,10 @@ def test_examples_are_found_without_communication(distilled):
     config = read_config(distilled(losses={"cross_entropy": {}}, teacher={}, student={"name": "mixer_pico"}))
     mesh = create_mesh()
     source = data.open_source("noise_10x8", "train")
-    assembly = assemble(config, Images(10, 8, 3, 1024))
-    feed = ResidentFeed(data.read_all(source), data.train_numbers(source, 16, seed=0), mesh, 16, 4)
-    loop = assembly.train_step(mesh, resident=True)
-    text = loop.lower(*assembly.step_arguments(mesh, 16, (8, 8, 3))[:2], feed.shapes()).compile().as_text()
+    distillation = build(config, Images(10, 8, 3, 1024))
+    feed = ResidentFeed(data.read_all(source), data.train_indices(source, 16, seed=0), mesh, 16, 4)
+    loop = distillation.train_step(mesh, resident=True)
+    text = loop.lower(*distillation.step_arguments(mesh, 16, (8, 8, 3))[:2], feed.shapes()).compile().as_text()
     assert "all-reduce" in text  # of the gradient
     assert "all-gather" not in text
     assert "all-to-all" not in text

@@ -145,7 +145,7 @@ def test_student_heads_and_running_statistics_all_learn():
     run = run_of()
     before = jax.tree.map(np.array, (run.state.student, run.state.heads["lfcc"]))
     run.step(0)
-    run.step(1)  # the zero-initialised norms of the blocks hold the first step's gradient back
+    run.step(1)  # the zero-initialized norms of the blocks hold the first step's gradient back
     after = jax.tree.map(np.array, (run.state.student, run.state.heads["lfcc"]))
     same = [
         jax.tree_util.keystr(path)
@@ -174,7 +174,7 @@ def test_the_loss_falls():
 def test_the_gradient_is_that_of_finite_differences():
     run = run_of((1, 1), dropout=0.0)
     for seed in range(2):
-        run.step(seed)  # zero-initialised norms leave the first inputs of many a ReLU at its kink
+        run.step(seed)  # zero-initialized norms leave the first inputs of many a ReLU at its kink
     with jax.numpy_dtype_promotion("standard"):
         data = to_global(batch(), run.mesh)
         params = trainable(run.state)

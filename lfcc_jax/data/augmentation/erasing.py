@@ -21,7 +21,7 @@ def random_erasing(
 ) -> Float[Array, "height width channels"]:
     """Returns the image, or with a probability the image with a box of noise in it.
 
-    timm erases the normalised image, with noise of the standard normal distribution; before normalisation that is noise
+    timm erases the normalized image, with noise of the standard normal distribution; before normalization that is noise
     of the data's mean and standard deviation. The box has 0.02 to 1/3 of the image's area.
 
     Args:

@@ -1,11 +1,11 @@
 """RandAugment's operations on one image, each what Pillow does to bytes.
 
-Only four things are ever done to an image: an affine map, a table of new grey levels for each channel, a blend with its
-grey picture, and a blend with its blurred picture. So a batch in which every image has an operation of its own needs
+Only four things are ever done to an image: an affine map, a table of new gray levels for each channel, a blend with its
+gray picture, and a blend with its blurred picture. So a batch in which every image has an operation of its own needs
 four passes under `vmap`, and not one for each of the fifteen operations; those that an image does not need leave it as
 it is.
 
-Images are float32 `[height, width, channels]` that hold whole grey levels, 0 to 255.
+Images are float32 `[height, width, channels]` that hold whole gray levels, 0 to 255.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Change(NamedTuple):
     Attributes:
       affine: `[2, 3]`, takes the place of a pixel of the result, in pixels from the corner, to where it is read.
       tables: the new level of each level, by channel.
-      color: how much of the color is left: 0 gives the grey picture, 1 changes nothing.
+      color: how much of the color is left: 0 gives the gray picture, 1 changes nothing.
       sharpness: 0 gives the blurred picture, 1 changes nothing.
     """
 
@@ -93,7 +93,7 @@ def apply(image: Image, what: Change, fill: Float[Array, " channels"]) -> Image:
     image = warp(image, what.affine, fill)
     image = look_up(image, what.tables)
     if image.shape[-1] == 3:
-        image = _blend(_grey(image), image, what.color)
+        image = _blend(_gray(image), image, what.color)
     return _blend(_blurred(image), image, what.sharpness)
 
 
@@ -159,16 +159,16 @@ def _equalized(counts: Float[Array, "channels levels"]) -> Tables:
     return jnp.where(step > 0, table, jnp.arange(256.0)[None, :])
 
 
-def _grey(image: Image) -> Float[Array, "height width 1"]:
-    """Returns Pillow's grey picture of a color one, in its fixed-point arithmetic."""
+def _gray(image: Image) -> Float[Array, "height width 1"]:
+    """Returns Pillow's gray picture of a color one, in its fixed-point arithmetic."""
     red, green, blue = (image[..., c].astype(jnp.int32) for c in range(3))
-    grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-    return grey.astype(jnp.float32)[..., None]
+    gray = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return gray.astype(jnp.float32)[..., None]
 
 
 def _mean_level(image: Image) -> Float[Array, ""]:
-    grey = _grey(image) if image.shape[-1] == 3 else image
-    return jnp.floor(grey.mean() + 0.5)
+    gray = _gray(image) if image.shape[-1] == 3 else image
+    return jnp.floor(gray.mean() + 0.5)
 
 
 def _blurred(image: Image) -> Image:

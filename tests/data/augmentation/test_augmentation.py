@@ -254,5 +254,5 @@ def test_color_jitter_is_three_enhancements_of_pillow_in_some_order():
 def test_boxes_are_erased_after_images_are_mixed():
     white = batch() | {"image": jnp.full((16, 20, 20, 3), 255, jnp.uint8)}
     noisy = create(5, erasing=1.0, mixup=0.8, mean=(0.0,), std=(0.0,))(KEY, white)["image"]
-    # Each pixel is white, or noise of no deviation: a mixture of both would be grey.
+    # Each pixel is white, or noise of no deviation: a mixture of both would be gray.
     assert set(np.unique(noisy)) == {0.0, 1.0}

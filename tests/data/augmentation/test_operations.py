@@ -56,7 +56,7 @@ def test_no_operation_changes_nothing():
 
 
 @pytest.mark.parametrize("name", operations.NAMES)
-def test_an_image_of_one_level_and_a_grey_one_stay_in_range(name):
+def test_an_image_of_one_level_and_a_gray_one_stay_in_range(name):
     argument = GOLDEN[f"{name}/argument"]
     for image in (jnp.full((6, 5, 3), 77.0), PICTURE[..., :1]):
         result = result_of(name, argument, image)

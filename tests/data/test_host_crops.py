@@ -10,7 +10,7 @@ from data_sets import encode
 from PIL import Image
 
 from lfcc_jax import data
-from lfcc_jax.data import decode
+from lfcc_jax.data import host_crops
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "goldens" / "augmentation.npz"))
 QUANTILES = np.linspace(0.05, 0.95, 19)
@@ -33,7 +33,7 @@ class Seen:
 def test_random_crops_are_distributed_as_torchvisions():
     seen, rng = Seen(), np.random.default_rng(0)
     for _ in range(20_000):
-        assert decode.random_crop(seen, 8, rng).shape == (8, 8, 3)
+        assert host_crops.random_crop(seen, 8, rng).shape == (8, 8, 3)
     off = np.abs(np.quantile(seen.boxes, QUANTILES, axis=0) - GOLDEN["crops"])
     assert off.max() <= 1
     assert off.mean() < 0.25
@@ -43,12 +43,12 @@ def test_random_crops_are_distributed_as_torchvisions():
 def test_a_crop_that_finds_no_place_is_the_middle_and_the_result_has_the_size(shape):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
     # An area of the whole of a long picture fits no aspect ratio between 3/4 and 4/3.
-    crop = decode.random_crop(picture, 16, np.random.default_rng(1), scale=(1.0, 1.0))
+    crop = host_crops.random_crop(picture, 16, np.random.default_rng(1), scale=(1.0, 1.0))
     assert crop.shape == (16, 16, 3)
     if shape[0] != shape[1]:
         side, long = 30, 40
         box = (25, 0, 25 + long, side) if shape[1] > shape[0] else (0, 25, side, 25 + long)
-        either = [np.asarray(picture.crop(box).resize((16, 16), f)) for f in decode._FILTERS.values()]
+        either = [np.asarray(picture.crop(box).resize((16, 16), f)) for f in host_crops._FILTERS.values()]
         assert any(np.array_equal(crop, expected) for expected in either)
 
 
@@ -56,7 +56,7 @@ def test_a_crop_that_finds_no_place_is_the_middle_and_the_result_has_the_size(sh
 def test_central_crops_are_pillows(key):
     _, size, crop, interpolation = key.split("/")
     picture = Image.fromarray(GOLDEN["picture"][:40, :40])
-    ours = decode.central_crop(picture, int(size), float(crop), interpolation)
+    ours = host_crops.central_crop(picture, int(size), float(crop), interpolation)
     np.testing.assert_array_equal(ours, GOLDEN[key])
 
 
@@ -110,8 +110,8 @@ def test_another_number_of_workers_continues_where_the_first_stopped(photographs
 def test_bytes_in_any_color_mode_become_rgb():
     for mode in ("L", "CMYK", "RGBA", "P", "1", "LA"):
         encoded = encode(Image.new(mode, (8, 8)), "JPEG" if mode == "CMYK" else "PNG")
-        assert decode.decode(encoded).mode == "RGB"
-        assert decode.decode(encoded, channels=1).mode == "L"
+        assert host_crops.decode(encoded).mode == "RGB"
+        assert host_crops.decode(encoded, channels=1).mode == "L"
 
 
 @pytest.mark.parametrize(("file_format", "kind"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
@@ -119,10 +119,10 @@ def test_16_bit_gray_keeps_its_high_byte(file_format, kind):
     levels = np.arange(2**16, dtype=kind).reshape(256, 256)
     image = Image.frombytes("I;16B" if kind == ">u2" else "I;16", (256, 256), levels.tobytes())
     encoded = encode(image, file_format)
-    gray = np.asarray(decode.decode(encoded, channels=1))
+    gray = np.asarray(host_crops.decode(encoded, channels=1))
     np.testing.assert_array_equal(gray, levels // 256)
     assert gray.mean() == 127.5
-    color = np.asarray(decode.decode(encoded))
+    color = np.asarray(host_crops.decode(encoded))
     np.testing.assert_array_equal(color, np.repeat(gray[:, :, None], 3, 2))
     # Negative control: Pillow alone clips.
     assert np.asarray(Image.open(io.BytesIO(encoded)).convert("L")).mean() > 250
@@ -134,10 +134,10 @@ def test_transparency_is_dropped_without_a_warning():
     alpha = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     transparent = Image.fromarray(colors)
     transparent.putalpha(alpha)
-    np.testing.assert_array_equal(decode.decode(encode(transparent)), colors)
+    np.testing.assert_array_equal(host_crops.decode(encode(transparent)), colors)
     for mark in (bytes(64), 3):
         np.testing.assert_array_equal(
-            decode.decode(encode(palette, transparency=mark)), np.asarray(palette.convert("RGB"))
+            host_crops.decode(encode(palette, transparency=mark)), np.asarray(palette.convert("RGB"))
         )
 
 
@@ -145,4 +145,4 @@ def test_exif_orientation_is_ignored_as_in_timm():
     colors = np.zeros((8, 16, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert np.asarray(decode.decode(encode(colors, "JPEG", exif=exif))).shape == (8, 16, 3)
+    assert np.asarray(host_crops.decode(encode(colors, "JPEG", exif=exif))).shape == (8, 16, 3)

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 import pytest
 
+from configs import benchmark, schedules
 from lfcc_jax import convert, models
 from lfcc_jax.errors import UserError
-from lfcc_jax.training import recipes, schedules
-from lfcc_jax.training.assembly import Images, assemble
 from lfcc_jax.training.config import read_config
+from lfcc_jax.training.distillation import Images, build
 from lfcc_jax.training.optimizer import decay_mask
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "timm_training.json").read_text())
-PAIRS = [("cifar100", *pair) for pair in recipes.CIFAR100_PAIRS] + [
-    ("imagenet", *pair) for pair in recipes.IMAGENET_PAIRS
+PAIRS = [("cifar100", *pair) for pair in benchmark.CIFAR100_PAIRS] + [
+    ("imagenet", *pair) for pair in benchmark.IMAGENET_PAIRS
 ]
 # Of the benchmark's networks, by the number of classes.
 PARAMETERS = {
@@ -47,10 +47,10 @@ IMAGES = {"cifar100": Images(100, 224, 3, 50_000), "imagenet": Images(1000, 224,
 @pytest.mark.parametrize(
     ("recipe", "student", "golden", "steps"),
     [
-        (recipes.cifar100, "resnet18", "cifar100_cnn", 48),
-        (recipes.cifar100, "deit_tiny", "cifar100_token", 48),
-        (recipes.imagenet, "mobilenetv2_100", "imagenet_cnn", 2502),
-        (recipes.imagenet, "swin_nano", "imagenet_token", 1251),
+        (benchmark.cifar100, "resnet18", "cifar100_cnn", 48),
+        (benchmark.cifar100, "deit_tiny", "cifar100_token", 48),
+        (benchmark.imagenet, "mobilenetv2_100", "imagenet_cnn", 2502),
+        (benchmark.imagenet, "swin_nano", "imagenet_token", 1251),
     ],
 )
 def test_learning_rates_are_timms_in_every_epoch(recipe, student, golden, steps):
@@ -83,21 +83,21 @@ def config(dataset, argument):
 def test_every_pair_is_a_config_with_the_benchmarks_networks(dataset, teacher, student):
     for method in ("scratch", "kd", "ofa", "lfcc"):
         run = read_config(config(dataset, f"teacher={teacher},student={student},method={method}"))
-        assembly = assemble(run, IMAGES[dataset])
-        for name, network in ((student, assembly.student), (teacher, assembly.teacher)):
+        distillation = build(run, IMAGES[dataset])
+        for name, network in ((student, distillation.student), (teacher, distillation.teacher)):
             if network is None:
                 assert method == "scratch"
                 continue
             size = sum(leaf.size for leaf in jax.tree.leaves(network.variable_shapes()["params"]))
             assert size == PARAMETERS[name, IMAGES[dataset].num_classes]
-        assert set(assembly.losses) == {"cross_entropy", *recipes.losses(method, student)}
+        assert set(distillation.losses) == {"cross_entropy", *benchmark.losses(method, student)}
 
 
 @pytest.mark.parametrize("dataset", ["cifar100", "imagenet"])
-@pytest.mark.parametrize("method", recipes.METHODS)
+@pytest.mark.parametrize("method", benchmark.METHODS)
 def test_every_method_is_a_config(dataset, method):
     run = read_config(config(dataset, f"method={method}"))
-    assert assemble(run, IMAGES[dataset]).losses
+    assert build(run, IMAGES[dataset]).losses
 
 
 @pytest.mark.parametrize("dataset", ["cifar100", "imagenet"])
@@ -116,9 +116,9 @@ def test_every_network_of_the_zoo_has_the_recipe_of_its_kind():
             "MobileNetV2",
             "ConvNeXt",
         )
-        for recipe in (recipes.cifar100, recipes.imagenet):
+        for recipe in (benchmark.cifar100, benchmark.imagenet):
             assert (recipe(name)["optimizer"]["name"] == "sgd") == is_cnn, name
-        assert recipes.losses("ofa", name)["ofa"]["branch"] == ("convolution" if is_cnn else "attention")
+        assert benchmark.losses("ofa", name)["ofa"]["branch"] == ("convolution" if is_cnn else "attention")
 
 
 def test_a_student_alone_needs_no_teacher():
@@ -130,7 +130,7 @@ def test_what_a_recipe_does_not_know_is_said():
     with pytest.raises(UserError, match="runlocal: there is no small 'resnet34', but one of each of convnext_tiny"):
         config("imagenet", "student=resnet34,runlocal")
     with pytest.raises(UserError, match="unknown method 'lfc'; did you mean 'lfcc'"):
-        recipes.losses("lfc", "resnet18")
+        benchmark.losses("lfc", "resnet18")
     with pytest.raises(UserError, match="unknown method 'ofaa'; did you mean 'ofa'"):
         config("cifar100", "method=ofaa")
     with pytest.raises(UserError, match="unknown network 'resnet_18'; did you mean 'resnet18'"):

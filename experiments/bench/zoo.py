@@ -1,6 +1,6 @@
 """Speed of the networks beside timm's, on the same machine in the same run: images a second, forward and training.
 
-pip install torch torchvision timm && python experiments/bench_zoo.py
+pip install torch torchvision timm && python -m experiments.bench.zoo
 
 Training is the gradient of the cross-entropy, without an optimizer. Both sides run float32 on random images and take
 turns; the best of `--rounds` counts. GMACs are the multiplications of convolutions and matrix products, counted in the

@@ -1,4 +1,4 @@
-"""Draws every augmentation on photographs: `python experiments/plot_augmentation.py`, into docs/augmentation.jpg.
+"""Draws every augmentation on photographs: `python -m experiments.plot.augmentation`, into docs/augmentation.jpg.
 
 The two photographs come with scikit-learn: China by danielbuechele, Flower by vultilion, flickr.com, CC BY 2.0.
 """

@@ -17,7 +17,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def decode(encoded: bytes, channels: int = 3) -> Image.Image:
     """Returns the image in encoded bytes, in mode `RGB`, or `L` if `channels` is 1.
 
-    Alpha is dropped and EXIF orientation ignored, as timm and torchvision do. 16-bit grey keeps its high byte, as
+    Alpha is dropped and EXIF orientation ignored, as timm and torchvision do. 16-bit gray keeps its high byte, as
     libpng and TensorFlow reduce it. Of an animation this is the first frame.
 
     Args:

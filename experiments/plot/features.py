@@ -1,6 +1,6 @@
 """Draws what feature maps of trained networks contain, and how alike those of heterogeneous networks are.
 
-    python -m experiments.plot_features --data=cifar100 runs/study/teacher_swin_pico_32 runs/study/teacher_resnet18_32
+    python -m experiments.plot.features --data=cifar100 runs/study/teacher_swin_pico_32 runs/study/teacher_resnet18_32
 
 Each argument is the work directory of a run. Pictures and `features.json` go to `--out`:
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from lfcc_jax import compact, data, low_pass, models
 from lfcc_jax.cka import linear_cka
-from lfcc_jax.data.resize import central_crop
+from lfcc_jax.data.device_crop import central_crop
 from lfcc_jax.errors import UserError
 from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training import pictures

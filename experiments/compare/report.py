@@ -1,13 +1,23 @@
-"""Tables and pictures of the runs that `experiments.compare` made."""
+"""Tables and pictures of the runs that `experiments.compare` made; as a command, again from `results.json` alone.
 
+    python -m experiments.compare.report experiments/results/study_runlocal.json
+
+writes `study_runlocal.md` and `study_runlocal.png` next to it. LFCC is compared with every other method pair by pair,
+over equal seeds.
+"""
+
+import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import scipy.stats
 
+from experiments.compare import pictures as drawing
+from lfcc_jax.errors import UserError
 from lfcc_jax.training import pictures
 from lfcc_jax.training.report import read_metrics, table
 
@@ -15,7 +25,7 @@ from lfcc_jax.training.report import read_metrics, table
 _NAMES = {
     "scratch": "alone",
     "kd": "KD",
-    "kd_standardised": "KD, standardized",
+    "kd_standardized": "KD, standardized",
     "dkd": "DKD",
     "dist": "DIST",
     "ofa": "OFA",
@@ -64,7 +74,9 @@ Rows = Sequence[Mapping[str, Any]]
 Pair = tuple[str, str] | None
 
 
-def report(rows: Rows, teachers: Mapping[str, Mapping[str, Any]], methods: Sequence[str], pairs: Sequence[Pair]) -> str:
+def markdown(
+    rows: Rows, teachers: Mapping[str, Mapping[str, Any]], methods: Sequence[str], pairs: Sequence[Pair]
+) -> str:
     """Returns Markdown: for several pairs a table of all (see `of_all_pairs`), then one table for each pair.
 
     Args:
@@ -98,11 +110,11 @@ def draw(
 
     Args:
       workdir: of the comparison.
-      rows: as in `report`.
-      teachers: as in `report`.
-      methods: as in `report`.
+      rows: as in `markdown`.
+      teachers: as in `markdown`.
+      methods: as in `markdown`.
       seeds: of the runs.
-      pairs: as in `report`.
+      pairs: as in `markdown`.
 
     Returns:
       The names of the pictures.
@@ -113,7 +125,7 @@ def draw(
         curves = {_NAMES.get(m, m): [read_metrics(where / f"{m}_{seed}") for seed in seeds] for m in methods}
         first = rows_of(rows, pair)[0]
         title = f"{first['student']} taught by {teacher['student']}, {first['dataset']}"
-        pictures.comparison(where / "comparison.png", curves, teacher["top1_last"], title)
+        drawing.comparison(where / "comparison.png", curves, teacher["top1_last"], title)
         networks = {}
         for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are not told apart
             spectra = json.loads((where / f"{method}_{seeds[0]}" / "spectra.json").read_text())
@@ -176,7 +188,7 @@ def _references(methods: Sequence[str]) -> list[str]:
 
 
 def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> None:
-    """Draws the gain of each method over KD, or over the first method; see `training.pictures.pairs`."""
+    """Draws the gain of each method over KD, or over the first method; see `experiments.compare.pictures.pairs`."""
     methods = sorted(methods, key=lambda method: method != "kd")
     accuracies = {
         f"{pair[0]} → {pair[1]}": {
@@ -187,7 +199,7 @@ def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[P
     }
     first = rows[0]
     title = f"{first['dataset']}, {first['epochs']:g} epochs: gain over {_NAMES.get(methods[0], methods[0])}"
-    pictures.pairs(path, accuracies, title)
+    drawing.pairs(path, accuracies, title)
 
 
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
@@ -197,8 +209,8 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
     method is in its place.
 
     Args:
-      rows: as in `report`.
-      methods: as in `report`.
+      rows: as in `markdown`.
+      methods: as in `markdown`.
       pairs: names of teacher and student.
     """
     references = _references(methods)
@@ -238,3 +250,90 @@ def spread(values: Sequence[float]) -> str:
         return "-"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def make(path: Path) -> list[Path]:
+    """Writes Markdown, and for several pairs a picture, beside a file of results; returns their names.
+
+    Raises:
+      UserError: if the file holds no results.
+    """
+    try:
+        rows = json.loads(path.read_text())
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no results.json of experiments.compare: {error}") from error
+    if not rows:
+        raise UserError(f"{path} holds no results")
+    pairs = list(dict.fromkeys(tuple(row["pair"].split(" -> ")) if "pair" in row else None for row in rows))
+    text = [_about(rows)]
+    if pairs == [None]:
+        text.append(_measures(rows, methods))
+    else:
+        text += [of_all_pairs(rows, methods, pairs), _teachers(rows, pairs), _measures(rows, methods)]
+    if len(pairs) > 1:
+        draw_pairs(path.with_suffix(".png"), rows, methods, pairs)
+    path.with_suffix(".md").write_text("\n\n".join(text) + "\n")
+    return [path.with_suffix(".md")] + ([path.with_suffix(".png")] if len(pairs) > 1 else [])
+
+
+def _about(rows: Rows) -> str:
+    def all_of(values: Iterable[str]) -> str:
+        return ", ".join(sorted(set(values)))
+
+    seeds, days = len({row["seed"] for row in rows}), sorted(row["date"][:10] for row in rows)
+    return (
+        f"{len(rows)} runs on {all_of(row['dataset'] for row in rows)}, {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{all_of(format(row['epochs'], 'g') for row in rows)} epochs. Accuracies at the last epoch, mean ± standard "
+        "deviation over seeds; differences, with the same seeds, with their standard error over pairs. "
+        f"{all_of(row['hardware'] for row in rows)}, jax {all_of(row['jax'] for row in rows)}, {days[0]} to {days[-1]}."
+    )
+
+
+def _teachers(rows: Rows, pairs: list[tuple[str, str]]) -> str:
+    taught = {}
+    for teacher, _ in pairs:
+        mine = [row for row in rows if row["pair"].startswith(f"{teacher} -> ")]
+        # A teacher that was trained again has several accuracies.
+        found = {f"{100 * row['teacher_top1']:.2f}" for row in mine if row["teacher_top1"] is not None}
+        taught[teacher] = ", ".join(sorted(found))
+    return table(["teacher", "top-1, %"], [[name, top1] for name, top1 in taught.items() if top1])
+
+
+def _measures(rows: Rows, methods: list[str]) -> str:
+    """Returns a table of what else was measured, means over all pairs and seeds."""
+    measures = {
+        "top-1 last, %": ("top1_last", 100, ".2f"),
+        "top-1 best, %": ("top1_best", 100, ".2f"),
+        "top-5, %": ("top5_last", 100, ".2f"),
+        "agreement, %": ("agreement", 100, ".2f"),
+        "KL to the teacher, nats": ("kl_to_teacher", 1, ".3f"),
+        "calibration error, %": ("calibration_error", 100, ".2f"),
+        "CKA stage 4": ("cka_stage4", 1, ".2f"),
+        "ms a step": ("seconds_per_step", 1000, ".0f"),
+    }
+    lines = []
+    for method in methods:
+        mine = [row for row in rows if row["method"] == method]
+        line = [method]
+        for key, scale, digits in measures.values():
+            values = [row[key] for row in mine if row.get(key) is not None]
+            line.append(format(scale * statistics.mean(values), digits) if values else "-")
+        lines.append(line)
+    return table(["mean over all runs", *measures], lines)
+
+
+def main() -> None:
+    """Reads the command line, and makes each file's tables and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, help="files that experiments.compare wrote")
+    for path in parser.parse_args().results:
+        made = make(path)
+        print(f"{path}: wrote {' and '.join(name.name for name in made)} next to it")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,6 +1,6 @@
 """What each method costs beside plain KD: trained parameters, memory, and the time of a training step.
 
-    python -m experiments.bench_methods
+    python -m experiments.bench.methods
 
 Each step has the cross-entropy, `kd`, and one method more. The methods take turns, so that a machine that slows down
 slows all of them down; times of one run are comparable with one another alone.

@@ -47,7 +47,7 @@ def test_open_splits_rejects_invalid_arguments(settings, message):
 
 def test_photographs_need_a_size_and_are_not_kept_in_device_memory(monkeypatch):
     photographs = data.Source([{"image": b"", "label": 0}], 10, 0, 3)
-    monkeypatch.setattr("lfcc_jax.data.splits.open_source", lambda *_: photographs)
+    monkeypatch.setattr("lfcc_jax.data.inputs.open_source", lambda *_: photographs)
     with pytest.raises(UserError, match="config.data.image_size: missing"):
         data.open_splits("photographs")
     with pytest.raises(UserError, match="config.data.resident: the images of 'photographs' vary in size"):

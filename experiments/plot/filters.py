@@ -1,4 +1,4 @@
-"""Plots the frequency responses of the filters and the weights behind a code: `python experiments/plot_filters.py`."""
+"""Plots the frequency responses of the filters and the weights behind a code: `python -m experiments.plot.filters`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lfcc_jax import filters
 
 CUTOFF = 1 / 8
 SIZE, GRID = 14, 4  # whose Nyquist frequency is 1/7
-# Distinct with every kind of colour vision, and in grey by their dashes. Ideal and dct have the same response: one is a
+# Distinct with every kind of color vision, and in gray by their dashes. Ideal and dct have the same response: one is a
 # broad band under the other.
 STYLES = {
     "ideal": {"color": "#C4C4C4", "linewidth": 4.5, "markersize": 12},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "tpu_vm.sh"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "vm.sh"
 GCLOUD = """#!/usr/bin/env bash
 echo "$4 ${@:5}" >> "$FAKE/calls"
 case "$4" in
@@ -107,5 +107,5 @@ def test_a_slice_that_cannot_be_had_yet_or_is_taken_back_at_once_is_asked_for_ag
 def test_a_command_that_lacks_something_is_told_how(tmp_path, arguments):
     done, _, calls = launch(tmp_path, [], *arguments)
     assert done.returncode == 2
-    assert "experiments/tpu_vm.sh NAME ZONE TYPE BUCKET --" in done.stderr
+    assert "experiments/tpu/vm.sh NAME ZONE TYPE BUCKET --" in done.stderr
     assert not calls

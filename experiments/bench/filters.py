@@ -1,6 +1,6 @@
 """Times the low-pass filters as matrix products, FFTs and convolutions, and all grids of a stage in one pass.
 
-    python experiments/bench_filters.py
+    python -m experiments.bench.filters
 
 Batch 64, float32. Times of one run are comparable with one another alone, so they are given as ratios; the floor is the
 time to read the map and write the result once, at the speed at which this machine copies an array of that size.

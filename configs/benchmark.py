@@ -4,7 +4,7 @@ Its pairs and settings are those of One-for-All (Hao et al., One-for-All: Bridge
 Architectures in Knowledge Distillation, 2023), as released with its code: batches are global, all networks see 224 x
 224 pixels, students start from scratch. Where its authors are known to have run something else, the configs say so.
 
-Not as in that code: each network normalises images by its own mean and deviation (there both by one, on CIFAR-100 its
+Not as in that code: each network normalizes images by its own mean and deviation (there both by one, on CIFAR-100 its
 own), and test images are resized by the student's own interpolation; mixing draws one share for the global batch (there
 in each of eight processes); `drop_path` is 0 (there unset on CIFAR-100, so timm's 0.1 for Swin students); position
 embeddings and bias tables do not decay (there they do, as they are hidden in the distiller); BatchNorm's statistics are
@@ -64,7 +64,7 @@ _LFCC = {
     "stages": ("stage1", "stage2", "stage3", "stage4"),
     "width": 128,
     "temperature": 0.1,
-    "standardise": True,
+    "standardize": True,
 }
 _METHODS: dict[str, Block] = {
     "scratch": {},
@@ -80,7 +80,7 @@ _METHODS: dict[str, Block] = {
     "fitnet_kd": {"fitnet": {"weight": 1.0}, "kd": _KD},
     "crd": {"crd": {"weight": 0.8}},
     "crd_kd": {"crd": {"weight": 0.8}, "kd": _KD},
-    "kd_standardised": {"kd": {"weight": 9.0, "temperature": 2.0, "standardise": True}},
+    "kd_standardized": {"kd": {"weight": 9.0, "temperature": 2.0, "standardize": True}},
     "ttm": {"ttm": {"weight": 45.0}},
     "wttm": {"wttm": {"weight": 1.0}},
     "at": {"at": {"weight": 1000.0}},

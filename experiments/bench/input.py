@@ -1,6 +1,6 @@
 """Images a second of the input pipeline and of the augmentation on the device, beside torchvision's and timm's.
 
-    python -m experiments.bench_input
+    python -m experiments.bench.input
 
 Needs torch, torchvision and timm. The photographs are scikit-learn's two, as JPEG of 500 x 375 pixels, about ImageNet's
 average. Ours and theirs take turns. Reading is by as many processes of each; the augmentation is one program on all

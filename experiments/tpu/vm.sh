@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a config on all workers of a Cloud TPU VM slice; after a preemption, resumes on a new slice.
 #
-#   experiments/tpu_vm.sh NAME ZONE TYPE BUCKET -- --config=configs/imagenet.py:method=lfcc --config.batch_size=1024
+#   experiments/tpu/vm.sh NAME ZONE TYPE BUCKET -- --config=configs/imagenet.py:method=lfcc --config.batch_size=1024
 #
 # NAME    of the TPU; created (as spot, which may be taken back) if it is not there, and left running at the end
 # ZONE    for example us-west4-a

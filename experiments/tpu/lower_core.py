@@ -1,6 +1,6 @@
 """Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU: collectives and temporary HBM per chip.
 
-pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python experiments/tpu_lower_core.py
+pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.lower_core
 """
 
 import collections

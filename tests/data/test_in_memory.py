@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lfcc_jax import data
-from lfcc_jax.data.memory import fits_in_memory
+from lfcc_jax.data.in_memory import fits_in_memory
 
 
 class Counted(list):

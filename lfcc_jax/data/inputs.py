@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 from lfcc_jax.arguments import Between, checked_arguments
 from lfcc_jax.data import augmentation as augmentations
-from lfcc_jax.data.memory import fits_in_memory, in_memory
+from lfcc_jax.data.in_memory import fits_in_memory, in_memory
 from lfcc_jax.data.source import Source, open_source
 from lfcc_jax.errors import UserError
 

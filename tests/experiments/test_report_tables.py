@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments import tables
+from experiments.compare import report
 from lfcc_jax.errors import UserError
 
 ROW = {
@@ -38,7 +38,7 @@ def test_differences_are_those_of_equal_pairs_and_seeds(tmp_path):
     ]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(rows[::-1]))
-    made = tables.make(path)
+    made = report.make(path)
     text = made[0].read_text()
     error = statistics.stdev([1.5, 2.5]) / 2**0.5
     assert "lfcc is ahead by" in text
@@ -58,7 +58,7 @@ def test_a_method_that_has_fewer_seeds_is_compared_on_those_alone_and_lfcc_besid
     rows = [row(m, pair, seed, top1) for (m, seed), top1 in found.items() for pair in ("a -> b", "c -> d")]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(rows))
-    lines = tables.make(path)[0].read_text().splitlines()
+    lines = report.make(path)[0].read_text().splitlines()
     ahead = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[-3:-1]]
         for line in lines
@@ -76,7 +76,7 @@ def test_a_file_that_holds_no_results_is_named(tmp_path):
     for text in ("{", "[1]", "[]"):
         wrong.write_text(text)
         with pytest.raises(UserError, match="wrong.json"):
-            tables.make(wrong)
-    command = [sys.executable, "-m", "experiments.tables", str(wrong)]
+            report.make(wrong)
+    command = [sys.executable, "-m", "experiments.compare.report", str(wrong)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, f"error: {wrong} holds no results\n")

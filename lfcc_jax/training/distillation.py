@@ -28,7 +28,7 @@ class Images(NamedTuple):
     Attributes:
       num_classes: how many classes there are.
       size: height and width of what the networks get, in pixels.
-      channels: 3 for colour, 1 for grey.
+      channels: 3 for color, 1 for gray.
       count: how many there are to train on.
     """
 
@@ -39,7 +39,7 @@ class Images(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembly:
+class Distillation:
     """What a run trains, and how.
 
     Attributes:
@@ -98,7 +98,7 @@ class Assembly:
         return placed(self.state_shapes()), teacher, {"image": image, "label": number, "index": number}
 
 
-def assemble(run: RunConfig, images: Images, teacher: models.Network | None = None) -> Assembly:
+def build(run: RunConfig, images: Images, teacher: models.Network | None = None) -> Distillation:
     """Returns what a config describes.
 
     Args:
@@ -130,14 +130,14 @@ def assemble(run: RunConfig, images: Images, teacher: models.Network | None = No
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
     learning_rate = schedules.create(block.pop("learning_rate"), **timing, where="config.optimizer.learning_rate")
     optimizer = optimizers.create(**block, learning_rate=learning_rate)
-    return Assembly(student, teacher, losses, weights, optimizer, learning_rate, run.ema_decay)
+    return Distillation(student, teacher, losses, weights, optimizer, learning_rate, run.ema_decay)
 
 
 def check_blocks(run: RunConfig) -> None:
     """Checks the networks, losses and optimizer of a config as far as that is possible without the data.
 
     Raises:
-      UserError: as `assemble`.
+      UserError: as `build`.
     """
     for whose, block in (("student", run.student), ("teacher", run.teacher)):
         if whose == "student" or block.get("name"):

@@ -1,7 +1,7 @@
 """Compiles a config's real training step for a TPU slice, without a TPU: what each chip holds, computes and sends.
 
     pip install "jax[tpu]"
-    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu_compile --topology=v5e:4x4 \
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.compile --topology=v5e:4x4 \
         --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc --config.batch_size=1024
 
 Needs neither the data set nor the teacher's checkpoint. A step of a ResNet-50 takes XLA five minutes on two cores; what
@@ -25,10 +25,10 @@ from jax.sharding import AxisType, Mesh
 
 from lfcc_jax import main as cli
 from lfcc_jax.arguments import checked_arguments
-from lfcc_jax.data import augmentation, noise
+from lfcc_jax.data import augmentation
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.training.assembly import Assembly, Images, assemble
 from lfcc_jax.training.config import RunConfig, as_dict, read_config
+from lfcc_jax.training.distillation import Distillation, Images, build
 from lfcc_jax.training.evaluation import make_comparison_step
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
@@ -92,16 +92,16 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     Raises:
       UserError: for a config or topology that will not do.
     """
-    run, mesh, assembly, images, fixed_size = _built(config, topology)
+    run, mesh, distillation, images, fixed_size = _built(config, topology)
     cropped = fixed_size and run.data.get("image_size")  # on the device, as in `open_splits`
     sizes = {"num_classes": images.num_classes, "size": images.size if cropped else 0}
     settings = run.data.get("augmentation") or {}
     augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation", sizes))
     from_host = fixed_size or images.size
-    arguments = assembly.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
+    arguments = distillation.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
     began = time.monotonic()
-    program = assembly.train_step(mesh, augment).lower(*arguments).compile()
-    return _report(run, assembly, topology, program, time.monotonic() - began)
+    program = distillation.train_step(mesh, augment).lower(*arguments).compile()
+    return _report(run, distillation, topology, program, time.monotonic() - began)
 
 
 def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
@@ -110,25 +110,27 @@ def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
     Raises:
       UserError: for a config or topology that will not do, or a config without a teacher.
     """
-    run, mesh, assembly, images, _ = _built(config, topology)
-    if assembly.teacher is None:
+    run, mesh, distillation, images, _ = _built(config, topology)
+    if distillation.teacher is None:
         raise UserError("--evaluation compares a student to its teacher, and config.teacher.name is empty")
-    state, teacher, batch = assembly.step_arguments(mesh, run.batch_size, (images.size, images.size, images.channels))
+    state, teacher, batch = distillation.step_arguments(
+        mesh, run.batch_size, (images.size, images.size, images.channels)
+    )
     batch["mask"] = jax.ShapeDtypeStruct((run.batch_size,), bool, sharding=batch["label"].sharding)
-    step = make_comparison_step(assembly.student, assembly.teacher, mesh)
+    step = make_comparison_step(distillation.student, distillation.teacher, mesh)
     began = time.monotonic()
     placement = (replicated(mesh), batch_sharding(mesh))
     program = jax.jit(step, out_shardings=placement).lower(state.evaluated, teacher, batch).compile()
-    return _report(run, assembly, topology, program, time.monotonic() - began)
+    return _report(run, distillation, topology, program, time.monotonic() - began)
 
 
-def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Assembly, Images, int]:
+def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Distillation, Images, int]:
     """Returns a config's run, its mesh and networks, and the size of its images, 0 if that varies."""
     run = read_config(config)
     mesh = topology_mesh(topology, **checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
     name = run.data["name"]
-    if sizes := noise.parse_name(name):
+    if sizes := random_images.parse_name(name):
         classes, count, size = sizes[0], 1024, sizes[1]
     elif name in _DATA:
         classes, count, size = _DATA[name]
@@ -136,19 +138,19 @@ def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Asse
         raise unknown("data set", name, _DATA, "config.data.name")
     image_size = run.data.get("image_size") or size
     images = Images(classes, image_size, 3, count)
-    return run, mesh, assemble(run, images), images, size
+    return run, mesh, build(run, images), images, size
 
 
-def _report(run: RunConfig, assembly: Assembly, topology: str, program: Any, seconds: float) -> dict[str, Any]:
+def _report(run: RunConfig, distillation: Distillation, topology: str, program: Any, seconds: float) -> dict[str, Any]:
     memory, cost = program.memory_analysis(), program.cost_analysis()
     report = {
         "teacher": run.teacher.get("name") or "none",
         "student": run.student["name"],
-        "losses": " + ".join(assembly.losses),
+        "losses": " + ".join(distillation.losses),
         "batch": run.batch_size,
         "dtype": run.dtype,
         "topology": topology,
-        "parameters": sum(x.size for x in jax.tree.leaves(assembly.state_shapes().student["params"])),
+        "parameters": sum(x.size for x in jax.tree.leaves(distillation.state_shapes().student["params"])),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "flops": int(cost["flops"]),
@@ -190,7 +192,7 @@ def _all_reports(directory: Path) -> str:
     header += ["GB accessed", "collectives, bytes of their results", "compiled in, s", "jax"]
     return (
         "Training steps compiled for TPU slices, what XLA says of one chip's program (`python -m "
-        "experiments.tpu_compile --topology=SLICE --config=...`).\n\n" + table(header, sorted(rows)) + "\n"
+        "experiments.tpu.compile --topology=SLICE --config=...`).\n\n" + table(header, sorted(rows)) + "\n"
     )
 
 

@@ -43,13 +43,13 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import comparison
+from experiments.compare import report
 from lfcc_jax import main as cli
 from lfcc_jax import models, storage
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training.assembly import check_blocks
 from lfcc_jax.training.config import read_config
+from lfcc_jax.training.distillation import check_blocks
 from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.summary import read_summary
 from lfcc_jax.training.workdir import check_same_run
@@ -165,10 +165,10 @@ def main() -> None:
                 flush=True,
             )
 
-    text = comparison.report(rows, taught_by, methods, pairs)
+    text = report.markdown(rows, taught_by, methods, pairs)
     storage.write_text(workdir / "results.md", text + "\n")
     print(f"\n{text}\n")
-    made = comparison.draw(workdir, rows, taught_by, methods, seeds, pairs)
+    made = report.draw(workdir, rows, taught_by, methods, seeds, pairs)
     print(f"results.md, results.json, {' and '.join(made)} are in {workdir}")
 
 

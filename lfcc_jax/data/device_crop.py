@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
-from lfcc_jax.data.decode import resized_side
+from lfcc_jax.data.host_crops import resized_side
 
 # Pillow's weights are integers of this many fractional bits; 8 bits of a pixel and 2 of overshoot fill an int32.
 _BITS = 22

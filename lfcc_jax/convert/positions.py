@@ -29,7 +29,7 @@ def resize_position_bias(
 ) -> Float[np.ndarray, "{offsets} heads"]:
     """Returns the bias table of a square window resized to that of another.
 
-    Offsets are stretched in a geometric progression, so that neighbours keep their own and only what is far is
+    Offsets are stretched in a geometric progression, so that neighbors keep their own and only what is far is
     interpolated, as in BEiT and timm; what is farther than a table reaches takes its edge.
 
     Args:

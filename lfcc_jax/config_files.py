@@ -1,0 +1,106 @@
+"""Config files: runs the Python file behind `--config`, and parses the argument after its colon."""
+
+import inspect
+import sys
+import traceback
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lfcc_jax.errors import UserError, shown, unknown
+
+
+def load_config(file: str) -> ConfigDict:
+    """Returns the config that a config file's `get_config` returns.
+
+    Args:
+      file: Path of the Python file; if `get_config` takes an argument, with a colon and the argument behind it, as in
+        `configs/digits.py:method=kd`.
+
+    Raises:
+      UserError: if the file cannot be read or fails (with the line at which it does), or does not return a config.
+    """
+    path, colon, argument = file.partition(":")
+    where = f"--config={path}"
+    if Path(path).is_dir() or not path.endswith(".py"):
+        raise UserError(f"{where} must be a Python file that defines get_config()")
+    if not Path(path).exists():
+        raise UserError(f"{where}: No such file or directory: {path!r}")
+    try:
+        loader = SourceFileLoader("config_file", path)
+        module = sys.modules["config_file"] = ModuleType("config_file")  # where dataclasses, for one, look it up
+        module.__file__ = path
+        loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise UserError(f"{where} must define get_config()")
+        arguments = (argument,) if colon else ()
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError as error:
+            given = f"got {argument!r}" if colon else "got none; give one behind a colon, as in --config=FILE:ARGUMENT"
+            takes = "no argument" if colon else "an argument"
+            raise UserError(f"{where}: get_config takes {takes}, {given}") from error
+        config = get_config(*arguments)
+        if not isinstance(config, ConfigDict | dict):
+            raise UserError(f"{where}: get_config() must return a ConfigDict or a dict, got {shown(config)}")
+        config = config if type(config) is ConfigDict else ConfigDict(config)  # a FrozenConfigDict, for one, is not
+        config.unlock()
+        return config
+    except UserError:
+        raise
+    except Exception as error:  # a config file may fail in any way
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines = [error.lineno]
+        line = f", line {lines[-1]}" if lines else ""
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise UserError(f"{where}{line}: {type(error).__name__}: {message}") from error
+
+
+class OptionsHelp(Exception):  # noqa: N818 - it is an answer
+    """Raised by `parse_argument("help")`; its argument is the options. This is how `--help` learns a file's options."""
+
+
+def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
+    """Reads what stands behind the colon of `--config=file.py:name=value,name=value`.
+
+    Args:
+      argument: that text; empty means all defaults.
+      **options: for each name its default, whose type the value shall have; or a tuple of the values that would do,
+        the default first.
+
+    Returns:
+      A namespace of all the names.
+
+    Raises:
+      UserError: for an unknown name or value, with the nearest one.
+      OptionsHelp: if the argument is `help`.
+
+    Examples:
+      >>> parse_argument("method=kd,runlocal=true", method=("lfcc", "kd"), runlocal=False)
+      namespace(method='kd', runlocal=True)
+    """
+    if argument == "help":
+        raise OptionsHelp(options)
+    chosen = {name: option[0] if isinstance(option, tuple) else option for name, option in options.items()}
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if name not in options:
+            raise unknown("name", name, options, "--config=file.py:...")
+        option = options[name]
+        if isinstance(option, tuple) and value not in option:
+            raise unknown(name, value, option, "--config=file.py:...")
+        if isinstance(option, bool):
+            if value.lower() not in ("", "true", "false", "1", "0"):
+                raise unknown(name, value, ("true", "false"), "--config=file.py:...")
+            chosen[name] = value.lower() in ("", "true", "1")
+        else:
+            try:
+                chosen[name] = value if isinstance(option, tuple) else type(option)(value)
+            except ValueError as error:
+                raise UserError(f"--config=file.py:...: {name}={value} is no {type(option).__name__}") from error
+    return SimpleNamespace(**chosen)
