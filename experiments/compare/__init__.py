@@ -1,0 +1,1 @@
+"""Comparisons of methods, pairs of networks and seeds, and their tables and pictures."""
