@@ -1,10 +1,8 @@
 """A whole run, from config to trained student, to be read from top to bottom."""
 
 import contextlib
-import dataclasses
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,29 +12,20 @@ from etils import epath
 
 from lfcc_jax import data, models, storage
 from lfcc_jax.arguments import checked_arguments
-from lfcc_jax.data.device_crop import central_crop
 from lfcc_jax.digest import not_finite, some
 from lfcc_jax.errors import UserError
-from lfcc_jax.training import pictures
+from lfcc_jax.training import feeds, pictures
 from lfcc_jax.training.checkpoint import Checkpoints
 from lfcc_jax.training.config import as_dict, read_config
-from lfcc_jax.training.distillation import Images, build, count_steps, teacher_network
+from lfcc_jax.training.distillation import build
 from lfcc_jax.training.evaluation import Evaluator
+from lfcc_jax.training.metrics import StepMetrics, first_not_finite
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.processes import check_agreement, software
 from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say
-from lfcc_jax.training.resident import ResidentFeed
-from lfcc_jax.training.sharding import (
-    DevicePrefetch,
-    check_batch_size,
-    create_mesh,
-    to_global,
-    weight_shardings,
-)
-from lfcc_jax.training.state import start_from
-from lfcc_jax.training.step import to_float
-from lfcc_jax.training.summary import describe_student, read_summary, spectra, summarize, summary_table
-from lfcc_jax.training.workdir import claim_workdir
+from lfcc_jax.training.sharding import check_batch_size, create_mesh, placed, to_global, weight_shardings
+from lfcc_jax.training.summary import describe_student, sizes_of, spectra, summarize, summary_table
+from lfcc_jax.training.workdir import claim_workdir, finished_summary
 
 
 class DivergedError(UserError):
@@ -47,12 +36,12 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
     """Trains a student, with a teacher or without, and evaluates it.
 
     Without a teacher this is plain training, which is how teachers and baselines are made. Called again with the same
-    config and work directory, a run that was stopped or killed goes on where its last checkpoint stands, and ends with
-    the same weights, bit for bit, as one that never stopped.
+    config and work directory, a run that was stopped or killed resumes from its last checkpoint, and ends with the same
+    weights, bit for bit, as one that never stopped.
 
     Args:
-      config: an `ml_collections.ConfigDict` or a dict, with the keys of `training.config.RunConfig`.
-      workdir: where the run lives. It gets `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (on a
+      config: An `ml_collections.ConfigDict` or a dict, with the keys of `training.config.RunConfig`.
+      workdir: Directory of the run. It gets `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (on a
         local disk, where TensorFlow is installed), and at the end `student/`, `summary.json`, `learning_curves.png`,
         `spectra.png`.
 
@@ -60,7 +49,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
       What `summary.json` holds: accuracies, sizes, times.
 
     Raises:
-      UserError: for a config, data set, teacher or work directory that will not do, before anything is computed; and
+      UserError: if the config, data set, teacher or work directory cannot be used, before anything is computed; and
         `DivergedError`, a kind of it, if the loss, the state or an evaluation is NaN or infinite. Nothing is saved
         then, and earlier checkpoints are kept.
       Preempted: after SIGTERM or Ctrl-C, with a checkpoint saved.
@@ -78,206 +67,135 @@ def _train_and_evaluate(
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_agreement({"config": as_dict(config), "software": software()})
     check_batch_size(run.batch_size, mesh, "config.batch_size")
-
-    # -- Images --------------------------------------------------------------------------------------------------------
-    splits = data.open_splits(**checked_arguments(data.open_splits, run.data, "config.data"))
-    total_steps = count_steps(run, len(splits.train.examples))
-    steps_per_epoch = data.steps_per_epoch(splits.train, run.batch_size)
-    images = Images(
-        splits.train.num_classes, splits.image_size, splits.train.image_channels, len(splits.train.examples)
-    )
-
-    # -- Networks, losses with their heads and weights, and the optimizer ----------------------------------------------
-    distillation = build(run, images)  # every name and key is looked at before a file is read
-    inputs = {"train": data.fingerprint(splits.train), "test": data.fingerprint(splits.test)}
-    if run.student.get("checkpoint"):
-        start_made = _describe(storage.resolve(run.student["checkpoint"], "config.student.checkpoint"))
-    teacher = teacher_variables = None
-    if run.teacher.get("name"):
-        path = run.teacher.get("checkpoint")
-        taught = [f"config.losses.{name}" for name, method in distillation.losses.items() if method.needs_teacher]
-        if path:
-            path = storage.resolve(path, "config.teacher.checkpoint")
-            made = _describe(path)
-            teacher = teacher_network(run, images, made=made)
-            teacher_variables = models.load_variables(path, teacher, weight_shardings(teacher.variable_shapes(), mesh))
-            inputs["teacher"] = _identity(made, teacher_variables)
-            distillation = build(run, images, teacher)
-        elif taught:
-            raise UserError(
-                f"config.teacher.checkpoint: missing, and {taught[0]} needs a teacher; give the work directory of the "
-                "run that trained it, for example one with --config=FILE:method=teacher"
-            )
-        else:  # a baseline: the teacher would only be compared with it
-            distillation = dataclasses.replace(distillation, teacher=None)
-    student = distillation.student
-
-    # -- Batches -------------------------------------------------------------------------------------------------------
-    splits = data.load(splits)
-    if splits.resident:
-        batches = data.train_indices(splits.train, run.batch_size, seed=run.seed)
-    else:
-        crops = {"image_size": splits.image_size, "scale": splits.scale, "workers": splits.workers}
-        batches = data.train_batches(splits.train, run.batch_size, seed=run.seed, **crops)
-
-    # -- State: fresh or restored --------------------------------------------------------------------------------------
-    shapes = distillation.state_shapes()
-    placement = weight_shardings(shapes, mesh)
-    start = None
-    if path := run.student.get("checkpoint"):
-        start = models.load_variables(path, student, placement.student)
-        inputs["student"] = _identity(start_made, start)
-    # All was accepted that can be before something is computed.
-    check_agreement(inputs)
-    num_bytes = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes))
-    workdir = claim_workdir(workdir, config, inputs, held, num_bytes)
-    if (summary := read_summary(workdir)) is not None:
+    if (summary := finished_summary(workdir, config)) is not None:
         say(f"this run has ended already; its summary is in {workdir}")
         return summary
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    restored = checkpoints.restore(
-        jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement), total_steps
-    )
-    window: dict[str, np.ndarray] = {}  # the metrics of each step since the last row of metrics.jsonl
-    if restored:
-        state, about = restored
-        batches.set_state(about["data"])
-        window = {name: np.asarray(values, np.float32) for name, values in about.get("window", {}).items()}
-    else:
-        # Random numbers are slow to compile and drawn once: on a CPU, without optimization in a third of the time.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        state = jax.jit(distillation.init, out_shardings=placement, compiler_options=options)(jax.random.key(run.seed))
-        if start is not None:
-            state = start_from(state, start)
-    del start  # its arrays would take memory beside the state's
-    first_step = int(state.step)
-    if splits.resident:
-        batches = ResidentFeed(data.read_all(splits.train), batches, mesh, run.batch_size, run.log_every_steps)
-    else:
-        batches = DevicePrefetch(batches, mesh)
 
-    # -- What there is, for a person to see ----------------------------------------------------------------------------
+    # -- Images, networks, losses, optimizer: the whole config is validated before any large file is read --------------
+    inputs = data.open_inputs(**checked_arguments(data.open_inputs, run.data, "config.data"))
+    saved_teacher = _Saved(run.teacher if run.teacher.get("name") else {}, "config.teacher.checkpoint")
+    saved_student = _Saved(run.student, "config.student.checkpoint")
+    distillation = build(run, inputs.images, saved_teacher.description)
+    if not saved_teacher.path:
+        distillation = distillation.without_teacher()
+    student, teacher, total_steps = distillation.student, distillation.teacher, distillation.total_steps
+    steps_per_epoch = inputs.steps_per_epoch(run.batch_size)
+    identities = inputs.fingerprints()
+    teacher_variables = start = None
+    if teacher:
+        teacher_variables, identities["teacher"] = saved_teacher.load(teacher, mesh)
+    if saved_student.path:
+        start, identities["student"] = saved_student.load(student, mesh)
+    inputs = inputs.load(say)
+
+    # -- Work directory, data feed, and state: fresh or restored -------------------------------------------------------
+    check_agreement(identities)
+    shapes = distillation.state_shapes()
+    num_bytes = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes))
+    workdir = claim_workdir(workdir, config, identities, held, num_bytes)
+    feed = feeds.create(inputs, mesh, run.batch_size, run.seed, run.log_every_steps)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    if restored := checkpoints.restore(placed(shapes, mesh), total_steps):
+        state, about = restored
+        feed.restore(about["data"])
+        metrics = StepMetrics(about["window"])
+    else:
+        state = distillation.create_state(mesh, run.seed)
+        state = state.with_student(start) if start is not None else state
+        metrics = StepMetrics()
+    del start  # its arrays would take memory next to the state's
+    step = first_step = int(state.step)
+
+    # -- Startup summary -----------------------------------------------------------------------------------------------
+    sizes = sizes_of(shapes)
     if first_step == 0:
-        say(parameter_overview.get_parameter_overview(shapes.student["params"], include_stats=False))
-    sizes = {
-        "student": _size(shapes.student["params"]),
-        "heads": _size([h.get("params") for h in shapes.heads.values()]),
-    }
+        say(parameter_overview.get_parameter_overview(shapes.params["student"], include_stats=False))
     say(
         f"{run.student['name']} ({sizes['student']:,} parameters, {sizes['heads']:,} in heads) "
         + (f"learns from {run.teacher['name']} " if teacher else "")
-        + f"by {' + '.join(distillation.losses)}; {len(splits.train.examples):,} images, batch {run.batch_size}, "
+        + f"by {' + '.join(distillation.losses)}; {inputs.images.count:,} images, batch {run.batch_size}, "
         f"{total_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
     if first_step:
-        say(f"goes on from step {first_step} of {workdir}")
+        say(f"resuming {workdir} from step {first_step}")
 
-    # -- Programs ------------------------------------------------------------------------------------------------------
-    prepare = _test_images(splits, student)
-    train_step = distillation.train_step(mesh, splits.augmentation, resident=splits.resident)
-
-    def read_test_batches() -> Iterator[dict[str, Any]]:
-        crop = {"crop": student.crop, "interpolation": student.interpolation}
-        return data.eval_batches(
-            splits.test, run.batch_size, image_size=splits.image_size, workers=splits.workers, **crop
-        )
-
-    test_batches = functools.partial(iter, list(read_test_batches())) if splits.resident else read_test_batches
-    evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
-
-    def evaluate_now(step: int) -> dict[str, float]:
-        results = evaluate(state.evaluated)
-        if wrong := {name: value for name, value in results.items() if not np.isfinite(value)}:
-            raise _diverged(f"the evaluation after step {step}: {_values(wrong)}", checkpoints)
-        return results
-
-    writer = MetricsWriter(workdir, first_step)
+    # -- Programs, and the evaluation before training ------------------------------------------------------------------
     say("compiling ...")
+    view = {"crop": student.crop, "interpolation": student.interpolation}
+    prepare, test_batches = inputs.prepare_test(**view), inputs.test_batches(run.batch_size, **view)
+    evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
+    writer = MetricsWriter(workdir, first_step)
     # A run that was stopped after its last step is evaluated again: what is left of metrics.jsonl may lack that row.
     if first_step in (0, total_steps):
-        results = evaluate_now(first_step)
+        results = _finite(evaluate(state.evaluated), first_step, checkpoints)
         if all(row["step"] != first_step for row in read_metrics(workdir)):
-            epoch = first_step / steps_per_epoch
-            writer.write(first_step, {"epoch": epoch} | {f"test/{name}": value for name, value in results.items()})
+            writer.write(first_step, {"epoch": first_step / steps_per_epoch} | _prefixed("test", results))
     if first_step == 0 and teacher:
         say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
+    train_step = distillation.train_step(mesh, inputs.augmentation, feed.program)
     if first_step < total_steps:
         began = time.monotonic()
-        size = splits.train.image_size or splits.image_size
-        arguments = distillation.step_arguments(mesh, run.batch_size, (size, size, splits.train.image_channels))
-        if splits.resident:
-            arguments = (*arguments[:2], batches.shapes())
-        train_step = train_step.lower(*arguments).compile()
+        train_step = train_step.lower(*distillation.step_arguments(mesh), feed.shapes()).compile()
         say(f"compiled the training step in {time.monotonic() - began:.1f} s")
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
+    log_every, save_every = run.log_every_steps, run.checkpoint_every_steps or total_steps
     eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
-    stops = [n for n in (run.log_every_steps, eval_every, run.checkpoint_every_steps) if n]
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
-    pending = []
-    step = first_step
     with (
         watch_signals() as told_to_stop,  # closed last, so that a late signal does not interrupt a save
         contextlib.closing(checkpoints),
         contextlib.closing(writer),
-        contextlib.closing(batches),
+        contextlib.closing(feed),
     ):
         while step < total_steps:
-            count = _steps_until_next(step, total_steps, *stops) if splits.resident else 1
-            batch = batches.take(count) if splits.resident else next(batches)
-            state, metrics = train_step(state, teacher_variables, batch)
+            until_next = min(n - step % n for n in (log_every, eval_every, save_every))
+            batch, count = feed.take(min(until_next, total_steps - step))
+            state, step_metrics = train_step(state, teacher_variables, batch)
             step += count
-            pending.append((metrics, count))
-            log = step % run.log_every_steps == 0
+            metrics.add(step_metrics, count)
+            logging = step % log_every == 0
             evaluating = step % eval_every == 0 or step == total_steps
-            saving = evaluating or (run.checkpoint_every_steps and step % run.checkpoint_every_steps == 0)
+            saving = evaluating or step % save_every == 0
             stopping = told_to_stop.is_set()
-            if not (log or saving or stopping):
+            if not (logging or saving or stopping):
                 continue
 
-            # Nothing is saved, and no run ends, before all that led to it was seen to be finite.
-            new = _per_step(pending)
+            # Check every step since the last log for NaNs before saving anything.
+            new = metrics.fetch()
             progress.pause(step)
-            _check_metrics(new, step, checkpoints)
+            if wrong := first_not_finite(new):
+                first, values = wrong
+                raise _diverged(f"step {step - len(new['loss']) + 1 + first}: {_values(values)}", checkpoints)
             if (saving or stopping) and (wrong := not_finite(state)):
                 raise _diverged(f"after step {step}, {some(wrong)} contains NaN or infinity", checkpoints)
-            window = {name: np.concatenate([window[name], v]) if window else v for name, v in new.items()}
-            pending = []
-            results = evaluate_now(step) if evaluating else None
-            if log or saving:  # and not where a run happens to be stopped: its rows are those of one that is not
-                means = {name: float(np.mean(values)) for name, values in window.items()} | {
+            results = _finite(evaluate(state.evaluated), step, checkpoints) if evaluating else {}
+            if logging or saving:  # not where a run happens to be stopped: it gets the rows of one that is not
+                means = metrics.take_means() | {
                     "learning_rate": float(distillation.learning_rate(step - 1)),
                     "images_per_second": progress.images_per_second,
                 }
-                row = {"epoch": step / steps_per_epoch} | {f"train/{name}": value for name, value in means.items()}
-                window = {}
-                if log and (line := progress.line(step, means)):
+                epoch = step / steps_per_epoch
+                if logging and (line := progress.line(step, means)):
                     say(line)
                 if results:
-                    row |= {f"test/{name}": value for name, value in results.items()}
-                    say(
-                        f"epoch {step / steps_per_epoch:g}: test "
-                        + "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
-                    )
-                writer.write(step, row)
+                    shown = "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
+                    say(f"epoch {epoch:g}: test {shown}")
+                writer.write(step, {"epoch": epoch} | _prefixed("train", means) | _prefixed("test", results))
             if saving or stopping:
-                about = {
-                    "data": batches.state,
-                    "window": {name: values.tolist() for name, values in window.items()},
-                }
-                checkpoints.save(step, state, about, results and results["accuracy"])
+                about = {"data": feed.state, "window": metrics.state}
+                checkpoints.save(step, state, about, results.get("accuracy"))
             if stopping and step < total_steps:
                 raise Preempted(
-                    f"stopped at step {step} of {total_steps}, saved in {workdir}; the same command goes on"
+                    f"stopped at step {step} of {total_steps}, saved in {workdir}; the same command resumes it"
                 )
             progress.resume(step)
 
     # -- Final outputs -------------------------------------------------------------------------------------------------
     rows = read_metrics(workdir)
-    summary = summarize(run, distillation, splits.train.name, results, rows, total_steps, sizes, mesh)
-    description = describe_student(run, images) | {"made_by": summary}
-    models.save(workdir / "student", state.evaluated, description)
-    some_images = to_global(next(test_batches()), mesh)["image"]
+    summary = summarize(run, distillation, inputs.train.name, results, rows, sizes, mesh)
+    models.save(workdir / "student", state.evaluated, describe_student(run, inputs.images) | {"made_by": summary})
+    some_images = to_global(next(iter(test_batches())), mesh)["image"]
     networks = {f"student {run.student['name']}": (student, state.evaluated)}
     if teacher:
         networks[f"teacher {run.teacher['name']}"] = (teacher, teacher_variables)
@@ -292,56 +210,37 @@ def _train_and_evaluate(
     return summary
 
 
-def _describe(path: epath.PathLike) -> dict[str, Any]:
-    made = models.describe(path)
-    if "digests" not in made:
-        say(f"{path} was saved without digests, so damage to its variables cannot be detected")
-    return made
+class _Saved:
+    """A saved network that a config block names in its `checkpoint`, if it does."""
+
+    def __init__(self, block: Mapping[str, Any], where: str):
+        self.path, self.description = None, None
+        if block.get("checkpoint"):
+            self.path = storage.resolve(block["checkpoint"], where)
+            self.description = models.describe(self.path)
+            if "digests" not in self.description:
+                say(f"{self.path} was saved without digests, so damage to its variables cannot be detected")
+
+    def load(self, network: models.Network, mesh: jax.sharding.Mesh) -> tuple[Any, dict[str, str]]:
+        """Returns its variables, and what identifies it among the inputs of a run."""
+        variables = models.load_variables(self.path, network, weight_shardings(network.variable_shapes(), mesh))
+        digest = models.fingerprint(self.description, variables)[:12]
+        return variables, {"name": self.description["name"], "digest": digest}
 
 
-def _identity(made: Mapping[str, Any], variables: Any) -> dict[str, str]:
-    """Returns what identifies a network among the inputs of a run."""
-    return {"name": made["name"], "digest": models.fingerprint(made, variables)[:12]}
-
-
-def _test_images(splits: data.Splits, student: models.Network) -> Callable[[jax.Array], jax.Array]:
-    """Returns what happens to test images on the device: resizing as the student's weights want it, if at all."""
-    if not splits.resized:
-        return to_float
-    return functools.partial(
-        central_crop, size=splits.image_size, crop=student.crop, interpolation=student.interpolation
-    )
-
-
-def _size(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _steps_until_next(step: int, total_steps: int, *every: int) -> int:
-    """Returns how many steps there are to the next multiple of one of `every`, or to the end."""
-    return min(total_steps - step, *(n - step % n for n in every))
-
-
-def _per_step(pending: list[tuple[dict[str, jax.Array], int]]) -> dict[str, np.ndarray]:
-    """Returns each metric of each step, from the metrics of one step or of several, and their number."""
-    parts = [
-        {name: np.atleast_1d(values)[:count] for name, values in metrics.items()}
-        for metrics, count in jax.device_get(pending)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _check_metrics(values: Mapping[str, np.ndarray], step: int, checkpoints: Checkpoints) -> None:
-    """Raises `DivergedError` unless all metrics are finite, those of the steps up to `step`."""
-    finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        wrong = {name: float(v[first]) for name, v in values.items() if not np.isfinite(v[first])}
-        raise _diverged(f"step {step - len(finite) + 1 + first}: {_values(wrong)}", checkpoints)
+def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def _values(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} is {value}" for name, value in metrics.items())
+
+
+def _finite(results: dict[str, float], step: int, checkpoints: Checkpoints) -> dict[str, float]:
+    """Returns the results of an evaluation, or raises `DivergedError` if one of them is NaN or infinite."""
+    if wrong := {name: value for name, value in results.items() if not np.isfinite(value)}:
+        raise _diverged(f"the evaluation after step {step}: {_values(wrong)}", checkpoints)
+    return results
 
 
 def _diverged(what: str, checkpoints: Checkpoints) -> DivergedError:

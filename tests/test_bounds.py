@@ -20,7 +20,7 @@ from lfcc_jax.training.sharding import create_mesh
 READERS = {
     "config": RunConfig,
     "config.mesh": create_mesh,
-    "config.data": data.open_splits,
+    "config.data": data.open_inputs,
     "config.data.augmentation": augmentation.create,
     "config.data.augmentation.randaugment": Policy,
     "config.optimizer": optimizer.create,

@@ -40,10 +40,10 @@ import numpy as np
 from configs import imagenet
 from lfcc_jax import models
 from lfcc_jax.arguments import checked_arguments
-from lfcc_jax.data import augmentation
+from lfcc_jax.data import Images, augmentation
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import as_dict, read_config
-from lfcc_jax.training.distillation import Images, build
+from lfcc_jax.training.distillation import build
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 

@@ -25,10 +25,10 @@ from jax.sharding import AxisType, Mesh
 
 from lfcc_jax import main as cli
 from lfcc_jax.arguments import checked_arguments
-from lfcc_jax.data import augmentation
+from lfcc_jax.data import Images, augmentation
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.training.config import RunConfig, as_dict, read_config
-from lfcc_jax.training.distillation import Distillation, Images, build
+from lfcc_jax.training.distillation import Distillation, build
 from lfcc_jax.training.evaluation import make_comparison_step
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
@@ -93,7 +93,7 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
       UserError: for a config or topology that will not do.
     """
     run, mesh, distillation, images, fixed_size = _built(config, topology)
-    cropped = fixed_size and run.data.get("image_size")  # on the device, as in `open_splits`
+    cropped = fixed_size and run.data.get("image_size")  # on the device, as in `open_inputs`
     sizes = {"num_classes": images.num_classes, "size": images.size if cropped else 0}
     settings = run.data.get("augmentation") or {}
     augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation", sizes))

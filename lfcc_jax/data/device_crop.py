@@ -1,5 +1,6 @@
 """Test images of one size, resized on the device to the values that Pillow, and so timm, gives on the host."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
@@ -8,6 +9,11 @@ from lfcc_jax.data.host_crops import resized_side
 
 # Pillow's weights are integers of this many fractional bits; 8 bits of a pixel and 2 of overshoot fill an int32.
 _BITS = 22
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """Returns uint8 images as float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
 
 
 def central_crop(

@@ -1,27 +1,50 @@
-"""What a run reads, and what is done to it: the `data` block of a config."""
+"""Training and test images of a run: the `data` block of a config."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
+
+import grain
+import jax
 
 from lfcc_jax.arguments import Between, checked_arguments
 from lfcc_jax.data import augmentation as augmentations
+from lfcc_jax.data import device_crop
+from lfcc_jax.data.examples import Example
+from lfcc_jax.data.fingerprint import fingerprint
 from lfcc_jax.data.in_memory import fits_in_memory, in_memory
+from lfcc_jax.data.pipeline import Batches, eval_batches, steps_per_epoch, train_batches, train_indices
 from lfcc_jax.data.source import Source, open_source
 from lfcc_jax.errors import UserError
 
 
-class Splits(NamedTuple):
-    """Training and test images, as networks will see them.
+class Images(NamedTuple):
+    """What networks and losses need to know about the images.
 
     Attributes:
-      train: the images to train on.
-      test: the images to evaluate on.
-      image_size: height and width of what the networks get, in pixels.
+      num_classes: Number of classes.
+      size: Height and width of what the networks get, in pixels.
+      channels: 3 for color, 1 for gray.
+      count: Number of training images.
+    """
+
+    num_classes: int
+    size: int
+    channels: int
+    count: int
+
+
+class Inputs(NamedTuple):
+    """Training and test images, and how networks see them.
+
+    Attributes:
+      train: Source of the training images.
+      test: Source of the test images.
+      image_size: Height and width of what the networks get, in pixels.
       resized: Whether images of one size are cropped and resized on the device, because `image_size` is given.
-      augmentation: what is done to training images on the device.
-      scale: least and largest share of a photograph that a random crop on the host keeps.
-      workers: processes that read and decode.
-      resident: whether all images are read at once, the training images into device memory.
+      augmentation: What is done to training images on the device.
+      workers: Number of processes that read and decode.
+      resident: Whether all images are read once, the training images into device memory.
     """
 
     train: Source
@@ -29,12 +52,91 @@ class Splits(NamedTuple):
     image_size: int
     resized: bool
     augmentation: augmentations.Augmentation
-    scale: tuple[float, float]
     workers: int
     resident: bool
 
+    @property
+    def images(self) -> Images:
+        """What networks and losses need to know about the images."""
+        train = self.train
+        return Images(train.num_classes, self.image_size, train.image_channels, len(train.examples))
 
-def open_splits(
+    @property
+    def host_shape(self) -> tuple[int, int, int]:
+        """The shape of a training image as it comes from the host."""
+        size = self.train.image_size or self.image_size
+        return size, size, self.train.image_channels
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Returns what identifies both sources, as JSON."""
+        return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
+
+    def load(self, log: Callable[[str], None] = lambda line: None) -> "Inputs":
+        """Returns the same inputs with small images of one size in memory.
+
+        So every example is checked before training. What is left as it is (images that vary in size, splits of more
+        than 1 GiB, and those that worker processes read) is checked example by example, as it is read.
+
+        Args:
+          log: Prints a line before images are read.
+
+        Raises:
+          UserError: for the first example that `examples.read` refuses.
+        """
+        if self.workers and not self.resident:  # processes share no memory
+            return self
+        chosen = [self.resident or fits_in_memory(source) for source in (self.train, self.test)]
+        if count := sum(len(s.examples) for s, keep in zip((self.train, self.test), chosen, strict=True) if keep):
+            log(f"reading {count:,} images into memory ...")
+        train, test = (in_memory(s) if keep else s for s, keep in zip((self.train, self.test), chosen, strict=True))
+        return self._replace(train=train, test=test)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns the number of full global batches of training images."""
+        return steps_per_epoch(self.train, batch_size)
+
+    def train_batches(self, batch_size: int, seed: int) -> Batches:
+        """Returns an iterator over training batches; see `pipeline.train_batches`."""
+        scale = self.augmentation.scale
+        crops = {"image_size": self.image_size, "scale": scale, "workers": self.workers}
+        return train_batches(self.train, batch_size, seed=seed, **crops)
+
+    def train_indices(self, batch_size: int, seed: int) -> grain.DatasetIterator:
+        """Returns an iterator over the indices of training batches; see `pipeline.train_indices`."""
+        return train_indices(self.train, batch_size, seed=seed)
+
+    def test_batches(
+        self, batch_size: int, crop_fraction: float, interpolation: str
+    ) -> Callable[[], Iterable[Example]]:
+        """Returns a function that returns the test batches; see `pipeline.eval_batches`.
+
+        Args:
+          batch_size: Global batch size.
+          crop_fraction: As the student's weights want it; for images that vary in size.
+          interpolation: As the student's weights want it; for images that vary in size.
+        """
+
+        def read() -> Iterator[Example]:
+            crop = {"crop": crop_fraction, "interpolation": interpolation, "image_size": self.image_size}
+            return eval_batches(self.test, batch_size, workers=self.workers, **crop)
+
+        return functools.partial(iter, list(read())) if self.resident else read
+
+    def prepare_test(self, crop_fraction: float, interpolation: str) -> Callable[[jax.Array], jax.Array]:
+        """Returns what happens to test images on the device: uint8 images to floats in [0, 1], resized if need be.
+
+        Args:
+          crop_fraction: As the student's weights want it; for images of one size.
+          interpolation: As the student's weights want it; for images of one size.
+        """
+        if not self.resized:
+            return device_crop.to_float
+        return functools.partial(
+            device_crop.central_crop, size=self.image_size, crop=crop_fraction, interpolation=interpolation
+        )
+
+
+def open_inputs(
     name: str,
     train_split: str = "train",
     test_split: str = "test",
@@ -43,8 +145,8 @@ def open_splits(
     augmentation: Mapping[str, Any] | None = None,
     workers: Annotated[int, Between(0, 256)] = 0,
     resident: bool = False,
-) -> Splits:
-    """Returns training and test data.
+) -> Inputs:
+    """Returns training and test images.
 
     Args:
       name: as in `open_source`.
@@ -64,7 +166,7 @@ def open_splits(
     Raises:
       UserError: as `open_source`; for a key that is unknown, or a value that makes no sense.
     """
-    checked_arguments(open_splits, locals(), "config.data")
+    checked_arguments(open_inputs, locals(), "config.data")
     train, test = open_source(name, train_split, data_dir), open_source(name, test_split, data_dir)
     if not image_size and not train.image_size:
         raise UserError(f"config.data.image_size: missing; the images of '{name}' vary in size, 224 is usual")
@@ -81,21 +183,4 @@ def open_splits(
         raise UserError(
             f"config.data.augmentation.padding must be less than the size of the images, {side}, got {augment.padding}"
         )
-    return Splits(train, test, image_size or train.image_size, resized, augment, augment.scale, workers, resident)
-
-
-def load(splits: Splits) -> Splits:
-    """Returns the splits with small images of one size in memory.
-
-    So every example is checked before training. What is left as it is (images that vary in size, splits of more than
-    1 GiB, and those that worker processes read) is checked example by example, as it is read.
-
-    Raises:
-      UserError: for the first example that `examples.read` refuses.
-    """
-    if splits.resident:
-        return splits._replace(train=in_memory(splits.train), test=in_memory(splits.test))
-    if splits.workers:  # processes share no memory
-        return splits
-    train, test = (in_memory(source) if fits_in_memory(source) else source for source in (splits.train, splits.test))
-    return splits._replace(train=train, test=test)
+    return Inputs(train, test, image_size or train.image_size, resized, augment, workers, resident)

@@ -128,29 +128,24 @@ class Checkpoints:
 
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]] | str:
         """Returns state and `about` of a checkpoint, or what is wrong with it; the same in every process."""
-        # Before digests, a checkpoint had the state of the data iterator in place of the record.
-        item = "data" if storage.exists(self._directory / str(step) / "data") else "record"
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), **{item: ocp.args.JsonRestore()})
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore())
         # Left installed after a failure: aborted reads may report later.
         hook, sys.unraisablehook = sys.unraisablehook, _quiet_aborted_reads
         problem = ""
         try:
             read = self._manager.restore(step, args=args)
-            record = _verified(read[item], step) if item == "record" else None
+            record = _verified(read["record"], step)
         except Exception as error:  # Orbax raises everything from JSONDecodeError to bare Exception here.
             problem = " ".join(str(error).split())[:200] or type(error).__name__
         if problem := _of_any_process(problem):
             return problem
         sys.unraisablehook = hook
-        if record is not None and (wrong := changes(record["arrays"], digests(read.state))):
+        if wrong := changes(record["arrays"], digests(read.state)):
             problem = f"{some(wrong)} differs from what was saved"
         elif wrong := not_finite(read.state):
             problem = f"{some(wrong)} contains NaN or infinity"
         if problem := _of_any_process(problem):
             return problem
-        if record is None:
-            say(f"checkpoint {step} has no digests, so whether it is as it was saved cannot be checked")
-            return read.state, {"data": read.data}
         return read.state, record["about"]
 
     def _set_aside(self, reasons: Mapping[int, str]) -> None:

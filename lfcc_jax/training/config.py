@@ -17,7 +17,7 @@ class RunConfig:
     """A run. Each block is the keyword arguments of one function, which its line names.
 
     Attributes:
-      data: of `lfcc_jax.data.open_splits`.
+      data: of `lfcc_jax.data.open_inputs`.
       student: `name`, and what differs from that network's defaults, of `lfcc_jax.models.create`; and `checkpoint`, a
         work directory whose student this one starts as, with that one's number of classes. None if empty.
       losses: a block for each method: `weight` (a number, or a block for `training.schedules.create`), and the

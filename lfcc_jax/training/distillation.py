@@ -2,40 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from lfcc_jax import methods, models
 from lfcc_jax.arguments import check_value, checked_arguments, signature
+from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
 from lfcc_jax.training.config import Block, RunConfig
-from lfcc_jax.training.resident import make_train_loop
 from lfcc_jax.training.schedules import Schedule
-from lfcc_jax.training.sharding import batch_sharding, replicated, weight_shardings
+from lfcc_jax.training.sharding import placed, replicated, weight_shardings
 from lfcc_jax.training.state import TrainState, init_state
-from lfcc_jax.training.step import Prepare, make_train_step
-
-
-class Images(NamedTuple):
-    """What networks and losses need to know of the images.
-
-    Attributes:
-      num_classes: how many classes there are.
-      size: height and width of what the networks get, in pixels.
-      channels: 3 for color, 1 for gray.
-      count: how many there are to train on.
-    """
-
-    num_classes: int
-    size: int
-    channels: int
-    count: int
+from lfcc_jax.training.step import Augment, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +26,14 @@ class Distillation:
     """What a run trains, and how.
 
     Attributes:
-      student: the network that is trained.
-      teacher: the network that is imitated, or None.
-      losses: the methods whose losses add up, by name.
-      weights: of each method, as a function of the step.
-      optimizer: of all that is trained.
-      learning_rate: as a function of the step.
-      ema_decay: of the student's moving average; 0 is none.
+      student: The network that is trained.
+      teacher: The network that is imitated, or None.
+      losses: The methods whose losses add up, by name.
+      weights: Weight of each method, as a function of the step.
+      optimizer: Updates everything that is trained.
+      learning_rate: Learning rate, as a function of the step.
+      ema_decay: Decay of the student's moving average; 0 turns it off.
+      total_steps: Number of training steps.
     """
 
     student: models.Network
@@ -59,60 +43,81 @@ class Distillation:
     optimizer: optax.GradientTransformation
     learning_rate: Schedule
     ema_decay: float
+    total_steps: int
+
+    def without_teacher(self) -> "Distillation":
+        """Returns the same without a teacher, for a run that would only be compared with it.
+
+        Raises:
+          UserError: if a loss needs one.
+        """
+        for name, method in self.losses.items():
+            if method.needs_teacher:
+                raise UserError(
+                    f"config.teacher.checkpoint: missing, and config.losses.{name} needs a teacher; give the work "
+                    "directory of the run that trained it, for example one with --config=FILE:method=teacher"
+                )
+        return dataclasses.replace(self, teacher=None)
 
     def init(self, key: jax.Array) -> TrainState:
         """Returns the state at step 0."""
         return init_state(key, self.student, self.teacher, self.losses, self.optimizer, use_ema=self.ema_decay > 0)
 
+    def create_state(self, mesh: Mesh, seed: int) -> TrainState:
+        """Returns the state at step 0, placed on the devices."""
+        # Runs once; on CPU, unoptimized code compiles three times faster.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        placement = weight_shardings(self.state_shapes(), mesh)
+        return jax.jit(self.init, out_shardings=placement, compiler_options=options)(jax.random.key(seed))
+
     def state_shapes(self) -> TrainState:
         """Returns shapes and dtypes of the state, computing nothing."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
-    def train_step(self, mesh: Mesh, augment: Prepare | None = None, *, resident: bool = False) -> Callable[..., Any]:
-        """Returns the jitted training step, the state donated: see `make_train_step`; or a loop: `make_train_loop`."""
+    def train_step(
+        self,
+        mesh: Mesh,
+        augment: Augment | None = None,
+        program: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda step: step,
+    ) -> Any:
+        """Returns the jitted training step, which donates the state.
+
+        Args:
+          mesh: Devices to train on, which need not exist.
+          augment: As in `make_train_step`.
+          program: Makes what is compiled of the step; see `Feed.program`.
+        """
         losses = {name: m.clone(mesh=mesh) if hasattr(m, "mesh") else m for name, m in self.losses.items()}
         step = make_train_step(
             self.student, self.teacher, losses, self.weights, self.optimizer, self.ema_decay, augment
         )
         placement = weight_shardings(self.state_shapes(), mesh)
-        step = make_train_loop(step) if resident else step
-        return jax.jit(step, donate_argnums=0, out_shardings=(placement, replicated(mesh)))
+        return jax.jit(program(step), donate_argnums=0, out_shardings=(placement, replicated(mesh)))
 
-    def step_arguments(self, mesh: Mesh, batch_size: int, image_shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
-        """Returns shapes and placements of the step's arguments, to compile it for.
-
-        Args:
-          mesh: of devices, which need not be there.
-          batch_size: global.
-          image_shape: `(height, width, channels)` of the images as they come from the host.
-        """
-
-        def placed(shapes: Any) -> Any:
-            placement = weight_shardings(shapes, mesh)
-            return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
-
-        split = batch_sharding(mesh)
-        number = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split)
-        image = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8, sharding=split)
-        teacher = None if self.teacher is None else placed(self.teacher.variable_shapes())
-        return placed(self.state_shapes()), teacher, {"image": image, "label": number, "index": number}
+    def step_arguments(self, mesh: Mesh) -> tuple[Any, Any]:
+        """Returns shapes, dtypes and shardings of the step's state and teacher variables, to compile it for."""
+        teacher = None if self.teacher is None else placed(self.teacher.variable_shapes(), mesh)
+        return placed(self.state_shapes(), mesh), teacher
 
 
-def build(run: RunConfig, images: Images, teacher: models.Network | None = None) -> Distillation:
+def build(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None) -> Distillation:
     """Returns what a config describes.
 
     Args:
-      run: the config.
+      run: The config.
       images: What the networks need to know about the data.
-      teacher: Overrides the teacher described by the config; see `teacher_network`.
+      made: Description in the teacher's checkpoint. Fields that the config does not set are as the teacher was trained.
 
     Raises:
       UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
     """
     student = network(run.student, images, run.dtype)
-    if teacher is None and run.teacher.get("name"):
-        teacher = teacher_network(run, images)
-    timing = {"steps_per_epoch": images.count // run.batch_size, "total_steps": count_steps(run, images.count)}
+    teacher = None
+    if run.teacher.get("name"):
+        same = made is not None and made["name"] == run.teacher["name"]
+        teacher = network((made["overrides"] if same else {}) | run.teacher, images, run.dtype, "config.teacher")
+    total_steps = count_steps(run, images.count)
+    timing = {"steps_per_epoch": images.count // run.batch_size, "total_steps": total_steps}
     losses, weights = {}, {}
     for name, block in run.losses.items():
         method = _loss(name, block, images.count)
@@ -130,7 +135,7 @@ def build(run: RunConfig, images: Images, teacher: models.Network | None = None)
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
     learning_rate = schedules.create(block.pop("learning_rate"), **timing, where="config.optimizer.learning_rate")
     optimizer = optimizers.create(**block, learning_rate=learning_rate)
-    return Distillation(student, teacher, losses, weights, optimizer, learning_rate, run.ema_decay)
+    return Distillation(student, teacher, losses, weights, optimizer, learning_rate, run.ema_decay, total_steps)
 
 
 def check_blocks(run: RunConfig) -> None:
@@ -166,23 +171,6 @@ def count_steps(run: RunConfig, count: int) -> int:
             f"config.epochs must amount to between 1 and 2^31 - 1 steps, got {run.epochs:g} epochs of {steps_per_epoch}"
         )
     return steps
-
-
-def teacher_network(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None) -> models.Network:
-    """Returns the teacher.
-
-    Args:
-      run: The config.
-      images: What the networks need to know about the data.
-      made: The description in its checkpoint. Fields that the config does not set are as the teacher was trained.
-
-    Raises:
-      UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
-    """
-    block = run.teacher
-    if made is not None and made["name"] == block["name"]:
-        block = made["overrides"] | block
-    return network(block, images, run.dtype, "config.teacher")
 
 
 def network(block: Block, images: Images, dtype: str, where: str = "config.student") -> models.Network:

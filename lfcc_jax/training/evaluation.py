@@ -10,11 +10,12 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from lfcc_jax.cka import hsic_terms
+from lfcc_jax.data import to_float
 from lfcc_jax.losses import cross_entropy, kd
 from lfcc_jax.methods import teach
 from lfcc_jax.models import Network
 from lfcc_jax.training.sharding import batch_sharding, replicated, to_global
-from lfcc_jax.training.step import Batch, Metrics, to_float
+from lfcc_jax.training.step import Batch, Metrics
 
 CALIBRATION_BINS = 15
 # CKA is an average over groups of this many images, of the first so many images.

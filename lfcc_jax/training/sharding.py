@@ -1,6 +1,6 @@
 """Where arrays live: a mesh with axes `data` and `fsdp`, and the placement of batches and weights on it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
@@ -82,30 +82,7 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-class DevicePrefetch:
-    """Iterates over global batches, transferring one ahead of the one in use.
-
-    Attributes:
-      state: of the underlying iterator as it was just after the batch that was last handed out, which is what a
-        checkpoint must hold; the iterator itself is further ahead.
-    """
-
-    def __init__(self, iterator: Any, mesh: Mesh):
-        self._iterator, self._mesh = iterator, mesh
-        self._ahead = None
-        self.state = iterator.get_state()
-
-    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        return self
-
-    def __next__(self) -> dict[str, jax.Array]:
-        batch, self.state = self._ahead or self._fetch()
-        self._ahead = self._fetch()
-        return batch
-
-    def close(self) -> None:
-        """Ends threads and processes that read ahead."""
-        self._iterator.close()
-
-    def _fetch(self) -> tuple[dict[str, jax.Array], Any]:
-        return to_global(next(self._iterator), self._mesh), self._iterator.get_state()
+def placed(shapes: Any, mesh: Mesh) -> Any:
+    """Returns a tree of shapes with the placement of `weight_shardings`, to compile for or to restore into."""
+    placement = weight_shardings(shapes, mesh)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)

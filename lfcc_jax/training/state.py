@@ -1,4 +1,4 @@
-"""What training changes and a checkpoint holds: the student, the heads, the optimizer's state. Never the teacher."""
+"""What training changes and a checkpoint holds: student, heads and optimizer. Never the teacher."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,31 +17,39 @@ class TrainState:
     """The state of a run.
 
     Attributes:
-      step: how many updates were made.
-      student: the student's variables: `params`, and `batch_stats` if it has BatchNorm.
-      heads: each method's variables, by the method's name; `params` is trained, other collections are its memory.
-      opt_state: of the optimizer, over `trainable(state)`.
-      ema: exponential moving average of the student's variables, or None.
-      rng: key of the run; step `n` uses `fold_in(rng, n)`, so that a resumed run draws the same numbers.
+      step: Number of updates made.
+      params: What the optimizer updates: `student`, and `heads` by the name of the method.
+      collections: All other variables, likewise: the student's `batch_stats`, and the memories of methods.
+      opt_state: State of the optimizer over `params`.
+      ema: Exponential moving average of the student's variables, or None.
+      rng: Key of the run. Step `n` uses `fold_in(rng, n)`, so a resumed run draws the same numbers.
     """
 
     step: jax.Array
-    student: dict[str, Any]
-    heads: dict[str, dict[str, Any]]
-    opt_state: optax.OptState
-    ema: dict[str, Any] | None
+    params: dict[str, Any]
+    collections: dict[str, Any]
+    opt_state: Any
+    ema: Any
     rng: jax.Array
 
     @property
+    def student(self) -> dict[str, Any]:
+        """The student's variables."""
+        return {"params": self.params["student"], **self.collections["student"]}
+
+    @property
     def evaluated(self) -> dict[str, Any]:
-        """The student's variables that are evaluated and exported: their moving average if there is one."""
+        """The variables that are evaluated: the moving average if there is one, else the student's."""
         return self.student if self.ema is None else self.ema
 
-
-def trainable(state: TrainState) -> dict[str, Any]:
-    """Returns what the optimizer updates: `params` of the student and of every head."""
-    heads = {name: variables.get("params", {}) for name, variables in state.heads.items()}
-    return {"student": state.student["params"], "heads": heads}
+    def with_student(self, variables: Mapping[str, Any]) -> "TrainState":
+        """Returns this state with another network as the student, to be fine-tuned."""
+        params, collections = _split(variables)
+        # A copy, because the step may overwrite either.
+        ema = None if self.ema is None else jax.tree.map(jnp.copy, dict(variables))
+        return self.replace(
+            params=self.params | {"student": params}, collections=self.collections | {"student": collections}, ema=ema
+        )
 
 
 def init_state(
@@ -52,32 +60,39 @@ def init_state(
     optimizer: optax.GradientTransformation,
     use_ema: bool,
 ) -> TrainState:
-    """Returns the state at step 0. Pure, so that it can be jitted into any sharding, or only have its shape taken."""
+    """Returns the state at step 0. Pure, so it can be jitted into any sharding, or only have its shape taken."""
     student_key, heads_key, run_key = jax.random.split(key, 3)
     images = jnp.zeros(student.image_shape(), jnp.float32)
     variables = student.init(student_key, images)
 
     batch = {"image": images, "label": jnp.zeros((1,), jnp.int32), "index": jnp.zeros((1,), jnp.int32)}
     # Heads need only the sizes of what the networks return.
-    ours = _zeros(jax.eval_shape(lambda: student.apply(variables, images)))
-    theirs = None if teacher is None else _zeros(_taught_shapes(teacher))
+    student_output = _zeros(jax.eval_shape(lambda: student.apply(variables, images)))
+    teacher_output = None if teacher is None else _zeros(_teacher_shapes(teacher))
     keys = jax.random.split(heads_key, max(len(methods), 1))
-    heads = {name: methods[name].init(keys[i], batch, ours, theirs) for i, name in enumerate(sorted(methods))}
-
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32), student=variables, heads=heads, opt_state=(), ema=None, rng=run_key
+    heads = {
+        name: _split(methods[name].init(keys[i], batch, student_output, teacher_output))
+        for i, name in enumerate(sorted(methods))
+    }
+    student_params, student_collections = _split(variables)
+    params = {"student": student_params, "heads": {name: head for name, (head, _) in heads.items()}}
+    collections = {"student": student_collections, "heads": {name: memory for name, (_, memory) in heads.items()}}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        collections=collections,
+        opt_state=optimizer.init(params),
+        ema=variables if use_ema else None,
+        rng=run_key,
     )
-    return state.replace(opt_state=optimizer.init(trainable(state)), ema=variables if use_ema else None)
 
 
-def start_from(state: TrainState, variables: Any) -> TrainState:
-    """Returns a fresh state with a student that was trained before."""
-    # A copy, because the step may overwrite either.
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
-    return state.replace(student=variables, ema=ema)
+def _split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the `params` of some variables, and the other collections."""
+    return variables.get("params", {}), {name: value for name, value in variables.items() if name != "params"}
 
 
-def _taught_shapes(teacher: Network) -> Any:
+def _teacher_shapes(teacher: Network) -> Any:
     images = jax.ShapeDtypeStruct(teacher.image_shape(), jnp.float32)
     return jax.eval_shape(lambda variables, x: teach(teacher, variables, x), teacher.variable_shapes(), images)
 

@@ -9,13 +9,15 @@ from etils import epath
 from jax.sharding import Mesh
 
 from lfcc_jax import storage
+from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError
 from lfcc_jax.models import Network
 from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training.config import RunConfig
-from lfcc_jax.training.distillation import Distillation, Images
+from lfcc_jax.training.distillation import Distillation
 from lfcc_jax.training.report import say, table
 from lfcc_jax.training.sharding import replicated
+from lfcc_jax.training.state import TrainState
 
 
 def summarize(
@@ -24,7 +26,6 @@ def summarize(
     dataset: str,
     results: Mapping[str, float],
     rows: Sequence[Mapping[str, Any]],
-    total_steps: int,
     sizes: Mapping[str, int],
     mesh: Mesh,
 ) -> dict[str, Any]:
@@ -36,14 +37,13 @@ def summarize(
       dataset: name of the data set.
       results: the evaluation after the last step.
       rows: the rows of `metrics.jsonl`. Only the best accuracy and the speed depend on them.
-      total_steps: number of training steps.
       sizes: number of parameters of `student` and `heads`.
       mesh: devices that the run used.
     """
     tests = {
         row["step"]: row["test/accuracy"] for row in rows if row["step"] > 0 and row.get("test/accuracy") is not None
     }
-    tests[total_steps] = results["accuracy"]
+    tests[distillation.total_steps] = results["accuracy"]
     best_step = max(sorted(tests), key=tests.__getitem__)
     speed = next((row["train/images_per_second"] for row in rows[::-1] if row.get("train/images_per_second")), None)
     return {
@@ -53,7 +53,7 @@ def summarize(
         "losses": " + ".join(distillation.losses),
         "seed": run.seed,
         "epochs": run.epochs,
-        "steps": total_steps,
+        "steps": distillation.total_steps,
         "parameters": sizes["student"],
         "head_parameters": sizes["heads"],
         "top1_last": results["accuracy"],
@@ -71,6 +71,11 @@ def summarize(
         "jax": jax.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def sizes_of(shapes: TrainState) -> dict[str, int]:
+    """Returns the number of parameters of the `student` and of all `heads`."""
+    return {part: sum(leaf.size for leaf in jax.tree.leaves(shapes.params[part])) for part in ("student", "heads")}
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:

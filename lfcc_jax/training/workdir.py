@@ -17,6 +17,7 @@ from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import as_dict, differences
 from lfcc_jax.training.processes import gather, in_first_process
+from lfcc_jax.training.summary import read_summary
 
 # What may change between two starts of the same run, since no weight and no reported result depends on it.
 # `eval_every_epochs` is not among them: it decides which checkpoint is the best one.
@@ -65,6 +66,22 @@ def claim_workdir(
     in_first_process(claim)
     _check_shared(workdir)
     return workdir
+
+
+def finished_summary(workdir: epath.PathLike, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the summary of a run that has ended in this directory, or None. All processes must call this together.
+
+    Raises:
+      UserError: in every process, as `check_same_run`.
+    """
+    found: list[dict[str, Any] | None] = []
+
+    def look() -> None:
+        check_same_run(workdir, config)
+        found.append(read_summary(storage.resolve(workdir, "--workdir")))
+
+    in_first_process(look)
+    return gather(found[0] if found else None)[0]
 
 
 def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from configs import benchmark, schedules
 from lfcc_jax import convert, models
+from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import read_config
-from lfcc_jax.training.distillation import Images, build
+from lfcc_jax.training.distillation import build
 from lfcc_jax.training.optimizer import decay_mask
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "timm_training.json").read_text())

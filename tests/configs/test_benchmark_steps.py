@@ -10,8 +10,9 @@ import pytest
 from configs import cifar100, imagenet
 from configs.benchmark import CIFAR100_PAIRS, IMAGENET_PAIRS
 from lfcc_jax import data
+from lfcc_jax.data import Images
 from lfcc_jax.training.config import as_dict, read_config
-from lfcc_jax.training.distillation import Images, build
+from lfcc_jax.training.distillation import build
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global
 
 
@@ -52,7 +53,7 @@ def made_up(shapes):
 def test_a_pair_takes_a_step_by_a_method(config, teacher, student, method):
     run = read_config(config.get_config(f"teacher={teacher},student={student},method={method},runlocal"))
     mesh = create_mesh(data=2)
-    splits = data.open_splits(**as_dict(run.data))
+    splits = data.open_inputs(**as_dict(run.data))
     classes, size = splits.train.num_classes, splits.image_size
     distillation = build(run, Images(classes, size, 3, len(splits.train.examples)))
     augment = splits.augmentation

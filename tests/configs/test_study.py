@@ -3,9 +3,10 @@
 import pytest
 
 from configs import study
+from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import as_dict, read_config
-from lfcc_jax.training.distillation import Images, build
+from lfcc_jax.training.distillation import build
 
 MODES = ["", "runlocal"]
 

@@ -9,16 +9,16 @@ from lfcc_jax.errors import UserError
 
 
 def test_images_of_one_size_are_cropped_on_the_device_if_image_size_is_given():
-    plain = data.open_splits("noise_10x16")
+    plain = data.open_inputs("noise_10x16")
     assert (plain.image_size, plain.resized, plain.augmentation.size) == (16, False, 0)
     for size in (16, 24):
-        cropped = data.open_splits("noise_10x16", image_size=size, augmentation={"scale": (0.2, 0.3)})
+        cropped = data.open_inputs("noise_10x16", image_size=size, augmentation={"scale": (0.2, 0.3)})
         assert (cropped.image_size, cropped.resized, cropped.augmentation.size) == (size, True, size)
         assert cropped.scale == cropped.augmentation.scale == (0.2, 0.3)
 
 
 def test_crops_to_the_images_own_size_happen():
-    splits = data.open_splits("noise_10x16", image_size=16, augmentation={"scale": (0.2, 0.3)})
+    splits = data.open_inputs("noise_10x16", image_size=16, augmentation={"scale": (0.2, 0.3)})
     column = np.arange(16, dtype=np.uint8) * 17
     ramps = np.broadcast_to(column[:, None], (8, 16, 16, 3))  # rising from top to bottom
     cropped = jax.jit(splits.augmentation.each)(jax.random.key(0), np.arange(8), ramps)
@@ -40,15 +40,15 @@ def test_crops_to_the_images_own_size_happen():
         ({"augmentation": {"scale": (0.5, 1.0)}}, "scale needs config.data.image_size"),
     ],
 )
-def test_open_splits_rejects_invalid_arguments(settings, message):
+def test_open_inputs_rejects_invalid_arguments(settings, message):
     with pytest.raises(UserError, match=message):
-        data.open_splits("noise_10x16", **settings)
+        data.open_inputs("noise_10x16", **settings)
 
 
 def test_photographs_need_a_size_and_are_not_kept_in_device_memory(monkeypatch):
     photographs = data.Source([{"image": b"", "label": 0}], 10, 0, 3)
     monkeypatch.setattr("lfcc_jax.data.inputs.open_source", lambda *_: photographs)
     with pytest.raises(UserError, match="config.data.image_size: missing"):
-        data.open_splits("photographs")
+        data.open_inputs("photographs")
     with pytest.raises(UserError, match="config.data.resident: the images of 'photographs' vary in size"):
-        data.open_splits("photographs", image_size=16, resident=True)
+        data.open_inputs("photographs", image_size=16, resident=True)

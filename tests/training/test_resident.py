@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from lfcc_jax import data
+from lfcc_jax.data import Images
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.config import read_config
-from lfcc_jax.training.distillation import Images, build
+from lfcc_jax.training.distillation import build
+from lfcc_jax.training.feeds import ResidentFeed
 from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.report import read_metrics
-from lfcc_jax.training.resident import ResidentFeed
 from lfcc_jax.training.sharding import create_mesh
 
 
