@@ -43,7 +43,9 @@ def state_of(network: models.Network, seed: int) -> TrainState:
     optimizer = optax.adamw(1e-3).init(variables["params"])
     optimizer = (optimizer[0]._replace(mu=draw(variables["params"]), nu=draw(variables["params"])), *optimizer[1:])
     step = jax.numpy.int32(seed)
-    return TrainState(step, variables, {}, optimizer, None, jax.random.key(seed))
+    params = {"student": variables.pop("params"), "heads": {}}
+    collections = {"student": variables, "heads": {}}
+    return TrainState(step, params, collections, optimizer, None, jax.random.key(seed))
 
 
 def abstract(state: TrainState) -> TrainState:

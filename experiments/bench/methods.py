@@ -81,15 +81,9 @@ class Run:
         self._state, self._arguments = init(jax.random.key(0)), (taught, batch)
         step = jax.jit(make_train_step(student, teacher, losses, weights, optimizer), donate_argnums=0)
         self._step = step.lower(self._state, *self._arguments).compile()
-        heads = self._state.heads.get("more", {})
         self.parameters, self.memory = (
-            sum(
-                leaf.size
-                for name, tree in heads.items()
-                if (name == "params") == trained
-                for leaf in jax.tree.leaves(tree)
-            )
-            for trained in (True, False)
+            sum(leaf.size for leaf in jax.tree.leaves(variables["heads"].get("more", {})))
+            for variables in (self._state.params, self._state.collections)
         )
         self.best = np.inf
 

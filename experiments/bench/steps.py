@@ -44,6 +44,7 @@ from lfcc_jax.data import Images, augmentation
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import as_dict, read_config
 from lfcc_jax.training.distillation import build
+from lfcc_jax.training.feeds import batch_shapes
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
@@ -95,8 +96,9 @@ class JaxStep:
     def lower(self) -> None:
         """Traces the step."""
         shape = self._size, self._size, 3
-        arguments = self._distillation.step_arguments(self._mesh, self._batch_size, shape)
-        self._lowered = self._distillation.train_step(self._mesh, self._augment).lower(*arguments)
+        batch = batch_shapes(self._mesh, self._batch_size, shape)
+        step = self._distillation.train_step(self._mesh, self._augment)
+        self._lowered = step.lower(*self._distillation.step_arguments(self._mesh), batch)
 
     def compile(self) -> None:
         """Compiles the step and draws the networks' weights. Runs in a thread."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-sys.path.append(str(Path(__file__).parent.parent / "tests" / "goldens"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "goldens"))
 from timm_networks import build
 
 from lfcc_jax import models

@@ -54,7 +54,7 @@ def main() -> None:
     for axis, (text, image) in zip(figure.axes, panels, strict=False):
         axis.imshow(np.clip(image, 0, 1))
         axis.set_title(text, fontsize=7)
-    path = Path(__file__).parent.parent / "docs" / "augmentation.jpg"
+    path = Path(__file__).parents[2] / "docs" / "augmentation.jpg"
     figure.savefig(path, dpi=100, pil_kwargs={"quality": 85})
 
 

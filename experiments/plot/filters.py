@@ -21,7 +21,7 @@ STYLES = {
     "dct": {"color": "#000000", "linestyle": (0, (4, 1.5, 1, 1.5))},
     "butterworth": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "linewidth": 2},
 }
-PATH = Path(__file__).parent.parent / "docs" / "filters.png"
+PATH = Path(__file__).parents[2] / "docs" / "filters.png"
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.training.config import RunConfig, as_dict, read_config
 from lfcc_jax.training.distillation import Distillation, build
 from lfcc_jax.training.evaluation import make_comparison_step
+from lfcc_jax.training.feeds import batch_shapes
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
@@ -98,9 +99,9 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     settings = run.data.get("augmentation") or {}
     augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation", sizes))
     from_host = fixed_size or images.size
-    arguments = distillation.step_arguments(mesh, run.batch_size, (from_host, from_host, 3))
+    batch = batch_shapes(mesh, run.batch_size, (from_host, from_host, 3))
     began = time.monotonic()
-    program = distillation.train_step(mesh, augment).lower(*arguments).compile()
+    program = distillation.train_step(mesh, augment).lower(*distillation.step_arguments(mesh), batch).compile()
     return _report(run, distillation, topology, program, time.monotonic() - began)
 
 
@@ -113,9 +114,8 @@ def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
     run, mesh, distillation, images, _ = _built(config, topology)
     if distillation.teacher is None:
         raise UserError("--evaluation compares a student to its teacher, and config.teacher.name is empty")
-    state, teacher, batch = distillation.step_arguments(
-        mesh, run.batch_size, (images.size, images.size, images.channels)
-    )
+    state, teacher = distillation.step_arguments(mesh)
+    batch = batch_shapes(mesh, run.batch_size, (images.size, images.size, images.channels))
     batch["mask"] = jax.ShapeDtypeStruct((run.batch_size,), bool, sharding=batch["label"].sharding)
     step = make_comparison_step(distillation.student, distillation.teacher, mesh)
     began = time.monotonic()

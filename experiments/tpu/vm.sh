@@ -25,7 +25,7 @@ if ! command -v gcloud > /dev/null; then
     echo "gcloud is not here: https://cloud.google.com/sdk/docs/install" >&2
     exit 1
 fi
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 git rev-parse HEAD > /dev/null
 if [[ -n $(git status --porcelain) ]]; then
     echo "what is not committed stays here; the slice gets $(git log -1 --format='%h %s')" >&2

@@ -1,6 +1,7 @@
 """Builds networks, weighted losses and an optimizer from a config. Reads no files and runs no computation."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -72,6 +73,10 @@ class Distillation:
 
     def state_shapes(self) -> TrainState:
         """Returns shapes and dtypes of the state, computing nothing."""
+        return self._state_shapes
+
+    @functools.cached_property
+    def _state_shapes(self) -> TrainState:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def train_step(

@@ -56,13 +56,13 @@ def test_labels_that_are_no_class_are_rejected_while_streaming(read, label):
 def test_labels_that_are_no_class_are_rejected_before_training(make_data_set, label, resident):
     examples = [{"image": PIXELS, "label": label if i == 5 else 1} for i in range(8)]
     path = make_data_set(examples, tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8))
-    splits = data.open_inputs(str(path), "train[:5]", "test[2:]", resident=resident)
+    inputs = data.open_inputs(str(path), "train[:5]", "test[2:]", resident=resident)
     with pytest.raises(UserError, match=rf"^data set 'made', split 'test\[2:\]', example 3: .* got {label}\b"):
-        data.load(splits)
-    splits = data.open_inputs(str(path), "train", "test", resident=resident)
+        inputs.load()
+    inputs = data.open_inputs(str(path), "train", "test", resident=resident)
     with pytest.raises(UserError, match=rf"^data set 'made', split 'train', example 5: .* got {label}\b"):
-        data.load(splits)
-    good = data.load(data.open_inputs(str(path), "train[:5]", "test[6:]", resident=resident))
+        inputs.load()
+    good = data.open_inputs(str(path), "train[:5]", "test[6:]", resident=resident).load()
     assert data.read_all(good.train)["label"].tolist() == [1] * 5
 
 

@@ -45,7 +45,7 @@ def test_images_that_vary_in_size_or_take_more_than_1_gib_do_not_fit():
 
 @pytest.mark.parametrize(("changed", "kept"), [({}, True), ({"resident": True}, True), ({"workers": 1}, False)])
 def test_load_keeps_images_in_memory_unless_processes_read_them(changed, kept, data_dir):
-    splits = data.load(data.open_inputs("digits", "train[:9]", "test[:7]", data_dir=data_dir, **changed))
-    for split in (splits.train, splits.test):
+    inputs = data.open_inputs("digits", "train[:9]", "test[:7]", data_dir=data_dir, **changed).load()
+    for split in (inputs.train, inputs.test):
         first, again = (split.examples[0]["image"] for _ in range(2))
         assert np.shares_memory(first, again) == kept

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "vm.sh"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "tpu" / "vm.sh"
 GCLOUD = """#!/usr/bin/env bash
 echo "$4 ${@:5}" >> "$FAKE/calls"
 case "$4" in
@@ -35,7 +35,7 @@ def launch(tmp_path, outcomes, *arguments, **environment):
     done = subprocess.run(
         ["bash", SCRIPT, *given],
         env=os.environ | {"PATH": path, "FAKE": str(tmp_path), "TPU_VM_WAIT": "0"} | environment,
-        cwd=SCRIPT.parents[1],
+        cwd=SCRIPT.parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -38,9 +38,9 @@ strong = {"padding": 1, "flip": True, "randaugment": "rand-m9-mstd0.5-inc1", "er
 strong |= {"mixup": 0.8, "cutmix": 1.0}
 block = {"name": "digits", "train_split": "train[:64]", "test_split": "test[:20]", "data_dir": data_dir}
 mesh = create_mesh()
-splits = data.open_inputs(**block, augmentation=strong)
-augment = jax.jit(splits.augmentation, out_shardings=batch_sharding(mesh))
-batches = data.train_batches(splits.train, 16, seed=0)
+inputs = data.open_inputs(**block, augmentation=strong)
+augment = jax.jit(inputs.augmentation, out_shardings=batch_sharding(mesh))
+batches = data.train_batches(inputs.train, 16, seed=0)
 found = {}
 for step in range(3):
     seen = augment(jax.random.fold_in(jax.random.key(0), step), to_global(next(batches), mesh))

@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -50,26 +49,3 @@ def test_large_weights_are_split_along_their_longest_dimension_that_divides():
 def test_without_an_fsdp_axis_everything_is_replicated():
     specs = jax.tree.map(lambda s: s.spec, sharding.weight_shardings(jnp.zeros((512, 512)), sharding.create_mesh()))
     assert specs == PartitionSpec()
-
-
-class Counter:
-    """An iterator with a state, as grain's."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __next__(self):
-        self.count += 1
-        return {"x": np.full(8, self.count)}
-
-    def get_state(self):
-        return {"next": self.count}
-
-
-def test_prefetching_reports_the_state_after_the_batch_in_hand_not_after_the_one_ahead():
-    source = Counter()
-    batches = sharding.DevicePrefetch(source, sharding.create_mesh())
-    for expected in (1, 2, 3):
-        assert next(batches)["x"][0] == expected
-        assert batches.state == {"next": expected}
-        assert source.count == expected + 1

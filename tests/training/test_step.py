@@ -9,7 +9,7 @@ import pytest
 from lfcc_jax import methods, models
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global, weight_shardings
-from lfcc_jax.training.state import init_state, trainable
+from lfcc_jax.training.state import init_state
 from lfcc_jax.training.step import make_train_step
 
 SMALL = {"resnet_pico": {"widths": (4, 4, 8, 8)}, "vit_pico": {"width": 12}, "mixer_pico": {"width": 12}}
@@ -73,7 +73,7 @@ def compiled(shape, student, teacher, dropout):
 
 
 @pytest.mark.parametrize("student", ["resnet_pico", "vit_pico", "mixer_pico"])
-def test_one_device_and_eight_take_the_same_step(student):
+def test_step_is_the_same_on_one_device_and_on_eight(student):
     shapes = [(1, 1), (2, 4)] + [(8, 1)] * (student == "resnet_pico")
     runs = [run_of(shape, student) for shape in shapes]
     metrics = [run.step() for run in runs]
@@ -85,13 +85,13 @@ def test_one_device_and_eight_take_the_same_step(student):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
-def test_another_batch_would_fail_the_comparison_above():
+def test_control_another_batch_gives_another_loss():
     run, other = run_of((1, 1)), run_of()
     assert abs(run.step(0)["loss"] / other.step(1)["loss"] - 1) > 1e-3
 
 
 @pytest.mark.parametrize("teacher", ["resnet_pico", "vit_pico"])
-def test_the_teacher_is_bit_identical_after_training_and_runs_in_evaluation_mode(teacher):
+def test_teacher_runs_in_evaluation_mode_and_never_changes(teacher):
     run = run_of(teacher=teacher)
     before = jax.tree.map(np.array, run.teacher_variables)
     metrics = [run.step(seed) for seed in range(3)]
@@ -110,7 +110,7 @@ def test_the_teacher_is_bit_identical_after_training_and_runs_in_evaluation_mode
     np.testing.assert_allclose(metrics[0]["kd"], expected, rtol=1e-5)
 
 
-def test_a_teacher_in_training_mode_would_fail_the_test_above():
+def test_control_a_teacher_in_training_mode_gives_other_logits_and_statistics():
     run = run_of(teacher="resnet_pico")
     images = batch()["image"] / np.float32(255)
     variables = run.teacher_variables
@@ -121,7 +121,7 @@ def test_a_teacher_in_training_mode_would_fail_the_test_above():
     assert not np.allclose(variables["batch_stats"]["stem_norm"]["mean"], updates["batch_stats"]["stem_norm"]["mean"])
 
 
-def test_the_teacher_is_an_argument_of_the_program_and_not_part_of_the_state():
+def test_teacher_is_an_argument_of_the_program_and_not_part_of_the_state():
     run = run_of()
     wide = {"image": np.zeros((8, 8, 8, 1), np.uint8), "label": np.zeros(8, np.int32)}
     text = run.jitted.lower(run.state, run.teacher_variables, wide).as_text()
@@ -143,10 +143,10 @@ def test_methods_add_up_with_their_weights_and_a_weight_may_be_a_schedule():
 
 def test_student_heads_and_running_statistics_all_learn():
     run = run_of()
-    before = jax.tree.map(np.array, (run.state.student, run.state.heads["lfcc"]))
+    before = jax.tree.map(np.array, (run.state.student, run.state.params["heads"]["lfcc"]))
     run.step(0)
     run.step(1)  # the zero-initialized norms of the blocks hold the first step's gradient back
-    after = jax.tree.map(np.array, (run.state.student, run.state.heads["lfcc"]))
+    after = jax.tree.map(np.array, (run.state.student, run.state.params["heads"]["lfcc"]))
     same = [
         jax.tree_util.keystr(path)
         for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
@@ -155,7 +155,7 @@ def test_student_heads_and_running_statistics_all_learn():
     assert same == []
 
 
-def test_the_moving_average_follows_weights_and_statistics():
+def test_moving_average_follows_weights_and_statistics():
     run = Run(create_mesh(), ema_decay=0.9)
     average = jax.tree.map(np.array, run.state.student)
     for seed in range(3):
@@ -165,34 +165,29 @@ def test_the_moving_average_follows_weights_and_statistics():
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
-def test_the_loss_falls():
+def test_training_on_one_batch_lowers_its_loss():
     run = run_of((1, 1), dropout=0.0)
     losses = [run.step(0)["loss"] for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_gradient_matches_finite_differences():
     run = run_of((1, 1), dropout=0.0)
     for seed in range(2):
         run.step(seed)  # zero-initialized norms leave the first inputs of many a ReLU at its kink
-    with jax.numpy_dtype_promotion("standard"):
-        data = to_global(batch(), run.mesh)
-        params = trainable(run.state)
-        fresh = run.state.replace(opt_state=run.optimizer.init(params))
-        direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
-        size = float(optax.tree.norm(direction))
+    data = to_global(batch(), run.mesh)
+    params = run.state.params
+    fresh = run.state.replace(opt_state=run.optimizer.init(params))
+    direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    size = float(optax.tree.norm(direction))
 
-        def loss_at(distance):
-            moved = jax.tree.map(lambda x, d: x + distance / size * d, params, direction)
-            heads = {
-                n: v | ({"params": moved["heads"][n]} if "params" in v else {}) for n, v in run.state.heads.items()
-            }
-            state = run.state.replace(student=run.state.student | {"params": moved["student"]}, heads=heads)
-            return float(run.jitted(state, run.teacher_variables, data)[1]["loss"])
+    def loss_at(distance):
+        moved = jax.tree.map(lambda x, d: x + distance / size * d, params, direction)
+        return float(run.jitted(run.state.replace(params=moved), run.teacher_variables, data)[1]["loss"])
 
-        # With plain SGD, momentum at zero and learning rate 0.1, the update is -0.1 times the gradient (Nesterov: 1.9).
-        after = trainable(run.jitted(fresh, run.teacher_variables, data)[0])
-        gradient = jax.tree.map(lambda new, old: (old - new) / 0.19, after, params)
+    # With plain SGD, momentum at zero and learning rate 0.1, the update is -0.1 times the gradient (Nesterov: 1.9).
+    after = run.jitted(fresh, run.teacher_variables, data)[0].params
+    gradient = jax.tree.map(lambda new, old: (old - new) / 0.19, after, params)
     slope = sum(
         float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     )

@@ -1,4 +1,4 @@
-"""Training on a data set in device memory, many steps in one program."""
+"""Streamed batches, and training on images in device memory, many steps in one program."""
 
 import contextlib
 import itertools
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from lfcc_jax import data
-from lfcc_jax.data import Images
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.distillation import build
-from lfcc_jax.training.feeds import ResidentFeed
+from lfcc_jax.training.feeds import ResidentFeed, StreamFeed
 from lfcc_jax.training.preemption import Preempted
 from lfcc_jax.training.report import read_metrics
 from lfcc_jax.training.sharding import create_mesh
@@ -22,7 +21,7 @@ def resident(config):
     return config | {"data": config["data"] | {"resident": True}}
 
 
-def test_all_examples_and_their_order_are_those_of_the_pipeline(data_dir):
+def test_train_indices_and_read_all_give_the_examples_of_train_batches(data_dir):
     source = data.open_source("digits", "train[:50]", data_dir)
     examples = data.read_all(source)
     numbers = data.train_indices(source, 8, seed=3)
@@ -33,7 +32,7 @@ def test_all_examples_and_their_order_are_those_of_the_pipeline(data_dir):
             np.testing.assert_array_equal(x[index], batch[name])
 
 
-def test_a_run_with_its_images_in_device_memory_is_the_run_without_but_for_rounding(distilled, tmp_path):
+def test_resident_run_equals_the_streamed_run_up_to_rounding(distilled, tmp_path):
     # SGD, because Adam makes a whole step of a gradient that is rounding alone.
     optimizer = {"name": "sgd", "learning_rate": {"name": "cosine", "peak": 0.02}, "weight_decay": 1e-3}
     config = distilled(optimizer=optimizer, log_every_steps=3, checkpoint_every_steps=5)
@@ -48,7 +47,7 @@ def test_a_run_with_its_images_in_device_memory_is_the_run_without_but_for_round
             np.testing.assert_allclose(row[name], theirs[name], rtol=1e-3, atol=5e-4, err_msg=name)
 
 
-def test_such_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(distilled, tmp_path, monkeypatch):
+def test_resident_run_resumes_bit_for_bit(distilled, tmp_path, monkeypatch):
     config = resident(distilled(log_every_steps=2))
     train_and_evaluate(config, tmp_path / "whole")
     calls = iter(range(1, 100))
@@ -63,15 +62,54 @@ def test_such_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(dist
         assert whole[name] == stopped[name]
 
 
-def test_examples_are_found_without_communication(distilled):
+def test_resident_feed_finds_examples_without_communication(distilled):
     config = read_config(distilled(losses={"cross_entropy": {}}, teacher={}, student={"name": "mixer_pico"}))
     mesh = create_mesh()
-    source = data.open_source("noise_10x8", "train")
-    distillation = build(config, Images(10, 8, 3, 1024))
-    feed = ResidentFeed(data.read_all(source), data.train_indices(source, 16, seed=0), mesh, 16, 4)
-    loop = distillation.train_step(mesh, resident=True)
-    text = loop.lower(*distillation.step_arguments(mesh, 16, (8, 8, 3))[:2], feed.shapes()).compile().as_text()
+    inputs = data.open_inputs("noise_10x8", resident=True).load()
+    distillation = build(config, inputs.images)
+    feed = ResidentFeed(inputs, mesh, 16, seed=0, capacity=4)
+    loop = distillation.train_step(mesh, program=feed.program)
+    text = loop.lower(*distillation.step_arguments(mesh), feed.shapes()).compile().as_text()
     assert "all-reduce" in text  # of the gradient
     assert "all-gather" not in text
     assert "all-to-all" not in text
     assert "collective-permute" not in text
+
+
+class Counter:
+    """An iterator with a state, as Grain's."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __next__(self):
+        self.count += 1
+        return {"x": np.full(8, self.count)}
+
+    def get_state(self):
+        return {"next": self.count}
+
+    def set_state(self, state):
+        self.count = state["next"]
+
+
+def test_stream_feed_reports_the_state_after_the_batch_in_hand_not_after_the_one_ahead():
+    source = Counter()
+    inputs = SimpleNamespace(train_batches=lambda batch_size, seed: source, host_shape=(8, 8, 1))
+    feed = StreamFeed(inputs, create_mesh(), 8, seed=0)
+    for expected in (1, 2, 3):
+        batch, count = feed.take(5)
+        assert (batch["x"][0], count) == (expected, 1)
+        assert feed.state == {"next": expected}
+        assert source.count == expected + 1
+    feed.restore({"next": 1})
+    assert feed.take(1)[0]["x"][0] == 2
+
+
+def test_stream_feed_has_the_shapes_that_it_says():
+    inputs = data.open_inputs("noise_10x8")
+    feed = StreamFeed(inputs, create_mesh(), 16, seed=0)
+    batch, _ = feed.take(1)
+    described = {name: (x.shape, x.dtype, x.sharding) for name, x in batch.items()}
+    assert described == {name: (x.shape, x.dtype, x.sharding) for name, x in feed.shapes().items()}
+    feed.close()
