@@ -200,9 +200,8 @@ def test_python_blocks_of_a_page_run_in_order(path, tmp_path, monkeypatch):
 
 
 def check_contributing(namespace):
-    family, fields = namespace["VARIANTS"]["vit_femto"]
-    network = family(num_classes=10, image_size=8, **fields)
-    assert network.feature_info()["stage4"].channels == 24
+    network = namespace["PatchMLP"](num_classes=10, image_size=8, width=24)
+    assert network.feature_info()["stage4"] == (2, 2, 24)
     source = namespace["source"]
     assert (len(source.examples), source.num_classes, source.image_size, source.image_channels) == (32, 4, 8, 1)
     jax, jnp = namespace["jax"], namespace["jnp"]
