@@ -7,10 +7,13 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from lfcc_jax import models
 from lfcc_jax.config_files import load_config
+from lfcc_jax.methods import TeacherOutput
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.distillation import check_blocks
 
@@ -194,9 +197,18 @@ def test_python_blocks_of_a_page_run_in_order(path, tmp_path, monkeypatch):
         assert (info.height, info.width, info.channels) == (8, 8, 96)
         assert namespace["features"]["stage3"].shape == (2, 8, 8, 96)
     elif name == "docs/methods.md":
-        assert namespace["FeatureMSE"]().stage == "stage4"
+        check_method(namespace["FeatureMSE"]())
     elif name == "CONTRIBUTING.md":
         check_contributing(namespace)
+
+
+def check_method(method):
+    """Runs a method between maps of different sizes; it must return a loss per image."""
+    student = models.Output(jnp.zeros((3, 5)), {"stage4": jnp.ones((3, 2, 2, 4))})
+    teacher = TeacherOutput(jnp.zeros((3, 5)), {"stage4": jnp.ones((3, 4, 4, 6))}, {})
+    loss, _ = method.init_with_output(jax.random.key(0), {"label": jnp.arange(3)}, student, teacher)
+    assert loss.shape == (3,)
+    assert (loss > 0).all()
 
 
 def check_contributing(namespace):
@@ -204,7 +216,6 @@ def check_contributing(namespace):
     assert network.feature_info()["stage4"] == (2, 2, 24)
     source = namespace["source"]
     assert (len(source.examples), source.num_classes, source.image_size, source.image_channels) == (32, 4, 8, 1)
-    jax, jnp = namespace["jax"], namespace["jnp"]
     image = jax.random.uniform(jax.random.key(0), (4, 4, 3), maxval=255)
     gray = namespace["random_gray"](jax.random.key(1), image, 1.0)
     assert gray.shape == image.shape
