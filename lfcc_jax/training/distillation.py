@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from lfcc_jax import methods, models
-from lfcc_jax.arguments import check_value, checked_arguments, signature
+from lfcc_jax.arguments import check_value, checked_arguments
 from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
@@ -70,7 +70,7 @@ class Distillation:
 
     def train_step(self, mesh: Mesh, augment: Prepare | None = None, *, resident: bool = False) -> Callable[..., Any]:
         """Returns the jitted training step, the state donated: see `make_train_step`; or a loop: `make_train_loop`."""
-        losses = {name: m.clone(mesh=mesh) if hasattr(m, "mesh") else m for name, m in self.losses.items()}
+        losses = {name: method.bind(mesh=mesh) for name, method in self.losses.items()}
         step = make_train_step(
             self.student, self.teacher, losses, self.weights, self.optimizer, self.ema_decay, augment
         )
@@ -207,9 +207,7 @@ def _loss(name: str, block: Block, count: int) -> methods.Method:
     """Returns the method of a block of `config.losses`."""
     if name not in methods.METHODS:
         raise unknown("method", name, methods.METHODS, "config.losses")
-    where, kind = f"config.losses.{name}", methods.METHODS[name]
-    set_by_run = {key: value for key, value in {"examples": count, "mesh": None}.items() if key in signature(kind)}
-    method = kind(**checked_arguments(kind, block, where, set_by_run, {"weight": schedules.Spec}))
-    if getattr(method, "draws", 0) > count:
-        raise UserError(f"{where}.draws must be at most the number of training images, {count}, got {method.draws}")
-    return method
+    method = methods.METHODS[name]
+    set_by_run = {field: getattr(method, field) for field in method.set_by_run}  # the defaults, until `bind`
+    arguments = checked_arguments(method, block, f"config.losses.{name}", set_by_run, {"weight": schedules.Spec})
+    return method(**arguments).bind(num_examples=count)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lfcc_jax.errors import UserError
 from lfcc_jax.methods import Method, teach
 from lfcc_jax.models import Network
 from lfcc_jax.training.schedules import Schedule
@@ -70,8 +69,8 @@ def make_train_step(
                 losses, remembered = method.apply(
                     head, seen, output, taught, mutable=memory, rngs={"dropout": heads_key}
                 )
-                if taken := losses.keys() & {*terms, "loss", "accuracy", "grad_norm"}:
-                    raise UserError(f"method '{name}' calls a loss {', '.join(sorted(taken))}; that name is taken")
+                parts = losses if isinstance(losses, dict) else {"": losses}
+                losses = {f"{name}/{part}".rstrip("/"): loss for part, loss in parts.items()}
                 terms |= {term: loss.mean() for term, loss in losses.items()}
                 total += weights[name](state.step) * sum(terms[term] for term in losses)
                 heads[name] = remembered

@@ -9,7 +9,7 @@ from lfcc_jax.losses.numerics import widen
 
 def crd_nce(
     positive: Float[Array, " batch"],
-    negatives: Float[Array, "batch draws"],
+    negatives: Float[Array, "batch negatives"],
     *,
     data_size: int,
 ) -> Float[Array, " batch"]:
