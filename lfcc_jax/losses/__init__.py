@@ -1,4 +1,4 @@
-"""Pure loss functions: per example, or a scalar where it is a statistic of the batch; float32, no hidden reduction."""
+"""Pure loss functions in float32: one value per example, or a scalar if the loss is a statistic of the batch."""
 
 from lfcc_jax.losses.contrastive import info_nce as info_nce
 from lfcc_jax.losses.contrastive import info_nce_many as info_nce_many

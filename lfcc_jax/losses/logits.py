@@ -1,7 +1,7 @@
-"""Losses on logits: cross-entropy with labels, and the divergence from a teacher.
+"""Losses on logits: cross-entropy with labels, and divergences from a teacher.
 
-A logit of minus infinity masks its class: the class has probability zero, and zero times infinity counts as zero. So a
-loss is infinite where the student masks a class that the target gives a positive probability, and finite otherwise;
+A logit of minus infinity masks its class: the class has probability zero, and zero times infinity counts as zero. A
+loss is infinite if the student masks a class to which the target assigns a positive probability, and finite otherwise;
 gradients are finite in both cases. At least one logit of each example must be finite.
 """
 
@@ -31,10 +31,10 @@ def cross_entropy(
       -\sum_c q_c \log \mathrm{softmax}(z)_c, \qquad q_c = (1 - \epsilon)\,y_c + \epsilon / C
 
     Args:
-      logits: unnormalized log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
-      labels: the true class of each example, in `[0, classes)`; or probabilities :math:`y`, as of mixed images.
-      label_smoothing: :math:`\epsilon`, the probability spread evenly over all classes, in [0, 1). Masked classes get
-        their part too, so that smoothing makes the loss of an example with a masked class infinite.
+      logits: Unnormalized log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
+      labels: True class of each example, in `[0, classes)`; or probabilities :math:`y`, for example of mixed images.
+      label_smoothing: Probability :math:`\epsilon` that is spread evenly over all classes, in [0, 1). This includes
+        masked classes, so the loss of an example with a masked class becomes infinite.
 
     Returns:
       The loss of each example in nats, `[...]`, float32 or wider.
@@ -67,15 +67,15 @@ def kd(
     .. math::
       T^2\, \mathrm{KL}\big(\mathrm{softmax}(z^t / T) \,\|\, \mathrm{softmax}(z^s / T)\big)
 
-    The factor :math:`T^2` keeps the gradient's size as the temperature changes. No gradient reaches the teacher.
+    The factor :math:`T^2` keeps the gradient's scale independent of the temperature. No gradient reaches the teacher.
 
     Args:
-      student_logits: :math:`z^s`, `[..., classes]`, any floating dtype.
-      teacher_logits: :math:`z^t`, of the same shape.
-      temperature: :math:`T`, above zero. 4 is usual on CIFAR-100, 1 on ImageNet.
+      student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      temperature: Temperature T, positive. 4 is usual on CIFAR-100, 1 on ImageNet.
 
     Returns:
-      The loss of each example in nats, `[...]`, float32 or wider; zero where both predictions agree.
+      The loss of each example in nats, `[...]`, float32 or wider; zero where the predictions agree.
 
     Examples:
       >>> kd(jnp.array([[1.0, 2.0]]), jnp.array([[6.0, 7.0]]))  # a shift of the logits changes nothing
@@ -90,21 +90,21 @@ def kd(
 
 
 def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    r"""Computes the z-scores of each example's logits, which `kd` then compares in shape alone: not in size.
+    r"""Computes the z-scores of each example's logits, so that `kd` compares their shape and not their scale.
 
     .. math::
       \hat z_c = \frac{z_c - \bar z}{\max(\sigma, 0.01) + 10^{-7}}, \qquad
       \sigma^2 = \frac{1}{C - 1} \sum_c (z_c - \bar z)^2
 
-    The authors' code has no bound of 0.01, so its gradient grows like one over the spread of the logits: to 1e7 where a
-    classifier starts from zeros, as in MLP-Mixer and ResMLP.
+    The authors' code has no lower bound of 0.01. Its gradient grows with the inverse of the standard deviation: to 1e7
+    for a classifier that is initialized to zeros, as in MLP-Mixer and ResMLP.
 
     Args:
-      logits: :math:`z`, `[..., classes]`, any floating dtype; the student's and the teacher's alike.
+      logits: Logits :math:`z` of either network, `[..., classes]`, any floating dtype.
 
     Returns:
-      Logits of mean 0 and standard deviation 1 (less where that of `logits` is below 0.01), float32 or wider. Masked
-      classes, of logit minus infinity, stay masked and are left out of the mean and the deviation.
+      Logits with mean 0 and standard deviation 1 (less if that of `logits` is below 0.01), float32 or wider. Masked
+      classes stay masked and do not count in the mean and the standard deviation.
 
     Examples:
       >>> print(standardize_logits(jnp.array([[2.0, 4.0, 6.0]])))
@@ -132,9 +132,9 @@ def ttm(
     *,
     exponent: float = 0.2,
 ) -> Float[Array, "*batch"]:
-    r"""Computes the divergence of the student's own prediction from the teacher's flattened one, per example.
+    r"""Computes the divergence of the student's prediction from the teacher's flattened prediction, per example.
 
-    Transformed teacher matching: the temperature is the teacher's alone, as an exponent of its probabilities.
+    Transformed teacher matching: only the teacher has a temperature, as an exponent of its probabilities.
 
     .. math::
       \mathrm{KL}(q \,\|\, p^s), \qquad q_c = (p^t_c)^\gamma / U, \qquad U = \sum_c (p^t_c)^\gamma
@@ -142,12 +142,12 @@ def ttm(
     No gradient reaches the teacher.
 
     Args:
-      student_logits: `[..., classes]`, any floating dtype; :math:`p^s` is their softmax.
-      teacher_logits: of the same shape; :math:`p^t` likewise.
-      exponent: :math:`\gamma`, above zero; the authors use 0.1 to 0.2.
+      student_logits: Logits `[..., classes]`, any floating dtype; :math:`p^s` is their softmax.
+      teacher_logits: Logits with the same shape; :math:`p^t` is their softmax.
+      exponent: Exponent :math:`\gamma`, positive; the authors use 0.1 to 0.2.
 
     Returns:
-      The loss of each example in nats, `[...]`, float32 or wider; zero where :math:`p^s` is :math:`q`.
+      The loss of each example in nats, `[...]`, float32 or wider; zero where :math:`p^s` equals :math:`q`.
 
     Examples:
       >>> print(abs(ttm(jnp.array([[1.0, 2.0]]), jnp.array([[5.0, 10.0]]), exponent=0.2).round(4)))
@@ -167,14 +167,14 @@ def wttm(
     *,
     exponent: float = 0.2,
 ) -> Float[Array, "*batch"]:
-    r"""Computes `ttm` weighted by how uncertain the teacher is: :math:`U \, \mathrm{KL}(q \,\|\, p^s)`, per example.
+    r"""Computes `ttm` weighted by the teacher's uncertainty: :math:`U \, \mathrm{KL}(q \,\|\, p^s)`, per example.
 
     The weight U, between 1 (certain) and :math:`C^{1 - \gamma}`, is not normalized over the batch.
 
     Args:
-      student_logits: as in `ttm`.
-      teacher_logits: as in `ttm`.
-      exponent: as in `ttm`.
+      student_logits: As in `ttm`.
+      teacher_logits: As in `ttm`.
+      exponent: As in `ttm`.
 
     Returns:
       The loss of each example in nats, `[...]`, float32 or wider.
@@ -200,25 +200,25 @@ def dkd(
     beta: float | Float[Array, "*batch"] = 8.0,
     temperature: float = 4.0,
 ) -> Float[Array, "*batch"]:
-    r"""Computes decoupled knowledge distillation, per example: the true class against the others, and these alone.
+    r"""Computes decoupled knowledge distillation, per example: true class against the rest, and the rest by itself.
 
     .. math::
       T^2 \big[\alpha\, \mathrm{KL}(b^t \,\|\, b^s) + \beta\, \mathrm{KL}(\hat p^t \,\|\, \hat p^s)\big]
 
     with p = softmax(z / T), :math:`b = (p_y, 1 - p_y)`, and :math:`\hat p` the softmax of z / T without class y. `kd`
-    is the same with :math:`\alpha = 1` and :math:`\beta = 1 - p^t_y`. No gradient reaches the teacher.
+    is the special case :math:`\alpha = 1` and :math:`\beta = 1 - p^t_y`. No gradient reaches the teacher.
 
     Args:
-      student_logits: :math:`z^s`, `[..., classes]`, any floating dtype.
-      teacher_logits: :math:`z^t`, of the same shape.
-      labels: the true class y of each example.
-      alpha: weight of the true class's term.
-      beta: weight of the other classes' term. Defaults are those for CIFAR-100 (2 and 6 for some pairs, with a warm-up
-        of the whole loss over 20 epochs); on ImageNet 0.5 or 2 with temperature 1.
-      temperature: T, above zero.
+      student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      labels: True class y of each example.
+      alpha: Weight of the true class's term.
+      beta: Weight of the other classes' term. The default is for CIFAR-100, where the authors use 2 or 6 for some
+        pairs; on ImageNet they use 0.5 or 2 with temperature 1.
+      temperature: Temperature T, positive.
 
     Returns:
-      The loss of each example in nats, `[...]`, float32 or wider; zero where both predictions agree.
+      The loss of each example in nats, `[...]`, float32 or wider; zero where the predictions agree.
 
     Examples:
       >>> teacher = jnp.array([[6.0, 7.0, 9.0]])
@@ -226,7 +226,8 @@ def dkd(
       [0.]
 
     References:
-      Zhao et al., `Decoupled Knowledge Distillation <https://arxiv.org/abs/2203.08679>`_, 2022.
+      Zhao et al., `Decoupled Knowledge Distillation <https://arxiv.org/abs/2203.08679>`_, 2022 (on CIFAR-100 the weight
+      increases over 20 epochs).
     """
     is_true = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
 
@@ -260,15 +261,16 @@ def ofa(
     .. math::
       -\sum_c \big[(p^t_c + [c = y])^\gamma - [c = y]\big] \log p^s_c, \qquad p = \mathrm{softmax}(z / T)
 
-    With :math:`\gamma = 1` it is the cross-entropy with the teacher's prediction: `kd` but for a constant. There is no
-    factor :math:`T^2`, as in the authors' code. No gradient reaches the teacher. It is not zero where both agree.
+    With :math:`\gamma = 1` it is the cross-entropy with the teacher's prediction: `kd` up to a constant. As in the
+    authors' code, there is no factor :math:`T^2`. No gradient reaches the teacher. The loss is not zero where the
+    predictions agree.
 
     Args:
-      student_logits: :math:`z^s`, `[..., classes]`, any floating dtype; of the network or of an exit branch.
-      teacher_logits: :math:`z^t`, of the same shape.
-      labels: the true class y of each example.
-      exponent: :math:`\gamma`, at least 1; the authors use 1 on CIFAR-100, 1 to 1.5 on ImageNet.
-      temperature: T, above zero.
+      student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype, from the network or an exit branch.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      labels: True class y of each example.
+      exponent: Exponent :math:`\gamma`, at least 1; the authors use 1 on CIFAR-100, 1 to 1.5 on ImageNet.
+      temperature: Temperature T, positive.
 
     Returns:
       The loss of each example in nats, `[...]`, float32 or wider.
@@ -295,25 +297,25 @@ def dist(
     gamma: float = 1.0,
     temperature: float = 1.0,
 ) -> Float[Array, ""]:
-    r"""Computes DIST: how far both networks' predictions are from being correlated, within examples and within classes.
+    r"""Computes DIST: one minus the correlation of both predictions, within examples and within classes.
 
     .. math::
       T^2 \Big[\beta \big(1 - \tfrac{1}{B} \sum_i \rho(p^s_{i\cdot}, p^t_{i\cdot})\big)
       + \gamma \big(1 - \tfrac{1}{C} \sum_c \rho(p^s_{\cdot c}, p^t_{\cdot c})\big)\Big], \qquad
       \rho(a, b) = \frac{(a - \bar a) \cdot (b - \bar b)}{|a - \bar a|\, |b - \bar b| + 10^{-8}}
 
-    with p = softmax(z / T). No gradient reaches the teacher. As in the authors' code, what does not vary has
-    correlation 0, also with itself: a class that nobody predicts counts as a disagreement, and so does a class that is
-    masked in all examples, which costs :math:`\gamma / C`. Unlike there, the student's
-    :math:`|a - \bar a|` is at least that of a standard deviation of 1 % of the mean: otherwise the gradient grows to
-    1e7 where a classifier starts from zeros, as in MLP-Mixer and ResMLP.
+    with p = softmax(z / T). No gradient reaches the teacher. As in the authors' code, the correlation of a constant is
+    0, even with itself: a class that neither network predicts counts as a disagreement, and a class that is masked in
+    all examples costs :math:`\gamma / C`. Unlike there, the student's :math:`|a - \bar a|` is at least that of a
+    standard deviation of 1 % of the mean. Otherwise the gradient grows to 1e7 for a classifier that is initialized to
+    zeros, as in MLP-Mixer and ResMLP.
 
     Args:
-      student_logits: :math:`z^s`, any floating dtype.
-      teacher_logits: :math:`z^t`, of the same shape.
-      beta: weight of the relation between the classes of an example.
-      gamma: weight of the relation between the examples of a class.
-      temperature: T, above zero; the authors use 4 on CIFAR-100 and 1 on ImageNet, and a weight of 2 for all of it.
+      student_logits: Logits :math:`z^s`, any floating dtype.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      beta: Weight of the correlation between the classes of an example.
+      gamma: Weight of the correlation between the examples of a class.
+      temperature: Temperature T, positive; the authors use 4 on CIFAR-100 and 1 on ImageNet.
 
     Returns:
       A scalar, float32 or wider: a statistic of the batch.
@@ -324,7 +326,8 @@ def dist(
       0.0
 
     References:
-      Huang et al., `Knowledge Distillation from A Stronger Teacher <https://arxiv.org/abs/2205.10536>`_, 2022.
+      Huang et al., `Knowledge Distillation from A Stronger Teacher <https://arxiv.org/abs/2205.10536>`_, 2022 (weight
+      2).
     """
     ours = jax.nn.softmax(widen(student_logits) / temperature)
     theirs = jax.nn.softmax(widen(jax.lax.stop_gradient(teacher_logits)) / temperature)
