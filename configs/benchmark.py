@@ -75,7 +75,7 @@ _METHODS: dict[str, Block] = {
     "fitnet": {"fitnet": {"weight": 1.0}},
     "cc": {"cc": {"weight": 0.02}},
     "rkd": {"rkd": {"weight": 1.0}},
-    "crd_bank": {"crd_bank": {"weight": 1.0, "draws": 16384, "temperature": 0.07}},
+    "crd_bank": {"crd_bank": {"weight": 1.0, "num_negatives": 16384, "temperature": 0.07}},
     "lfcc": {"kd": _KD, "lfcc": _LFCC},
     "fitnet_kd": {"fitnet": {"weight": 1.0}, "kd": _KD},
     "crd": {"crd": {"weight": 0.8}},
@@ -236,7 +236,10 @@ def runlocal(config: Block, num_classes: int) -> Block:
     # The warm-up keeps its fraction of the run, and there are fewer images to draw negatives from.
     rate = config["optimizer"]["learning_rate"]
     rate = rate | {"warmup_epochs": rate["warmup_epochs"] * 0.25 / config["epochs"]}
-    losses = {name: block | ({"draws": 128} if "draws" in block else {}) for name, block in config["losses"].items()}
+    losses = {
+        name: block | ({"num_negatives": 128} if "num_negatives" in block else {})
+        for name, block in config["losses"].items()
+    }
     changed = {"optimizer": config["optimizer"] | {"learning_rate": rate}, "losses": losses}
     small = {"dtype": "float32", "batch_size": 16, "epochs": 0.25, "log_every_steps": 4, "checkpoint_every_steps": 0}
     return config | networks | changed | small | {"data": config["data"] | data}

@@ -55,7 +55,7 @@ RIVALS = {
     "hcl": {"hcl": {"weight": {"name": "linear", "start": 0.0, "end": 5.0, "epochs": 20.0}}},
     "crd": {"crd": {"weight": 0.8}},
     "crd_kd": {"crd": {"weight": 0.8}, "kd": KD},
-    "crd_bank": {"crd_bank": {"weight": 0.8, "draws": 128}},
+    "crd_bank": {"crd_bank": {"weight": 0.8, "num_negatives": 128}},
     "srrl_kd": {"srrl": {"weight": 1.0}, "kd": KD},
 }
 METHODS = ("scratch", "kd", *RIVALS, "lfcc")

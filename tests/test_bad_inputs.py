@@ -162,10 +162,19 @@ ROWS = [
     ({"losses.lfcc.negatives": "foo"}, "config.losses.lfcc.negatives must be one of 'teacher', 'both', 'symmetric'"),
     ({"losses.lfcc.mesh": 1}, "config.losses.lfcc.mesh is set by the run and cannot be configured"),
     ({"losses.lfcc.temperature": 1e-30}, "config.losses.lfcc.temperature must be a number between 0.001 and 1000, got"),
-    ({"losses.crd_bank": {"draws": 10**9}}, "config.losses.crd_bank.draws must be an integer between 1 and 1048576"),
-    ({"losses.crd_bank": {}}, "config.losses.crd_bank.draws must be at most the number of training images, 32, got"),
+    (
+        {"losses.crd_bank": {"num_negatives": 10**9}},
+        "config.losses.crd_bank.num_negatives must be an integer between 1 and 1048576",
+    ),
+    (
+        {"losses.crd_bank": {}},
+        "config.losses.crd_bank.num_negatives must be at most the number of training images, 32, got",
+    ),
     ({"losses.crd_bank.momentum": 2}, "config.losses.crd_bank.momentum must be a number in [0, 1), got 2"),
-    ({"losses.crd_bank.examples": 5}, "config.losses.crd_bank.examples is set by the run and cannot be configured"),
+    (
+        {"losses.crd_bank.num_examples": 5},
+        "config.losses.crd_bank.num_examples is set by the run and cannot be configured",
+    ),
     ({"losses.dkd.alpha": "a"}, "config.losses.dkd.alpha must be a non-negative number, got 'a'"),
     ({"losses.rkd.angle_weight": -1}, "config.losses.rkd.angle_weight must be a non-negative number, got -1"),
     # optimizer
@@ -277,7 +286,7 @@ VALID = [
         "student.widths": [4, 4, 8, 8],
         "student.dtype": "bfloat16",
         "losses.kd.weight": 0,
-        "losses.crd_bank": {"draws": 32, "momentum": 0},
+        "losses.crd_bank": {"num_negatives": 32, "momentum": 0},
         "optimizer.learning_rate": 0,
         "optimizer.b1": 0,
         "seed": 2**32 - 1,

@@ -162,7 +162,7 @@ def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
     distilled, tmp_path, start, uninterrupted, moment, how
 ):
     config = distilled(**SLOW)
-    config["losses"]["crd_bank"] = {"width": 8, "draws": 16}  # which remembers something between steps
+    config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}  # which remembers something between steps
     if not (uninterrupted / "summary.json").exists():
         start(config, uninterrupted).communicate()
 

@@ -1,4 +1,4 @@
-"""InfoNCE between the codes of two networks, against the negatives of the whole batch wherever they live."""
+"""InfoNCE between the codes of two networks, with the negatives of the global batch on any number of devices."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from lfcc_jax.losses.numerics import unit, zero_masked
 NEGATIVES = ("teacher", "both", "symmetric")
 
 # Masked-out logit. Finite, because the gradient of a logsumexp over -inf alone is nan.
-_NEVER = -1e30
+_MASKED_LOGIT = -1e30
 
 
 def info_nce(
@@ -30,7 +30,7 @@ def info_nce(
     where: Bool[Array, " batch"] | None = None,
     labels: Int[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    r"""Computes the InfoNCE loss of each example: how surely its student code picks out its own teacher code.
+    r"""Computes the InfoNCE loss of each example: its student code must pick out its own teacher code.
 
     With cosine similarities :math:`\langle a, b \rangle = a \cdot b / (|a| |b|)` and the temperature :math:`\tau`:
 
@@ -43,39 +43,38 @@ def info_nce(
     ============ =================================================================================
     "teacher"    :math:`t_j`
     "both"       :math:`t_j` and :math:`s_j`
-    "symmetric"  :math:`t_j`; and the mean is taken with the loss of :math:`t_i` against :math:`s_j`
+    "symmetric"  :math:`t_j`; averaged with the loss of :math:`t_i` against :math:`s_j`
     ============ =================================================================================
 
-    The negatives are those of the global batch in each of four layouts, which agree to float32 rounding:
+    The negatives are those of the global batch in each of four layouts, which agree up to float32 rounding:
 
-    - Under `jax.jit`, with the defaults: the arguments are the global batch, sharded or not, and XLA does the rest.
+    - Under `jax.jit`, with the defaults: the arguments are the global batch, sharded or not.
     - Inside `jax.shard_map` with `axis_name`: the arguments are this device's part of the batch. One all-gather brings
       the other devices' codes; the gradient adds one reduce-scatter, or nothing if the teacher's codes are constant.
-    - With `ring=True` as well: the codes go round the devices instead, one neighbor at a time, and each part is dealt
-      with as it comes. For batches whose logits or gathered codes are too large.
-    - With `chunk_size`, in any of these: the logits are made and remade for that many negatives at a time, for memory
-      in proportion to `chunk_size` instead of the batch.
+    - With `ring=True` as well: the codes travel around a ring of devices instead, and each device processes one part
+      at a time. For batches whose logits or gathered codes do not fit in memory.
+    - With `chunk_size`, in any of these: the logits are computed, and recomputed for the gradient, for that many
+      negatives at a time, so that memory is proportional to `chunk_size` instead of the batch.
 
-    All is computed in float32, whatever is given. Matrix products have jax's default precision, which on TPUs rounds
-    their factors to bfloat16; under `jax.default_matmul_precision("float32")` they are exact, and slower.
+    Everything is computed in float32. Matrix products use the default precision of JAX, which rounds their factors to
+    bfloat16 on TPUs; `jax.default_matmul_precision("float32")` is more accurate and slower.
 
     Args:
-      student: codes of the student, of any length and floating dtype. A code of zeros has cosine 0 with everything, and
-        no gradient.
-      teacher: codes of the teacher for the same examples. They are not detached: see `jax.lax.stop_gradient`.
-      temperature: above 0. To learn it, give `jnp.exp(log_temperature)`.
-      negatives: which codes serve as negatives.
-      axis_name: the mesh axis, or axes, over which the batch is split, inside `jax.shard_map`.
-      ring: whether codes go round a ring of devices instead of being gathered. Needs `axis_name`.
-      chunk_size: how many negatives to deal with at a time.
-      where: which examples count. Masked examples get loss 0, are never negatives, and may hold anything, NaN too.
-      labels: classes. An example of the same class is nobody's negative.
+      student: Codes of the student, any floating dtype. A code of zeros has cosine 0 with everything and no gradient.
+      teacher: Codes of the teacher for the same examples. A gradient reaches them; see `jax.lax.stop_gradient`.
+      temperature: Temperature, positive. To learn it, pass `jnp.exp(log_temperature)`.
+      negatives: Which codes serve as negatives.
+      axis_name: Mesh axis, or axes, over which the batch is split, inside `jax.shard_map`.
+      ring: Whether codes travel around a ring of devices instead of being gathered. Requires `axis_name`.
+      chunk_size: Number of negatives to process at a time.
+      where: Mask of the examples that count. Masked examples get loss 0, are never negatives, and may contain NaN.
+      labels: Class of each example. Examples of the same class are not negatives.
 
     Returns:
       The loss of each example in nats, float32, without a reduction.
 
     Raises:
-      UserError: if an argument makes no sense.
+      UserError: if shapes differ, a number is not positive, `negatives` is unknown, or `ring` lacks `axis_name`.
 
     Examples:
       >>> codes = jnp.eye(4)
@@ -126,26 +125,26 @@ def info_nce_many(
     where: Bool[Array, " batch"] | None = None,
     labels: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "codes batch"]:
-    """Computes the InfoNCE loss of each example for several codes at once, which share one message between devices.
+    """Computes the InfoNCE loss of each example for several codes at once, with one collective for all of them.
 
-    The same as `jnp.stack([info_nce(s, t, ...) for s, t in zip(students, teachers)])`, with one collective for all.
+    The same as `jnp.stack([info_nce(s, t, ...) for s, t in zip(students, teachers)])`.
 
     Args:
-      students: codes of the student. Their lengths may differ.
-      teachers: as many codes of the teacher, each as long as its partner.
-      temperature: as in `info_nce`.
-      negatives: as in `info_nce`.
-      axis_name: as in `info_nce`.
-      ring: as in `info_nce`.
-      chunk_size: as in `info_nce`.
-      where: as in `info_nce`.
-      labels: as in `info_nce`.
+      students: Codes of the student. Their dimensions may differ.
+      teachers: Codes of the teacher, with the same shapes.
+      temperature: As in `info_nce`.
+      negatives: As in `info_nce`.
+      axis_name: As in `info_nce`.
+      ring: As in `info_nce`.
+      chunk_size: As in `info_nce`.
+      where: As in `info_nce`.
+      labels: As in `info_nce`.
 
     Returns:
       The loss of each code and example in nats, float32.
 
     Raises:
-      UserError: if an argument makes no sense.
+      UserError: if shapes differ, a number is not positive, `negatives` is unknown, or `ring` lacks `axis_name`.
 
     Examples:
       >>> codes = [jnp.eye(4), jnp.ones((4, 2))]
@@ -157,8 +156,8 @@ def info_nce_many(
     if where is not None:
         students, teachers = ([zero_masked(x, where) for x in codes] for codes in (students, teachers))
     count, batch = len(students), students[0].shape[0]
-    # Each softmax has anchors, positives, and negatives: places in `keys`, among the codes of the other examples.
-    # Student codes are keys, and are sent to other devices, only if they are somebody's negatives.
+    # Each softmax has anchors, positives, and the indices in `keys` of the codes that serve as its negatives. Student
+    # codes are keys, and are sent to other devices, only if they serve as negatives.
     keys = [*teachers] if negatives == "teacher" else [*teachers, *students]
     softmaxes = [(students[c], teachers[c], [c, count + c] if negatives == "both" else [c]) for c in range(count)]
     if negatives == "symmetric":
@@ -168,9 +167,9 @@ def info_nce_many(
     positives = jnp.stack(
         [jnp.sum(anchor * unit(positive), axis=1) for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)]
     )
-    add_up = _negatives_log_sums([places for _, _, places in softmaxes], [key.shape[1] for key in keys])
+    log_sums_of = _negatives_log_sums([key_indices for _, _, key_indices in softmaxes], [key.shape[1] for key in keys])
     if chunk_size is not None:
-        add_up = _in_chunks(add_up, chunk_size, here=axis_name is not None)
+        log_sums_of = _in_chunks(log_sums_of, chunk_size, here=axis_name is not None)
 
     codes = jnp.concatenate(keys, axis=1)
     marks = {"index": jnp.arange(batch)}
@@ -179,17 +178,17 @@ def info_nce_many(
     if labels is not None:
         marks["labels"] = labels
     if axis_name is None:
-        log_sums = add_up(anchors, marks, _replicated(codes), jax.tree.map(_replicated, marks))
+        log_sums = log_sums_of(anchors, marks, _replicated(codes), jax.tree.map(_replicated, marks))
     else:
         marks["index"] += jax.lax.axis_index(axis_name) * batch
         if ring:
-            log_sums = jax.nn.logsumexp(_around_the_ring(add_up, axis_name, anchors, marks, codes, marks), axis=0)
+            log_sums = jax.nn.logsumexp(_around_the_ring(log_sums_of, axis_name, anchors, marks, codes, marks), axis=0)
         else:
             gathered = {
                 name: jax.lax.all_gather(x, axis_name, tiled=True) for name, x in marks.items() if name != "index"
             }
             codes = jax.lax.all_gather(codes, axis_name, tiled=True)
-            log_sums = add_up(anchors, marks, codes, {"index": jnp.arange(codes.shape[0]), **gathered})
+            log_sums = log_sums_of(anchors, marks, codes, {"index": jnp.arange(codes.shape[0]), **gathered})
 
     losses = jnp.logaddexp(positives, log_sums) - positives
     if negatives == "symmetric":
@@ -197,18 +196,17 @@ def info_nce_many(
     return losses if where is None else jnp.where(where[None, :], losses, 0)
 
 
-# What is known of examples besides their codes: {"index": [keys]}, their number in the global batch, and, where the
-# caller gave them, "where" and "labels".
+# Per-example arrays other than the codes: "index" in the global batch and, if given, "where" and "labels".
 _Marks = dict[str, Array]
-# (anchors, their marks, codes of keys, their marks) -> for each softmax and anchor the logarithm of the sum of
-# exp(logit) over its negatives among these keys. Over several blocks of keys, sums add up.
+# (anchors, their marks, key codes, their marks) -> logsumexp of the logits over the negatives among these keys, for
+# each softmax and anchor. Blocks of keys are combined by another logsumexp.
 _LogSums = Callable[[list[Array], _Marks, Array, _Marks], Float[Array, "softmaxes batch"]]
 
 
-def _negatives_log_sums(places: list[list[int]], widths: list[int]) -> _LogSums:
+def _negatives_log_sums(key_indices: list[list[int]], widths: list[int]) -> _LogSums:
     ends = list(itertools.accumulate(widths))
 
-    def add_up(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
+    def log_sums_of(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
         negative = anchor_marks["index"][:, None] != marks["index"][None, :]
         if "where" in marks:
             negative &= marks["where"][None, :]
@@ -218,83 +216,87 @@ def _negatives_log_sums(places: list[list[int]], widths: list[int]) -> _LogSums:
 
         def log_sum(anchor: Array, key: Array) -> Array:
             logits = jnp.einsum("id,jd->ij", anchor, key, preferred_element_type=anchor.dtype)
-            return jax.nn.logsumexp(jnp.where(negative, logits, _NEVER), axis=1)
+            return jax.nn.logsumexp(jnp.where(negative, logits, _MASKED_LOGIT), axis=1)
 
         return jnp.stack(
             [
-                functools.reduce(jnp.logaddexp, [log_sum(anchor, keys[place]) for place in of_softmax])
-                for anchor, of_softmax in zip(anchors, places, strict=True)
+                functools.reduce(jnp.logaddexp, [log_sum(anchor, keys[i]) for i in indices])
+                for anchor, indices in zip(anchors, key_indices, strict=True)
             ]
         )
 
-    return add_up
+    return log_sums_of
 
 
-def _in_chunks(add_up: _LogSums, size: int, here: bool) -> _LogSums:
-    """Returns `add_up` that takes `size` keys at a time, and makes their logits anew for the gradient.
+def _in_chunks(log_sums_of: _LogSums, size: int, here: bool) -> _LogSums:
+    """Returns `log_sums_of` for `size` keys at a time, with their logits recomputed for the gradient.
 
-    `here` says whether all the keys that it will be given are on this device.
+    `here` is whether all keys are on this device.
     """
 
-    def add_up_chunks(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
+    def chunked(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
         rows = codes.shape[0]
         padding = -rows % size
         if padding:
-            marks = {"where": jnp.ones(rows, bool), **marks}  # padded with False: nobody's negatives
+            marks = {"where": jnp.ones(rows, bool), **marks}  # padded with False: never negatives
 
         def split(x: Array) -> Array:
             x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-            # Where XLA places the keys, a chunk is every n-th of them, some from each device: a run of keys would lie
-            # on one device or two, and XLA gathers the whole batch for each. Where all are here, a run needs no copy.
+            # If XLA places the keys, a chunk is every n-th key, some from each device: contiguous keys would lie on one
+            # or two devices, and XLA would gather the whole batch for each chunk. If all are here, contiguous keys need
+            # no copy.
             return x.reshape(-1, size, *x.shape[1:]) if here else jnp.moveaxis(x.reshape(size, -1, *x.shape[1:]), 1, 0)
 
         chunks = jax.tree.map(split, (codes, marks))
-        chunk_log_sums = jax.checkpoint(lambda chunk: add_up(anchors, anchor_marks, *chunk))
+        chunk_log_sums = jax.checkpoint(lambda chunk: log_sums_of(anchors, anchor_marks, *chunk))
         return jax.nn.logsumexp(jax.lax.map(chunk_log_sums, chunks), axis=0)
 
-    return add_up_chunks
+    return chunked
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _around_the_ring(
-    add_up: _LogSums,
+    log_sums_of: _LogSums,
     axis_name: str | tuple[str, ...],
     anchors: list[Array],
     anchor_marks: _Marks,
     codes: Array,
     marks: _Marks,
 ) -> Float[Array, "devices softmaxes batch"]:
-    """Sends each device's keys round all the devices; returns the log sums over each device's keys.
+    """Sends each device's keys around the ring; returns the log sums over each device's keys.
 
-    The gradient sends them round a second time. (Automatic differentiation would keep every block that came by, which
-    is the gathered array that a ring is there to avoid.)
+    The gradient sends them around a second time. Automatic differentiation would store every block, which is the
+    gathered array that a ring avoids.
     """
 
     def step(block: tuple[Array, _Marks], _: None) -> tuple[tuple[Array, _Marks], Array]:
-        return _to_next(block, axis_name), add_up(anchors, anchor_marks, *block)
+        return _to_next(block, axis_name), log_sums_of(anchors, anchor_marks, *block)
 
     last, log_sums = jax.lax.scan(step, (codes, marks), length=jax.lax.axis_size(axis_name) - 1)
-    return jnp.concatenate([log_sums, add_up(anchors, anchor_marks, *last)[None]])
+    return jnp.concatenate([log_sums, log_sums_of(anchors, anchor_marks, *last)[None]])
 
 
 def _ring_forward(
-    add_up: _LogSums, axis_name: str | tuple[str, ...], *arguments: Any
+    log_sums_of: _LogSums, axis_name: str | tuple[str, ...], *arguments: Any
 ) -> tuple[Float[Array, "devices softmaxes batch"], tuple]:
-    return _around_the_ring(add_up, axis_name, *arguments), arguments
+    return _around_the_ring(log_sums_of, axis_name, *arguments), arguments
 
 
 def _ring_backward(
-    add_up: _LogSums, axis_name: str | tuple[str, ...], arguments: tuple, cotangents: Float[Array, "devices _ batch"]
+    log_sums_of: _LogSums,
+    axis_name: str | tuple[str, ...],
+    arguments: tuple,
+    cotangents: Float[Array, "devices _ batch"],
 ) -> tuple:
     anchors, anchor_marks, codes, marks = arguments
 
     def step(carry: tuple, cotangent: Array) -> tuple[tuple, None]:
         anchors_grad, codes_grad, codes, marks = carry
-        _, vjp = jax.vjp(lambda anchors, codes: add_up(anchors, anchor_marks, codes, marks), anchors, codes)
-        anchors_more, codes_more = vjp(cotangent)
-        anchors_grad = jax.tree.map(jnp.add, anchors_grad, anchors_more)
-        # The gradient of a block travels with it, and is home when everybody has added to it.
-        (codes_grad, codes), marks = _to_next(((codes_grad + codes_more, codes), marks), axis_name)
+        _, vjp = jax.vjp(lambda anchors, codes: log_sums_of(anchors, anchor_marks, codes, marks), anchors, codes)
+        anchors_step, codes_step = vjp(cotangent)
+        anchors_grad = jax.tree.map(jnp.add, anchors_grad, anchors_step)
+        # The gradient of a block travels with it, and returns once every device has added its part.
+        (codes_grad, codes), marks = _to_next(((codes_grad + codes_step, codes), marks), axis_name)
         return (anchors_grad, codes_grad, codes, marks), None
 
     zeros = jax.tree.map(jnp.zeros_like, (anchors, codes))
@@ -306,7 +308,7 @@ _around_the_ring.defvjp(_ring_forward, _ring_backward)
 
 
 def _to_next(block: tuple[Any, _Marks], axis_name: str | tuple[str, ...]) -> tuple[Any, _Marks]:
-    """Sends a block to the next device of the ring; the numbers of its examples are known without being sent."""
+    """Sends a block to the next device of the ring; the indices of its examples follow without communication."""
     devices = jax.lax.axis_size(axis_name)
     codes, marks = block
     index = marks["index"]
@@ -319,7 +321,7 @@ def _to_next(block: tuple[Any, _Marks], axis_name: str | tuple[str, ...]) -> tup
 
 
 def _replicated(x: Array) -> Array:
-    """Gathers an array whose sharding is part of its type; where XLA decides (`AxisType.Auto`), it is left to XLA."""
+    """Gathers an array whose sharding is part of its type; under `AxisType.Auto`, it is left to XLA."""
     sharding = jax.typeof(x).sharding
     if all(axes is None for axes in sharding.spec):
         return x
@@ -328,16 +330,14 @@ def _replicated(x: Array) -> Array:
 
 
 def check_marks(batch: int, **marks: Array | None) -> None:
-    """Raises unless every array of `marks` has one value for each example of the batch.
+    """Checks that every array of `marks` has one value per example.
 
     Raises:
-      UserError: If one has another shape than `[batch]`.
+      UserError: if one does not have the shape `[batch]`.
     """
     for name, given in marks.items():
         if given is not None and given.shape != (batch,):
-            raise UserError(
-                f"{name}: one value for each of the {batch} examples is needed; got shape {list(given.shape)}."
-            )
+            raise UserError(f"`{name}` must have shape [{batch}], one value per example, got shape {list(given.shape)}")
 
 
 def _check(
@@ -355,21 +355,19 @@ def _check(
         raise unknown("choice of negatives", negatives, NEGATIVES, "negatives")
     if len(students) != len(teachers) or not students:
         raise UserError(
-            f"Give as many student codes as teacher codes, at least one; got {len(students)} and {len(teachers)}."
+            f"`students` and `teachers` must have the same nonzero length, got {len(students)} and {len(teachers)}"
         )
     batch = students[0].shape[0] if students[0].ndim else None
     for student, teacher in zip(students, teachers, strict=True):
         if student.ndim != 2 or student.shape != teacher.shape or student.shape[0] != batch:
             raise UserError(
-                "A student code and its teacher code have the same shape [batch, dim], and all codes the same batch; "
-                f"got {list(student.shape)} and {list(teacher.shape)}."
+                "student and teacher codes must have the same shape [batch, dim], with one batch for all codes, "
+                f"got {list(student.shape)} and {list(teacher.shape)}"
             )
     check_marks(batch, where=where, labels=labels)
     if isinstance(temperature, int | float) and not temperature > 0:
-        raise UserError(f"temperature: a number above 0 is needed; got {temperature!r}.")
+        raise UserError(f"`temperature` must be positive, got {temperature!r}")
     if ring and axis_name is None:
-        raise UserError(
-            "ring=True passes codes between the devices of a mesh axis: give its axis_name, inside jax.shard_map."
-        )
+        raise UserError("`axis_name` must be given with ring=True, inside jax.shard_map")
     if chunk_size is not None and chunk_size < 1:
-        raise UserError(f"chunk_size: at least 1 negative at a time is needed; got {chunk_size!r}.")
+        raise UserError(f"`chunk_size` must be positive, got {chunk_size!r}")

@@ -1,6 +1,6 @@
 """Losses between the feature maps of two networks, example by example.
 
-Maps of different heights or widths are first brought to the smaller ones, by the box filter of `lfcc_jax.filters`.
+Maps of different sizes are first resized to the smaller height and width, with the box filter of `lfcc_jax.filters`.
 """
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from lfcc_jax.filters import apply_operator_pairs, compact, operator
 from lfcc_jax.losses.numerics import unit, widen
 
-# ReviewKD's pyramid, beside the maps themselves.
+# The smaller scales of ReviewKD's pyramid.
 _HCL_GRIDS = (4, 2, 1)
 
 
@@ -25,19 +25,19 @@ def fitnet(
     No gradient reaches the teacher.
 
     Args:
-      student: maps of the student, projected to the teacher's channels, any floating dtype.
-      teacher: maps of the teacher.
+      student: Feature maps of the student, projected to the teacher's channels, any floating dtype.
+      teacher: Feature maps of the teacher.
 
     Returns:
-      The loss of each example, float32 or wider; zero where both maps agree.
+      The loss of each example, float32 or wider; zero where the maps agree.
 
     Examples:
       >>> print(fitnet(jnp.ones((2, 8, 8, 3)), jnp.zeros((2, 4, 4, 3))))
       [1. 1.]
 
     References:
-      Romero et al., `FitNets: Hints for Thin Deep Nets <https://arxiv.org/abs/1412.6550>`_, 2015 (between CNNs weight
-      100 at the second stage; the heterogeneous benchmark uses weight 1 at all four).
+      Romero et al., `FitNets: Hints for Thin Deep Nets <https://arxiv.org/abs/1412.6550>`_, 2015 (weight 100 at the
+      second stage between CNNs; the heterogeneous benchmark uses weight 1 at all four stages).
     """
     student, teacher = match_sizes(student, teacher)
     return jnp.mean(jnp.square(student - teacher), axis=(1, 2, 3))
@@ -50,14 +50,15 @@ def at(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"
       \frac{1}{HW} \Big| \frac{a(f^s)}{|a(f^s)|} - \frac{a(f^t)}{|a(f^t)|} \Big|^2, \qquad
       a(f)_{hw} = \frac{1}{C} \sum_c f_{hwc}^2
 
-    No gradient reaches the teacher. (Paper and authors' code differ by constant factors; this is the code's.)
+    No gradient reaches the teacher. Constant factors are those of the authors' code, which differ
+    from the paper's.
 
     Args:
-      student: maps of the student, any floating dtype.
-      teacher: maps of the teacher; their channels need not be as many.
+      student: Feature maps of the student, any floating dtype.
+      teacher: Feature maps of the teacher; the number of channels may differ.
 
     Returns:
-      The loss of each example, float32 or wider; zero where both attend to the same places.
+      The loss of each example, float32 or wider; zero where the attention maps agree.
 
     Examples:
       >>> x = jnp.sin(jnp.arange(96.0)).reshape(2, 4, 4, 3)
@@ -77,9 +78,9 @@ def at(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"
 
 
 def nst(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"]) -> Float[Array, " batch"]:
-    r"""Computes neuron selectivity transfer, per example: how differently both maps' channels are distributed.
+    r"""Computes neuron selectivity transfer, per example: a distance between the distributions of channels.
 
-    The squared maximum mean discrepancy with the kernel :math:`k(a, b) = (a \cdot b)^2`, over channels of length one:
+    The squared maximum mean discrepancy with the kernel :math:`k(a, b) = (a \cdot b)^2`, over normalized channels:
 
     .. math::
       \mathrm{mean}_{cc'}\, k(\hat f^t_c, \hat f^t_{c'}) + \mathrm{mean}_{cc'}\, k(\hat f^s_c, \hat f^s_{c'})
@@ -88,8 +89,8 @@ def nst(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _
     No gradient reaches the teacher.
 
     Args:
-      student: maps of the student, any floating dtype.
-      teacher: maps of the teacher; their channels need not be as many.
+      student: Feature maps of the student, any floating dtype.
+      teacher: Feature maps of the teacher; the number of channels may differ.
 
     Returns:
       The loss of each example, float32 or wider; zero where the distributions agree.
@@ -120,7 +121,7 @@ def vid(
     teacher: Float[Array, "batch _ _ channels"],
     log_scale: Float[Array, " channels"],
 ) -> Float[Array, " batch"]:
-    r"""Computes variational information distillation, per example: how surprised a Gaussian model is by the teacher.
+    r"""Computes variational information distillation, per example: a Gaussian negative log-likelihood.
 
     .. math::
       \frac{1}{HWC} \sum_{hwc} \frac12 \Big[\frac{(\mu_{hwc} - f^t_{hwc})^2}{\sigma_c^2} + \log \sigma_c^2\Big], \qquad
@@ -129,12 +130,12 @@ def vid(
     No gradient reaches the teacher.
 
     Args:
-      predicted: :math:`\mu`, a regression of the teacher's maps from the student's, any floating dtype.
-      teacher: maps of the teacher.
-      log_scale: :math:`\rho`, to be trained with the regression; see `vid_scale_init`.
+      predicted: Prediction :math:`\mu` of the teacher's maps from the student's, any floating dtype.
+      teacher: Feature maps of the teacher.
+      log_scale: Trainable parameter :math:`\rho`; see `vid_scale_init`.
 
     Returns:
-      The loss of each example in nats less a constant, float32 or wider. It can fall below zero.
+      The loss of each example in nats up to a constant, float32 or wider. It can be negative.
 
     Examples:
       >>> x = jnp.ones((2, 4, 4, 3))
@@ -151,7 +152,7 @@ def vid(
 
 
 def vid_scale_init(channels: int, variance: float = 5.0) -> Float[Array, " channels"]:
-    """Returns the `log_scale` of `vid` that gives every channel the same variance."""
+    """Returns the `log_scale` of `vid` for which every channel has the given variance."""
     return jnp.full((channels,), jnp.log(jnp.expm1(variance - 1e-5)), jnp.float32)
 
 
@@ -163,15 +164,15 @@ def hcl(
     .. math::
       \frac{\sum_i 2^{-i}\, \mathrm{MSE}(A_{k_i} f^s A_{k_i}', A_{k_i} f^t A_{k_i}')}{\sum_i 2^{-i}}
 
-    over the map itself (i = 0) and those of the grids :math:`k = 4, 2, 1` that are smaller. No gradient reaches the
+    over the map itself (i = 0) and the smaller ones of the grids :math:`k = 4, 2, 1`. No gradient reaches the
     teacher.
 
     Args:
-      student: maps of the student, projected to the teacher's channels, any floating dtype.
-      teacher: maps of the teacher.
+      student: Feature maps of the student, projected to the teacher's channels, any floating dtype.
+      teacher: Feature maps of the teacher.
 
     Returns:
-      The loss of each example, float32 or wider; zero where both maps agree.
+      The loss of each example, float32 or wider; zero where the maps agree.
 
     Examples:
       >>> print(hcl(jnp.ones((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
@@ -198,8 +199,8 @@ def match_sizes(
 ) -> tuple[Float[Array, "batch height width _"], Float[Array, "batch height width _"]]:
     """Shrinks both maps to the smaller height and width with the box filter.
 
-    The losses here do this themselves. Call it first to project a large map linearly, without a bias: the result is the
-    same, and the projection acts on the smaller map.
+    The losses in this module call it. Call it before a linear projection without a bias: the result is the same, and
+    the projection is cheaper on the smaller map.
 
     Args:
       student: Maps of the student, any floating dtype.

@@ -1,7 +1,7 @@
 """LFCC: a contrastive loss between the low-frequency components of both networks' features.
 
 A reconstruction. The equations of the paper (Wu et al, arXiv 2405.18524) are not public beyond its abstract, which
-names multi-scale low-pass filters, a compact space and a sample-level contrastive loss; all else here is our choice.
+names multi-scale low-pass filters, a compact space and a sample-level contrastive loss. Everything else is our choice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from lfcc_jax.losses.numerics import zero_masked
 LFCC_KINDS = (*KINDS, "learned", "none")
 PROJECTORS = ("both", "student", "mlp")
 
-# Added to a variance before it divides, as in batch normalization.
+# Added to variances, as in batch normalization.
 _VARIANCE_FLOOR = 1e-5
 
 # {"student": {stage: projector}, "teacher": {stage: projector}}, each projector {layer: {"kernel", "bias"}}; and, for
@@ -40,22 +40,21 @@ def lfcc_init(
     learned_sizes: Mapping[str, tuple[Size, Size]] | None = None,
     grids: Sequence[int] = (1, 2, 4),
 ) -> Params:
-    """Returns the trainable parameters of `lfcc_loss`: a projector for each stage, and learned filters if asked for.
+    """Returns the trainable parameters of `lfcc_loss`: a projector for each stage, and learned filters if requested.
 
     Args:
-      key: for the random numbers.
-      student_channels: the channels of each of the student's stages, for example `{"stage3": 256, "stage4": 512}`.
-      teacher_channels: those of the teacher, for the same stages.
-      width: the channels into which both networks are projected.
-      projector: "both" projects either network linearly; "student" projects the student alone, into the channels of the
-        teacher (then there is nothing for `width` to set); "mlp" puts a hidden layer of `width` units before the linear
-        projection of either network.
-      learned_sizes: for `kind="learned"`, the height and width of each stage's maps, the student's and the teacher's:
+      key: PRNG key.
+      student_channels: Number of channels of each stage of the student, for example `{"stage3": 256}`.
+      teacher_channels: The same for the teacher's stages, which must have the same names.
+      width: Number of channels of the space into which both networks are projected.
+      projector: "both" projects both networks linearly; "student" projects only the student, to the teacher's channels
+        (`width` is then unused); "mlp" adds a hidden layer of `width` units before each linear projection.
+      learned_sizes: For `kind="learned"`, height and width of each stage's maps in the student and in the teacher:
         `{"stage4": ((7, 7), (14, 14))}`.
-      grids: for `kind="learned"`, as in `lfcc_loss`.
+      grids: For `kind="learned"`, as in `lfcc_loss`.
 
     Returns:
-      A pytree of plain dictionaries and float32 arrays, to be trained with the student.
+      A pytree of plain dictionaries and float32 arrays, trained with the student.
 
     Raises:
       UserError: if the two networks have different stages, a number of channels is not an int, or the projector is
@@ -70,8 +69,8 @@ def lfcc_init(
         raise unknown("projector", projector, PROJECTORS)
     if set(student_channels) != set(teacher_channels) or not student_channels:
         raise UserError(
-            "student_channels and teacher_channels name the same stages, at least one; "
-            f"got {sorted(student_channels)} and {sorted(teacher_channels)}."
+            "`student_channels` and `teacher_channels` must have the same stages, at least one, "
+            f"got {sorted(student_channels)} and {sorted(teacher_channels)}"
         )
     for argument, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
         for stage, count in channels.items():
@@ -80,7 +79,7 @@ def lfcc_init(
                 got = f"an array of shape {shape}; pass its last axis, {shape[-1]}" if shape else repr(count)
                 raise UserError(f"{argument}['{stage}'] must be the number of channels, an int, got {got}")
     if width < 1:
-        raise UserError(f"width: at least 1 channel is needed; got {width!r}.")
+        raise UserError(f"`width` must be positive, got {width!r}")
 
     def dense(key: PRNGKeyArray, channels_in: int, channels_out: int) -> dict[str, Array]:
         kernel = jax.nn.initializers.lecun_normal()(key, (channels_in, channels_out))
@@ -102,7 +101,7 @@ def lfcc_init(
             params["teacher"][stage] = project(next(keys), teacher_channels[stage], channels_out)
     if learned_sizes is not None:
         if set(learned_sizes) != set(stages):
-            raise UserError(f"learned_sizes names the stages {stages}; got {sorted(learned_sizes)}.")
+            raise UserError(f"`learned_sizes` must have the stages {stages}, got {sorted(learned_sizes)}")
         params["filters"] = {"student": {}, "teacher": {}}
         for stage, (student_size, teacher_size) in learned_sizes.items():
             fitting = _fitting(grids, student_size, teacher_size, stage)
@@ -137,7 +136,7 @@ def lfcc_loss(
       L_i(stage, k) &= -\log \mathrm{softmax}_j(\langle s_i, t_j \rangle / \tau)_i
 
     where :math:`\langle \cdot, \cdot \rangle` is the cosine similarity of flattened codes, j runs over the batch, and
-    each number of a code is brought to mean 0 and variance 1 over the batch.
+    each element of a code is standardized to mean 0 and variance 1 over the batch.
 
     The maps are filtered before they are projected, which is the same for a linear P (the operators' rows sum to one)
     and cheaper. With `axis_name`, the codes of all stages and grids travel between devices in one collective. Under
@@ -146,36 +145,37 @@ def lfcc_loss(
     This is a reconstruction: the paper's own equations are not public beyond its abstract.
 
     Args:
-      params: from `lfcc_init`. They say which stages are used, and how each is projected.
-      student_features: a map `[batch, height, width, channels]` for each stage. Stages not in `params` are ignored.
-      teacher_features: those of the teacher, for the same images. Their sizes and channels may differ. No gradient
-        flows into them.
-      kind: the low-pass filter, one of `lfcc_jax.filters.KINDS`; "learned" (see `lfcc_init`); or "none", which samples
-        the maps at the centers of the cells unfiltered, to see what a filter is worth.
-      grids: the sizes k. At each stage, those that do not fit into both maps are left out.
-      temperature: above 0. To learn it, give `jnp.exp(log_temperature)`.
-      negatives: as in `info_nce`.
-      axis_name: as in `info_nce`: inside `jax.shard_map`, the mesh axis over which the batch is split.
-      ring: as in `info_nce`.
-      chunk_size: as in `info_nce`.
-      where: as in `info_nce`: which examples count. Features of the others may hold anything, NaN too.
-      labels: as in `info_nce`: classes, if examples of one class are not to be told apart.
-      standardize: whether each number of a code has its mean over the batch taken off and is divided by its standard
-        deviation, before the cosine. What all images have in common, which is most of a pooled map, then counts for
-        nothing. With `axis_name`, a few small all-reduces more. In our study it is better with than without.
+      params: Parameters from `lfcc_init`, which define the stages and their projectors.
+      student_features: Feature map `[batch, height, width, channels]` of each stage. Stages not in `params` are
+        ignored.
+      teacher_features: Feature maps of the teacher for the same images. Sizes and channels may differ. No gradient
+        reaches them.
+      kind: Low-pass filter: one of `lfcc_jax.filters.KINDS`; "learned" (see `lfcc_init`); or "none", an ablation that
+        samples the unfiltered maps at the centers of the cells.
+      grids: Grid sizes k. Each stage uses those that fit into both maps.
+      temperature: Temperature, positive. To learn it, pass `jnp.exp(log_temperature)`.
+      negatives: As in `info_nce`.
+      axis_name: As in `info_nce`: the mesh axis over which the batch is split, inside `jax.shard_map`.
+      ring: As in `info_nce`.
+      chunk_size: As in `info_nce`.
+      where: As in `info_nce`: mask of the examples that count. Features of the others may contain NaN.
+      labels: As in `info_nce`: classes, so that examples of the same class are not negatives.
+      standardize: Whether to standardize each element of a code over the batch before the cosine. This removes what all
+        images have in common, which is most of a pooled map. It costs a few small all-reduces with `axis_name`. It was
+        better in our study.
 
     Returns:
-      The loss of each example in nats, float32, without a reduction. Where nothing tells images apart, log(batch).
+      The loss of each example in nats, float32, without a reduction. It is log(batch) if all images are identical.
 
     Raises:
-      UserError: if a stage is missing, or no grid fits into it, or an argument makes no sense.
+      UserError: if a stage is missing, no grid fits into its maps, or an argument is invalid.
 
     Examples:
       >>> student = {"stage3": jnp.ones((8, 14, 14, 32)), "stage4": jnp.ones((8, 7, 7, 64))}
       >>> teacher = {"stage3": jnp.ones((8, 14, 14, 48)), "stage4": jnp.ones((8, 14, 14, 48))}
       >>> params = lfcc_init(jax.random.key(0), {"stage3": 32, "stage4": 64}, {"stage3": 48, "stage4": 48}, width=16)
       >>> loss, grads = jax.value_and_grad(lambda p: lfcc_loss(p, student, teacher).mean())(params)
-      >>> print(loss.round(4))  # nothing tells eight equal images apart: log(8)
+      >>> print(loss.round(4))  # all eight images are identical: log(8)
       2.0794
 
     References:
@@ -186,9 +186,9 @@ def lfcc_loss(
         params, student_features, teacher_features, kind=kind, grids=grids, where=where
     )
     if standardize:
-        # One network at a time: a teacher without a projector stays constant, and nothing is sent for its gradient.
+        # One network at a time: a teacher without a projector stays constant, and needs no collective for its gradient.
         student_codes, teacher_codes = (_standardized(x, axis_name, where) for x in (student_codes, teacher_codes))
-    # Once standardized, codes lose little by rounding, and travel between devices no wider than the maps.
+    # Standardized codes lose little by rounding, so they are sent between devices in the dtype of the maps.
     student_codes, teacher_codes = (
         {name: x.astype(maps[name.rpartition("/")[0]].dtype) for name, x in codes.items()}
         for codes, maps in ((student_codes, student_features), (teacher_codes, teacher_features))
@@ -219,19 +219,19 @@ def lfcc_codes(
     """Returns the codes that `lfcc_loss` compares, before they are scaled to length one.
 
     Args:
-      params: as in `lfcc_loss`.
-      student_features: as in `lfcc_loss`.
-      teacher_features: as in `lfcc_loss`.
-      kind: as in `lfcc_loss`.
-      grids: as in `lfcc_loss`.
-      where: as in `lfcc_loss`; the maps of masked examples are taken to be zeros.
+      params: As in `lfcc_loss`.
+      student_features: As in `lfcc_loss`.
+      teacher_features: As in `lfcc_loss`.
+      kind: As in `lfcc_loss`.
+      grids: As in `lfcc_loss`.
+      where: As in `lfcc_loss`; the maps of masked examples are replaced with zeros.
 
     Returns:
       The student's and the teacher's codes by stage and grid, float32 or wider. The gradient of the latter stops before
       the features.
 
     Raises:
-      UserError: if a stage is missing, or no grid fits into it, or an argument makes no sense.
+      UserError: if a stage is missing, no grid fits into its maps, or an argument is invalid.
 
     Examples:
       >>> features = {"stage4": jnp.ones((8, 7, 7, 64))}
@@ -243,7 +243,7 @@ def lfcc_codes(
     if kind not in LFCC_KINDS:
         raise unknown("kind of filter", kind, LFCC_KINDS, "kind")
     if "filters" in params and kind != "learned":
-        raise UserError(f"params hold learned filters, which kind='{kind}' does not use; kind='learned' does.")
+        raise UserError(f"`kind` must be 'learned' for params with learned filters, got '{kind}'")
     codes: dict[str, dict[str, Array]] = {"student": {}, "teacher": {}}
     for stage in sorted(params["student"]):
         features = {"student": student_features, "teacher": teacher_features}
@@ -258,12 +258,12 @@ def lfcc_codes(
             maps = {network: zero_masked(x, where) for network, x in maps.items()}
         fitting = _fitting(grids, maps["student"].shape[1:3], maps["teacher"].shape[1:3], stage)
         for network, x in maps.items():
-            # What all images share can be far larger than what tells them apart, and is only taken off later: rounding
-            # a code to bfloat16 before that would round away the difference.
+            # The mean over images can be far larger than their differences, and is subtracted later. Rounding to
+            # bfloat16 before that would lose the differences.
             wide = jnp.promote_types(x.dtype, jnp.float32)
             if kind == "learned":
                 if "filters" not in params:
-                    raise UserError("kind='learned' needs filters in params: give learned_sizes to lfcc_init.")
+                    raise UserError("`params` must contain filters for kind='learned': pass learned_sizes to lfcc_init")
                 compacted = learned_compact_grids(params["filters"][network][stage], x, fitting, wide)
             elif kind == "none":
                 pairs = [tuple(_samples(n, grid) for n in x.shape[1:3]) for grid in fitting]
@@ -284,7 +284,7 @@ def _standardized(
 ) -> dict[str, Array]:
     """Returns codes with mean 0 and variance 1 over the global batch."""
     leaves, structure = jax.tree.flatten(codes)
-    x = jnp.concatenate(leaves, axis=1)  # all at once: one message between devices
+    x = jnp.concatenate(leaves, axis=1)  # one collective for all
     counted = jnp.ones_like(x[:, :1]) if where is None else where[:, None].astype(x.dtype)
 
     def total(values: Array) -> Array:
@@ -309,20 +309,20 @@ def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:
     for network, x in maps.items():
         if x.ndim != 4:
             raise UserError(
-                f"{stage} of the {network}: a map [batch, height, width, channels] is needed; got {list(x.shape)}. "
-                "Tokens are put back on their grid first, without the class token."
+                f"{stage} of the {network} must have shape [batch, height, width, channels], got {list(x.shape)}. "
+                "Reshape tokens to their grid, without the class token."
             )
         layers = params[network].get(stage, {})
         kernel = layers.get("hidden", layers.get("out", {})).get("kernel")
         if kernel is not None and kernel.shape[0] != x.shape[-1]:
             raise UserError(
-                f"{stage} of the {network}: params are for {kernel.shape[0]} channels, which come last; "
-                f"got shape {list(x.shape)}."
+                f"{stage} of the {network} must have {kernel.shape[0]} channels in its last axis, as in params, "
+                f"got shape {list(x.shape)}"
             )
     if maps["student"].shape[0] != maps["teacher"].shape[0]:
         raise UserError(
-            f"{stage}: both networks see the same images; got {maps['student'].shape[0]} maps of the student's and "
-            f"{maps['teacher'].shape[0]} of the teacher's."
+            f"{stage} must have the same batch in both networks, got {maps['student'].shape[0]} maps of the student "
+            f"and {maps['teacher'].shape[0]} of the teacher"
         )
 
 
@@ -331,7 +331,7 @@ def _project(
 ) -> Float[Array, "batch points width"]:
     if "hidden" in layers:
         x = jax.nn.relu(_dense(layers["hidden"], x))
-    return _dense(layers["out"], x) if layers else x  # a teacher without a projector is taken as it is
+    return _dense(layers["out"], x) if layers else x  # a teacher without a projector is unchanged
 
 
 def _dense(layer: Mapping[str, Array], x: Float[Array, "batch points channels"]) -> Float[Array, "batch points width"]:
@@ -344,7 +344,7 @@ def _fitting(grids: Sequence[int], student_size: Size, teacher_size: Size, stage
     fitting = [grid for grid in grids if grid <= smallest]
     if not fitting:
         raise UserError(
-            f"{stage}: none of the grids {list(grids)} fits into maps of {'x'.join(map(str, student_size))} (student) "
-            f"and {'x'.join(map(str, teacher_size))} (teacher); give one of at most {smallest}."
+            f"`grids` must contain a size up to {smallest} for {stage}, with maps of "
+            f"{'x'.join(map(str, student_size))} (student) and {'x'.join(map(str, teacher_size))} (teacher), got {list(grids)}"
         )
     return fitting

@@ -1,7 +1,7 @@
-"""Losses on logits: cross-entropy with labels, and the divergence from a teacher.
+"""Losses on logits: cross-entropy with labels, and divergences from a teacher.
 
-A logit of minus infinity masks its class: the class has probability zero, and zero times infinity counts as zero. So a
-loss is infinite where the student masks a class that the target gives a positive probability, and finite otherwise;
+A logit of minus infinity masks its class: the class has probability zero, and zero times infinity counts as zero. A
+loss is infinite if the student masks a class to which the target assigns a positive probability, and finite otherwise;
 gradients are finite in both cases. At least one logit of each example must be finite.
 """
 
@@ -11,8 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from lfcc_jax.losses.numerics import expectation, norm, widen
 
-# Lower bound on the standard deviation.
-_LEAST_SPREAD = 1e-2
+# Lower bound on the standard deviation of logits.
+_MIN_STD = 1e-2
+# Lower bound on the standard deviation of probabilities, relative to their mean.
+_MIN_RELATIVE_STD = 1e-2
+# Masked-out logit. Finite, because the difference of two infinite ones is nan.
+_MASKED_LOGIT = -1e30
 
 
 def cross_entropy(
@@ -27,16 +31,15 @@ def cross_entropy(
       -\sum_c q_c \log \mathrm{softmax}(z)_c, \qquad q_c = (1 - \epsilon)\,y_c + \epsilon / C
 
     Args:
-      logits: unnormalized log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
-      labels: the true class of each example, in `[0, classes)`; or probabilities :math:`y`, as of mixed images.
-      label_smoothing: :math:`\epsilon`, the probability spread evenly over all classes, in [0, 1). Masked classes get
-        their part too, so that smoothing makes the loss of an example with a masked class infinite.
+      logits: Unnormalized log-probabilities :math:`z`, `[..., classes]`, any floating dtype.
+      labels: True class of each example, in `[0, classes)`; or probabilities :math:`y`, for example of mixed images.
+      label_smoothing: Probability :math:`\epsilon` that is spread evenly over all classes, in [0, 1). This includes
+        masked classes, so the loss of an example with a masked class becomes infinite.
 
     Returns:
       The loss of each example in nats, `[...]`, float32 or wider.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))
       Array([1.3862944], dtype=float32)
 
@@ -64,18 +67,17 @@ def kd(
     .. math::
       T^2\, \mathrm{KL}\big(\mathrm{softmax}(z^t / T) \,\|\, \mathrm{softmax}(z^s / T)\big)
 
-    The factor :math:`T^2` keeps the gradient's size as the temperature changes. No gradient reaches the teacher.
+    The factor :math:`T^2` keeps the gradient's scale independent of the temperature. No gradient reaches the teacher.
 
     Args:
-      student_logits: :math:`z^s`, `[..., classes]`, any floating dtype.
-      teacher_logits: :math:`z^t`, of the same shape.
-      temperature: :math:`T`, above zero. 4 is usual on CIFAR-100, 1 on ImageNet.
+      student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      temperature: Temperature T, positive. 4 is usual on CIFAR-100, 1 on ImageNet.
 
     Returns:
-      The loss of each example in nats, `[...]`, float32 or wider; zero where both predictions agree.
+      The loss of each example in nats, `[...]`, float32 or wider; zero where the predictions agree.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> kd(jnp.array([[1.0, 2.0]]), jnp.array([[6.0, 7.0]]))  # a shift of the logits changes nothing
       Array([0.], dtype=float32)
 
@@ -88,24 +90,23 @@ def kd(
 
 
 def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    r"""Computes the z-scores of each example's logits, which `kd` then compares in shape alone: not in size.
+    r"""Computes the z-scores of each example's logits, so that `kd` compares their shape and not their scale.
 
     .. math::
       \hat z_c = \frac{z_c - \bar z}{\max(\sigma, 0.01) + 10^{-7}}, \qquad
       \sigma^2 = \frac{1}{C - 1} \sum_c (z_c - \bar z)^2
 
-    The authors' code has no bound of 0.01, so its gradient grows like one over the spread of the logits: to 1e7 where a
-    classifier starts from zeros, as in MLP-Mixer and ResMLP.
+    The authors' code has no lower bound of 0.01. Its gradient grows with the inverse of the standard deviation: to 1e7
+    for a classifier that is initialized to zeros, as in MLP-Mixer and ResMLP.
 
     Args:
-      logits: :math:`z`, `[..., classes]`, any floating dtype; the student's and the teacher's alike.
+      logits: Logits :math:`z` of either network, `[..., classes]`, any floating dtype.
 
     Returns:
-      Logits of mean 0 and standard deviation 1 (less where that of `logits` is below 0.01), float32 or wider. Masked
-      classes, of logit minus infinity, stay masked and are left out of the mean and the deviation.
+      Logits with mean 0 and standard deviation 1 (less if that of `logits` is below 0.01), float32 or wider. Masked
+      classes stay masked and do not count in the mean and the standard deviation.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(standardize_logits(jnp.array([[2.0, 4.0, 6.0]])))
       [[-1.  0.  1.]]
       >>> student, teacher = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[3.0, 6.0, 12.0]])
@@ -122,7 +123,7 @@ def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
     finite = jnp.where(masked, 0, centered)
     degrees = jnp.sum(~masked, axis=-1, keepdims=True, dtype=logits.dtype) - 1
     deviation = norm(finite) / jnp.sqrt(jnp.maximum(degrees, 1))
-    return jnp.where(masked, -jnp.inf, finite / (jnp.maximum(deviation, _LEAST_SPREAD) + 1e-7))
+    return jnp.where(masked, -jnp.inf, finite / (jnp.maximum(deviation, _MIN_STD) + 1e-7))
 
 
 def ttm(
@@ -131,9 +132,9 @@ def ttm(
     *,
     exponent: float = 0.2,
 ) -> Float[Array, "*batch"]:
-    r"""Computes the divergence of the student's own prediction from the teacher's flattened one, per example.
+    r"""Computes the divergence of the student's prediction from the teacher's flattened prediction, per example.
 
-    Transformed teacher matching: the temperature is the teacher's alone, as an exponent of its probabilities.
+    Transformed teacher matching: only the teacher has a temperature, as an exponent of its probabilities.
 
     .. math::
       \mathrm{KL}(q \,\|\, p^s), \qquad q_c = (p^t_c)^\gamma / U, \qquad U = \sum_c (p^t_c)^\gamma
@@ -141,15 +142,14 @@ def ttm(
     No gradient reaches the teacher.
 
     Args:
-      student_logits: `[..., classes]`, any floating dtype; :math:`p^s` is their softmax.
-      teacher_logits: of the same shape; :math:`p^t` likewise.
-      exponent: :math:`\gamma`, above zero; the authors use 0.1 to 0.2.
+      student_logits: Logits `[..., classes]`, any floating dtype; :math:`p^s` is their softmax.
+      teacher_logits: Logits with the same shape; :math:`p^t` is their softmax.
+      exponent: Exponent :math:`\gamma`, positive; the authors use 0.1 to 0.2.
 
     Returns:
-      The loss of each example in nats, `[...]`, float32 or wider; zero where :math:`p^s` is :math:`q`.
+      The loss of each example in nats, `[...]`, float32 or wider; zero where :math:`p^s` equals :math:`q`.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(abs(ttm(jnp.array([[1.0, 2.0]]), jnp.array([[5.0, 10.0]]), exponent=0.2).round(4)))
       [0.]
 
@@ -167,20 +167,19 @@ def wttm(
     *,
     exponent: float = 0.2,
 ) -> Float[Array, "*batch"]:
-    r"""Computes `ttm` weighted by how uncertain the teacher is: :math:`U \, \mathrm{KL}(q \,\|\, p^s)`, per example.
+    r"""Computes `ttm` weighted by the teacher's uncertainty: :math:`U \, \mathrm{KL}(q \,\|\, p^s)`, per example.
 
     The weight U, between 1 (certain) and :math:`C^{1 - \gamma}`, is not normalized over the batch.
 
     Args:
-      student_logits: as in `ttm`.
-      teacher_logits: as in `ttm`.
-      exponent: as in `ttm`.
+      student_logits: As in `ttm`.
+      teacher_logits: As in `ttm`.
+      exponent: As in `ttm`.
 
     Returns:
       The loss of each example in nats, `[...]`, float32 or wider.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(wttm(jnp.array([[0.0, 3.0]]), jnp.zeros((1, 2)), exponent=0.5).round(4))  # sqrt(2) times ttm
       [1.2098]
 
@@ -190,6 +189,151 @@ def wttm(
     """
     log_q, log_sum = _flattened(teacher_logits, exponent)
     return jnp.exp(log_sum) * _divergence(log_q, jax.nn.log_softmax(widen(student_logits)))
+
+
+def dkd(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    alpha: float = 1.0,
+    beta: float | Float[Array, "*batch"] = 8.0,
+    temperature: float = 4.0,
+) -> Float[Array, "*batch"]:
+    r"""Computes decoupled knowledge distillation, per example: true class against the rest, and the rest by itself.
+
+    .. math::
+      T^2 \big[\alpha\, \mathrm{KL}(b^t \,\|\, b^s) + \beta\, \mathrm{KL}(\hat p^t \,\|\, \hat p^s)\big]
+
+    with p = softmax(z / T), :math:`b = (p_y, 1 - p_y)`, and :math:`\hat p` the softmax of z / T without class y. `kd`
+    is the special case :math:`\alpha = 1` and :math:`\beta = 1 - p^t_y`. No gradient reaches the teacher.
+
+    Args:
+      student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      labels: True class y of each example.
+      alpha: Weight of the true class's term.
+      beta: Weight of the other classes' term. The default is for CIFAR-100, where the authors use 2 or 6 for some
+        pairs; on ImageNet they use 0.5 or 2 with temperature 1.
+      temperature: Temperature T, positive.
+
+    Returns:
+      The loss of each example in nats, `[...]`, float32 or wider; zero where the predictions agree.
+
+    Examples:
+      >>> teacher = jnp.array([[6.0, 7.0, 9.0]])
+      >>> print(dkd(teacher + 5, teacher, jnp.array([2])).round(4))
+      [0.]
+
+    References:
+      Zhao et al., `Decoupled Knowledge Distillation <https://arxiv.org/abs/2203.08679>`_, 2022 (on CIFAR-100 the weight
+      increases over 20 epochs).
+    """
+    is_true = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
+
+    def split(logits: Array) -> tuple[Array, Array, Array]:
+        """Returns log p_y, log(1 - p_y) and log of p without y."""
+        logits = widen(logits) / temperature
+        others = jnp.where(is_true, _MASKED_LOGIT, logits)
+        of_others = jax.nn.logsumexp(others, axis=-1)
+        of_true = jnp.sum(jnp.where(is_true, logits, 0), axis=-1)
+        total = jnp.logaddexp(of_true, of_others)
+        return of_true - total, of_others - total, others - of_others[..., None]
+
+    true_s, not_s, others_s = split(student_logits)
+    true_t, not_t, others_t = split(jax.lax.stop_gradient(teacher_logits))
+    binary_s, binary_t = jnp.stack([true_s, not_s], axis=-1), jnp.stack([true_t, not_t], axis=-1)
+    target_term = expectation(jnp.exp(binary_t), binary_t - binary_s)
+    others_term = expectation(jnp.where(is_true, 0, jnp.exp(others_t)), others_t - others_s)
+    return temperature**2 * (alpha * target_term + beta * others_term)
+
+
+def ofa(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    exponent: float = 1.0,
+    temperature: float = 1.0,
+) -> Float[Array, "*batch"]:
+    r"""Computes the loss of one-for-all distillation, per example: cross-entropy with an enhanced true class.
+
+    .. math::
+      -\sum_c \big[(p^t_c + [c = y])^\gamma - [c = y]\big] \log p^s_c, \qquad p = \mathrm{softmax}(z / T)
+
+    With :math:`\gamma = 1` it is the cross-entropy with the teacher's prediction: `kd` up to a constant. As in the
+    authors' code, there is no factor :math:`T^2`. No gradient reaches the teacher. The loss is not zero where the
+    predictions agree.
+
+    Args:
+      student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype, from the network or an exit branch.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      labels: True class y of each example.
+      exponent: Exponent :math:`\gamma`, at least 1; the authors use 1 on CIFAR-100, 1 to 1.5 on ImageNet.
+      temperature: Temperature T, positive.
+
+    Returns:
+      The loss of each example in nats, `[...]`, float32 or wider.
+
+    Examples:
+      >>> print(ofa(jnp.zeros((1, 4)), jnp.zeros((1, 4)), jnp.array([0])).round(4))  # log 4
+      [1.3863]
+
+    References:
+      Hao et al., `One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation
+      <https://arxiv.org/abs/2310.19444>`_, 2023.
+    """
+    log_p = jax.nn.log_softmax(widen(student_logits) / temperature)
+    p_teacher = jax.nn.softmax(widen(jax.lax.stop_gradient(teacher_logits)) / temperature)
+    is_true = jax.nn.one_hot(labels, log_p.shape[-1], dtype=log_p.dtype)
+    return -expectation((p_teacher + is_true) ** exponent - is_true, log_p)
+
+
+def dist(
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+) -> Float[Array, ""]:
+    r"""Computes DIST: one minus the correlation of both predictions, within examples and within classes.
+
+    .. math::
+      T^2 \Big[\beta \big(1 - \tfrac{1}{B} \sum_i \rho(p^s_{i\cdot}, p^t_{i\cdot})\big)
+      + \gamma \big(1 - \tfrac{1}{C} \sum_c \rho(p^s_{\cdot c}, p^t_{\cdot c})\big)\Big], \qquad
+      \rho(a, b) = \frac{(a - \bar a) \cdot (b - \bar b)}{|a - \bar a|\, |b - \bar b| + 10^{-8}}
+
+    with p = softmax(z / T). No gradient reaches the teacher. As in the authors' code, the correlation of a constant is
+    0, even with itself: a class that neither network predicts counts as a disagreement, and a class that is masked in
+    all examples costs :math:`\gamma / C`. Unlike there, the student's :math:`|a - \bar a|` is at least that of a
+    standard deviation of 1 % of the mean. Otherwise the gradient grows to 1e7 for a classifier that is initialized to
+    zeros, as in MLP-Mixer and ResMLP.
+
+    Args:
+      student_logits: Logits :math:`z^s`, any floating dtype.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      beta: Weight of the correlation between the classes of an example.
+      gamma: Weight of the correlation between the examples of a class.
+      temperature: Temperature T, positive; the authors use 4 on CIFAR-100 and 1 on ImageNet.
+
+    Returns:
+      A scalar, float32 or wider: a statistic of the batch.
+
+    Examples:
+      >>> logits = jnp.array([[0.0, 1.0, 2.0], [3.0, 1.0, 1.0]])
+      >>> print(abs(dist(logits, logits).round(4)))
+      0.0
+
+    References:
+      Huang et al., `Knowledge Distillation from A Stronger Teacher <https://arxiv.org/abs/2205.10536>`_, 2022 (weight
+      2).
+    """
+    ours = jax.nn.softmax(widen(student_logits) / temperature)
+    theirs = jax.nn.softmax(widen(jax.lax.stop_gradient(teacher_logits)) / temperature)
+    within_examples = 1 - _correlation(ours, theirs).mean()
+    within_classes = 1 - _correlation(ours.T, theirs.T).mean()
+    return temperature**2 * (beta * within_examples + gamma * within_classes)
 
 
 def _flattened(teacher_logits: Float[Array, "*batch classes"], exponent: float) -> tuple[Array, Array]:
@@ -202,3 +346,10 @@ def _flattened(teacher_logits: Float[Array, "*batch classes"], exponent: float) 
 def _divergence(log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """Returns KL(p || q)."""
     return expectation(jnp.exp(log_p), log_p - log_q)
+
+
+def _correlation(ours: Float[Array, "rows columns"], theirs: Float[Array, "rows columns"]) -> Float[Array, "rows 1"]:
+    mean = ours.mean(axis=1, keepdims=True)
+    a, b = ours - mean, theirs - theirs.mean(axis=1, keepdims=True)
+    least = _MIN_RELATIVE_STD * ours.shape[1] ** 0.5 * mean
+    return jnp.sum(a * b, axis=1, keepdims=True) / (jnp.maximum(norm(a), least) * norm(b) + 1e-8)

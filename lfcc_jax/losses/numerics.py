@@ -1,26 +1,26 @@
-"""Arithmetic that the losses share: wide enough, and with a finite gradient everywhere."""
+"""Arithmetic shared by the losses, in float32 or wider, with finite gradients everywhere."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# The square of a norm under which a vector counts as zero.
+# Vectors whose squared norm is below this count as zero.
 _SQUARED_ZERO = 1e-24
 
 
 def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns `x` in float32, or as it is if it is wider."""
+    """Returns `x` in float32, or unchanged if it is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def expectation(p: Float[Array, "*batch classes"], x: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
-    """Returns the sum of `p * x` over the last axis, where a probability of zero times infinity is zero.
+    """Returns the sum of `p * x` over the last axis, with zero times infinity counted as zero.
 
     Neither infinities nor NaNs of `x` reach the sum or its gradient where `p` is zero.
 
     Args:
       p: Probabilities, or other weights.
-      x: What is averaged, usually log-probabilities; minus infinity for an impossible class.
+      x: Values to average, usually log-probabilities; minus infinity for an impossible class.
 
     Examples:
       >>> print(expectation(jnp.array([0.5, 0.5, 0.0]), jnp.array([2.0, 4.0, -jnp.inf])))
@@ -31,16 +31,16 @@ def expectation(p: Float[Array, "*batch classes"], x: Float[Array, "*batch class
 
 
 def zero_masked(x: Float[Array, "batch *_"], where: Bool[Array, " batch"]) -> Float[Array, "batch *_"]:
-    """Replaces masked examples by zeros, with no gradient.
+    """Replaces masked examples with zeros, without a gradient.
 
-    Dropping their losses is not enough: in the gradient of a shared parameter, a NaN of theirs meets a zero cotangent,
-    and 0 * NaN is NaN.
+    Masking their losses is not enough: in the gradient of a shared parameter, a NaN is multiplied by a zero cotangent,
+    which is NaN.
     """
     return jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, 0)
 
 
 def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
-    """Scales vectors along `axis` to length one, in float32 or wider; zeros stay zeros, and get no gradient.
+    """Scales vectors along `axis` to length one, in float32 or wider; zeros stay zeros and get no gradient.
 
     Examples:
       >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
@@ -53,7 +53,7 @@ def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
 
 
 def norm(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
-    """Returns the lengths of vectors along `axis`, which is kept with size 1; that of zeros has no gradient."""
+    """Returns the lengths of vectors along `axis`, kept with size 1; zeros get no gradient."""
     squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
     nonzero = squared > _SQUARED_ZERO
     return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, squared, 1)), 0)

@@ -1,7 +1,7 @@
-"""Losses between the relations that two networks see between the examples of a batch.
+"""Losses that compare relations between the examples of a batch.
 
-Features are flattened example by example, and feature sizes may differ. The relations are those of the whole batch, on
-any number of devices under `jax.jit`.
+Features are flattened per example; their sizes may differ. Relations are those of the global batch under `jax.jit`, on
+any number of devices.
 """
 
 import jax
@@ -12,7 +12,7 @@ from lfcc_jax.losses.numerics import norm, unit, widen
 
 
 def sp(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) -> Float[Array, " batch"]:
-    r"""Computes similarity preservation, per example: the difference of its similarities to the whole batch.
+    r"""Computes similarity preservation, per example: the error of its similarities to the whole batch.
 
     .. math::
       \frac{1}{B} \sum_j \Big(\frac{G^s_{ij}}{|G^s_{i\cdot}|} - \frac{G^t_{ij}}{|G^t_{i\cdot}|}\Big)^2, \qquad
@@ -21,15 +21,15 @@ def sp(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) -> 
     No gradient reaches the teacher.
 
     Args:
-      student: features of the student, usually the last maps, any floating dtype.
-      teacher: features of the teacher.
+      student: Features of the student, usually the last maps, any floating dtype.
+      teacher: Features of the teacher.
 
     Returns:
       The loss of each example, float32 or wider; zero where the similarities agree.
 
     Examples:
       >>> x = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
-      >>> print(sp(x[:, ::-1], 3 * x).round(4))  # a rotation, and a scale
+      >>> print(sp(x[:, ::-1], 3 * x).round(4))  # a rotation and a scale
       [0. 0. 0. 0.]
 
     References:
@@ -45,18 +45,18 @@ def sp(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) -> 
 
 
 def cc(student: Float[Array, "batch dim"], teacher: Float[Array, "batch dim"]) -> Float[Array, ""]:
-    r"""Computes the correlation loss of the published benchmarks: errors of neighbors in the batch, multiplied.
+    r"""Computes the correlation loss of the published benchmarks: products of the errors of neighbors in the batch.
 
     .. math::
       \frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_c |s_{ic} - t_{ic}| \, |s_{i+1,c} - t_{i+1,c}|
 
-    It is the one loss here that depends on the order of the batch. Papers' tables that list CC were made with it,
-    though it is not the Gaussian-kernel loss of the paper. The teacher's embedding is trained along with the student's
-    there, so the gradient reaches `teacher`: stop it before the embedding.
+    This is the only loss that depends on the order of the batch. It is what published tables list as CC, although it is
+    not the Gaussian-kernel loss of the paper. The teacher's embedding is trained like the student's, so a gradient
+    reaches `teacher`: stop it before the embedding.
 
     Args:
-      student: embeddings of the student, any floating dtype.
-      teacher: embeddings of the teacher, in the same space.
+      student: Embeddings of the student, any floating dtype.
+      teacher: Embeddings of the teacher, in the same space.
 
     Returns:
       A scalar, float32 or wider: a statistic of the batch; zero where the embeddings agree.
@@ -80,29 +80,29 @@ def rkd(
     distance_weight: float = 25.0,
     angle_weight: float = 50.0,
 ) -> Float[Array, " batch"]:
-    r"""Computes relational distillation, per example: its distances to the others, and the angles that it sees them at.
+    r"""Computes relational distillation, per example: distances to the other examples, and angles between them.
 
     .. math::
       \frac{w_d}{B} \sum_j h\Big(\frac{d^s_{ij}}{\bar d^s} - \frac{d^t_{ij}}{\bar d^t}\Big)
       + \frac{w_a}{B^2} \sum_{jk} h(\cos\angle^s_{jik} - \cos\angle^t_{jik})
 
-    with :math:`d_{ij} = |f_i - f_j|`, its mean over different examples :math:`\bar d`, and Huber's
-    :math:`h(x) = x^2 / 2` up to 1, :math:`|x| - 1/2` beyond. No gradient reaches the teacher.
+    with :math:`d_{ij} = |f_i - f_j|`, its mean over pairs of different examples :math:`\bar d`, and the Huber
+    loss :math:`h(x) = x^2 / 2` up to 1, :math:`|x| - 1/2` beyond. No gradient reaches the teacher.
 
-    Needs memory for batch x batch x batch angles and batch x batch x dim differences: meant for pooled features.
+    Memory grows with batch^3 for the angles and batch^2 x dim for the differences: use it on pooled features.
 
     Args:
-      student: features of the student, any floating dtype.
-      teacher: features of the teacher.
-      distance_weight: :math:`w_d`.
-      angle_weight: :math:`w_a`.
+      student: Features of the student, any floating dtype.
+      teacher: Features of the teacher.
+      distance_weight: Weight :math:`w_d` of the distances.
+      angle_weight: Weight :math:`w_a` of the angles.
 
     Returns:
-      The loss of each example, float32 or wider; zero where distances (but for scale) and angles agree.
+      The loss of each example, float32 or wider; zero where distances (up to scale) and angles agree.
 
     Examples:
       >>> x = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
-      >>> print(rkd(5 - 3 * x, x).round(4))  # a shift, a reflection, and a scale
+      >>> print(rkd(5 - 3 * x, x).round(4))  # a shift, a reflection and a scale
       [0. 0. 0. 0.]
 
     References:
@@ -111,7 +111,7 @@ def rkd(
 
     def relations(x: Array) -> tuple[Array, Array]:
         batch = x.shape[0]
-        # Differences, because |a|^2 + |b|^2 - 2 ab has nothing left in float32 where examples are close.
+        # Not |a|^2 + |b|^2 - 2 ab, which cancels in float32 where examples are close.
         differences = x[None, :, :] - x[:, None, :]
         others = ~jnp.eye(batch, dtype=bool)
         squared = jnp.maximum(jnp.sum(jnp.square(differences), axis=2), 1e-12)
@@ -132,7 +132,7 @@ def rkd(
 
 
 def pkt(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) -> Float[Array, " batch"]:
-    r"""Computes probabilistic knowledge transfer, per example: how differently the two networks pick its neighbors.
+    r"""Computes probabilistic knowledge transfer, per example: the divergence of its neighborhood distributions.
 
     .. math::
       \frac{1}{B} \sum_j P^t_{ij} \log \frac{P^t_{ij} + \epsilon}{P^s_{ij} + \epsilon}, \qquad
@@ -141,8 +141,8 @@ def pkt(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) ->
     with :math:`\epsilon = 10^{-7}`, which is also added to the norms. No gradient reaches the teacher.
 
     Args:
-      student: features of the student, any floating dtype.
-      teacher: features of the teacher.
+      student: Features of the student, any floating dtype.
+      teacher: Features of the teacher.
 
     Returns:
       The loss of each example, float32 or wider; zero where the cosine similarities agree.

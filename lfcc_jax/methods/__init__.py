@@ -1,28 +1,14 @@
-"""Distillation methods, one a file. A run adds up any number of them, each with a weight."""
+"""Distillation methods, grouped like `lfcc_jax.losses`. A run trains on a weighted sum of any of them."""
 
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.errors import unknown
-from lfcc_jax.methods.at import AT
-from lfcc_jax.methods.cc import CC
-from lfcc_jax.methods.crd import CRD
-from lfcc_jax.methods.crd_bank import CRDBank
-from lfcc_jax.methods.cross_entropy import CrossEntropy
-from lfcc_jax.methods.dist import DIST
-from lfcc_jax.methods.dkd import DKD
-from lfcc_jax.methods.fitnet import FitNet
-from lfcc_jax.methods.hcl import HCL
-from lfcc_jax.methods.kd import KD
+from lfcc_jax.methods.contrastive import CRD, CRDBank
+from lfcc_jax.methods.features import AT, HCL, NST, SRRL, VID, FitNet
 from lfcc_jax.methods.lfcc import LFCC
+from lfcc_jax.methods.logits import DIST, DKD, KD, TTM, WTTM, CrossEntropy
 from lfcc_jax.methods.method import Batch, Method, TeacherOutput, teach
-from lfcc_jax.methods.nst import NST
 from lfcc_jax.methods.ofa import OFA
-from lfcc_jax.methods.pkt import PKT
-from lfcc_jax.methods.rkd import RKD
-from lfcc_jax.methods.sp import SP
-from lfcc_jax.methods.srrl import SRRL
-from lfcc_jax.methods.ttm import TTM
-from lfcc_jax.methods.vid import VID
-from lfcc_jax.methods.wttm import WTTM
+from lfcc_jax.methods.relations import CC, PKT, RKD, SP
 
 __all__ = ["METHODS", "Batch", "Method", "TeacherOutput", "create", "list_methods", "teach"]
 
@@ -56,7 +42,7 @@ def list_methods() -> list[str]:
 
 
 def create(name: str, **settings: object) -> Method:
-    """Returns the method called `name`, a Linen module that is not initialized yet.
+    """Returns the method called `name`, an uninitialized Linen module.
 
     Args:
       name: One of `list_methods()`.

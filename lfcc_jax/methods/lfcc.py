@@ -1,15 +1,15 @@
-"""LFCC as rebuilt here: low-frequency codes of four stages, and a contrast between the images of a batch."""
+"""LFCC, as reconstructed here: low-frequency codes of four stages, contrasted between the images of a batch."""
 
 import functools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from lfcc_jax import losses
 from lfcc_jax.arguments import Between, Distinct
-from lfcc_jax.losses import lfcc_init, lfcc_loss
 from lfcc_jax.losses.contrastive import NEGATIVES
 from lfcc_jax.losses.lfcc import LFCC_KINDS, PROJECTORS
 from lfcc_jax.methods.method import STAGES, Batch, Method, Stages, TeacherOutput, Temperature, Width
@@ -17,21 +17,22 @@ from lfcc_jax.models import Output
 
 
 class LFCC(Method):
-    """Low-frequency contrastive distillation, with its projectors as heads. See `lfcc_jax.losses.lfcc_loss`.
+    """Low-frequency contrastive distillation, with its projectors as heads; see `lfcc_jax.losses.lfcc_loss`.
 
     Attributes:
-      stages: the feature maps that are aligned, by name.
-      kind: of the low-pass filter, one of `lfcc_jax.KINDS`, `learned` or `none`; see `lfcc_loss`.
-      grids: sides of the compact codes, in cells; at each stage those that do not fit into both maps are left out.
-      width: channels of the shared space.
-      projector: `both`, `student` or `mlp`; see `lfcc_init`.
-      temperature: divides the cosine similarities.
-      negatives: `teacher`, `both` or `symmetric`; see `info_nce`.
-      standardize: whether codes are standardized over the batch; see `lfcc_loss`.
-      mesh: of the devices over which the batch is split; a run sets it. With one, the codes of all stages and grids are
-        gathered at once; left to itself, XLA gathers each of them.
+      stages: Names of the feature maps to align.
+      kind: Low-pass filter: one of `lfcc_jax.KINDS`, "learned" or "none"; see `lfcc_loss`.
+      grids: Side lengths of the compact codes, in cells. Each stage uses those that fit into both maps.
+      width: Channels of the shared space.
+      projector: "both", "student" or "mlp"; see `lfcc_init`.
+      temperature: Divides the cosine similarities.
+      negatives: "teacher", "both" or "symmetric"; see `info_nce`.
+      standardize: Whether to standardize codes over the batch; see `lfcc_loss`.
+      mesh: Mesh over which the batch is split; see `bind`. With a mesh, one collective gathers the codes of all stages
+        and grids. Without one, XLA gathers each of them.
     """
 
+    set_by_run: ClassVar[tuple[str, ...]] = ("mesh",)
     stages: Stages = STAGES
     kind: Literal[LFCC_KINDS] = "box"
     grids: Annotated[tuple[Annotated[int, Between(1, 256)], ...], Distinct] = (1, 2, 4)
@@ -42,16 +43,20 @@ class LFCC(Method):
     standardize: bool = True
     mesh: Mesh | None = None
 
+    def bind(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+        """Sets `mesh`."""
+        return self if mesh is None else self.clone(mesh=mesh)
+
     @nn.compact
-    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
-        """Returns `lfcc` `[batch]`."""
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss `[batch]`."""
         maps = self.maps(self.stages, student, teacher)
         ours, theirs = ({stage: pair[i] for stage, pair in maps.items()} for i in (0, 1))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]
         sizes = {stage: (ours[stage].shape[1:3], theirs[stage].shape[1:3]) for stage in self.stages}
         params = self.param(
             "lfcc",
-            lfcc_init,
+            losses.lfcc_init,
             *channels,
             self.width,
             projector=self.projector,
@@ -59,7 +64,7 @@ class LFCC(Method):
             grids=self.grids,
         )
         loss = functools.partial(
-            lfcc_loss,
+            losses.lfcc_loss,
             kind=self.kind,
             grids=self.grids,
             temperature=self.temperature,
@@ -75,4 +80,4 @@ class LFCC(Method):
                 in_specs=(jax.P(), split, split),
                 out_specs=split,
             )
-        return {"lfcc": loss(params, ours, theirs)}
+        return loss(params, ours, theirs)

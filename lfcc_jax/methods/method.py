@@ -1,29 +1,39 @@
-"""What a distillation method is: trainable heads and losses, between any two networks."""
+"""The interface of distillation methods: trainable heads and losses between any two networks."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lfcc_jax.arguments import Between, Distinct, NonNegative
 from lfcc_jax.errors import unknown
 from lfcc_jax.models import Network, Output
 
-# `image` `[B, H, W, C]` in [0, 1] and `label` `[B]`, as the networks saw them; `index` `[B]`, each image's number among
-# the training images; of images mixed out of two, `target` `[B, classes]` too, and `label` is that of the larger share.
+# `image` `[B, H, W, C]` in [0, 1] and `label` `[B]`, as the networks see them; `index` `[B]`, the index of each image
+# in the training set. Mixed images also have `target` `[B, classes]`; their `label` is that of the larger fraction.
 Batch = dict[str, Array]
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+# Settings that several methods share, with their bounds.
+Stages = Annotated[tuple[str, ...], Distinct]
+Width = Annotated[int, Between(1, 16384)]
+Temperature = Annotated[float, Between(1e-3, 1e3)]
+Exponent = Annotated[float, Between(1e-3, 1e3)]
+Weight = Annotated[float, NonNegative]
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher returns, and its classifier.
+    """Output of a teacher, and its classifier.
 
     Attributes:
-      logits: as in `Output`.
-      features: as in `Output`.
-      head: `kernel` `[channels, classes]` and `bias` `[classes]`, which make the logits of `features["pooled"]`; empty
-        if the network has no such layer called `head`.
+      logits: As in `Output`.
+      features: As in `Output`.
+      head: `kernel` `[channels, classes]` and `bias` `[classes]`, which map `features["pooled"]` to the logits; empty
+        if the network has no linear layer called `head`.
     """
 
     logits: Array
@@ -32,33 +42,47 @@ class TeacherOutput(NamedTuple):
 
 
 def teach(teacher: Network, variables: Any, images: Array) -> TeacherOutput:
-    """Runs a teacher in evaluation mode, and lets no gradient through."""
+    """Runs a teacher in evaluation mode and stops the gradient."""
     output = teacher.apply(variables, images, train=False)
     return jax.lax.stop_gradient(TeacherOutput(*output, variables["params"].get("head", {})))
 
 
 class Method(nn.Module):
-    """Base of all methods: `method(batch, student, teacher) -> {name: loss}`.
+    """Base class of all methods: `method(batch, student, teacher)` returns a loss.
 
-    A method's fields are its settings, and so the keys of its config block. Heads that it trains are Linen parameters;
-    what it remembers between steps lives in collections of other names. Both are checkpointed, and neither is part of
-    the student.
+    The fields of a method are the keys of its config block, except those in `set_by_run`. Trainable heads are Linen
+    parameters; state that is kept between steps lives in other collections. Both are checkpointed, and neither is part
+    of the student.
     """
 
     needs_teacher: ClassVar[bool] = True
+    set_by_run: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> dict[str, Array]:
-        """Returns losses by name: `[batch]`, or a scalar where one is a statistic of the batch.
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array | dict[str, Array]:
+        """Returns the loss, or a dict of named parts whose sum is the loss.
 
-        No gradient may reach the teacher.
+        Each is `[batch]`, or a scalar if it is a statistic of the batch. No gradient may reach the teacher.
         """
         raise NotImplementedError
+
+    def bind(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+        """Returns the method with the fields in `set_by_run` filled in. Not `nn.Module.bind`, which it overrides.
+
+        Args:
+          num_examples: Number of training images, if known.
+          mesh: Mesh over which the batch is split, if known.
+
+        Raises:
+          UserError: if a setting is out of bounds for this number of images.
+        """
+        del num_examples, mesh
+        return self
 
     def maps(self, stages: Sequence[str], student: Output, teacher: TeacherOutput) -> dict[str, tuple[Array, Array]]:
         """Returns the student's and the teacher's feature map at each stage, the latter without a gradient.
 
         Raises:
-          UserError: for a stage that either does not have.
+          UserError: if either network lacks a stage.
         """
         for output in (student, teacher):
             known = [name for name, x in output.features.items() if x.ndim == 4]
@@ -69,29 +93,25 @@ class Method(nn.Module):
         return {stage: (student.features[stage], theirs[stage]) for stage in stages}
 
     def pooled(self, student: Output, teacher: TeacherOutput) -> tuple[Array, Array]:
-        """Returns the vectors that the two classifiers read, the teacher's without a gradient."""
+        """Returns the inputs of both classifiers, the teacher's without a gradient."""
         return student.features["pooled"], jax.lax.stop_gradient(teacher.features["pooled"])
 
 
-STAGES = ("stage1", "stage2", "stage3", "stage4")
+class MapMethod(Method):
+    """Base class of methods that sum a loss between feature maps over `stages`.
 
-# Settings that several methods have, with their bounds.
-Stages = Annotated[tuple[str, ...], Distinct]
-Width = Annotated[int, Between(1, 16384)]
-Temperature = Annotated[float, Between(1e-3, 1e3)]
-Exponent = Annotated[float, Between(1e-3, 1e3)]
-Weight = Annotated[float, NonNegative]
+    Attributes:
+      stages: Names of the feature maps to compare.
+    """
 
-
-class BatchNorm(nn.Module):
-    """Batch normalization for heads. They never run in evaluation, so no running statistics are kept."""
+    stages: Stages = STAGES
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Returns `x` with zero mean and unit variance in each channel, then scaled and shifted."""
-        axes = tuple(range(x.ndim - 1))
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
-        wide = (1,) * len(axes) + (-1,)
-        return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale.reshape(wide) + bias.reshape(wide)
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss `[batch]`."""
+        pairs = self.maps(self.stages, student, teacher)
+        return sum(self._loss(*maps, stage) for stage, maps in pairs.items())
+
+    def _loss(self, student: Array, teacher: Array, stage: str) -> Array:
+        """Returns the loss `[batch]` between the two maps of a stage. Called from `nn.compact`: may create heads."""
+        raise NotImplementedError

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from lfcc_jax import methods, models
-from lfcc_jax.arguments import check_value, checked_arguments, signature
+from lfcc_jax.arguments import check_value, checked_arguments
 from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.training import optimizer as optimizers
@@ -92,7 +92,7 @@ class Distillation:
           augment: As in `make_train_step`.
           program: Makes what is compiled of the step; see `Feed.program`.
         """
-        losses = {name: m.clone(mesh=mesh) if hasattr(m, "mesh") else m for name, m in self.losses.items()}
+        losses = {name: method.bind(mesh=mesh) for name, method in self.losses.items()}
         step = make_train_step(
             self.student, self.teacher, losses, self.weights, self.optimizer, self.ema_decay, augment
         )
@@ -200,9 +200,7 @@ def _loss(name: str, block: Block, count: int) -> methods.Method:
     """Returns the method of a block of `config.losses`."""
     if name not in methods.METHODS:
         raise unknown("method", name, methods.METHODS, "config.losses")
-    where, kind = f"config.losses.{name}", methods.METHODS[name]
-    set_by_run = {key: value for key, value in {"examples": count, "mesh": None}.items() if key in signature(kind)}
-    method = kind(**checked_arguments(kind, block, where, set_by_run, {"weight": schedules.Spec}))
-    if getattr(method, "draws", 0) > count:
-        raise UserError(f"{where}.draws must be at most the number of training images, {count}, got {method.draws}")
-    return method
+    method = methods.METHODS[name]
+    set_by_run = {field: getattr(method, field) for field in method.set_by_run}  # the defaults, until `bind`
+    arguments = checked_arguments(method, block, f"config.losses.{name}", set_by_run, {"weight": schedules.Spec})
+    return method(**arguments).bind(num_examples=count)

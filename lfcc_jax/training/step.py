@@ -67,7 +67,6 @@ def make_train_step(
                     variables, batch, output, target, mutable=list(memory), rngs={"dropout": heads_key}
                 )
                 parts = losses if isinstance(losses, Mapping) else {"": losses}
-                parts = {"" if p == name else p.removeprefix(f"{name}_"): x for p, x in parts.items()}  # TEMP
                 means = {f"{name}/{part}".rstrip("/"): loss.mean() for part, loss in parts.items()}
                 terms |= means
                 total += weights[name](state.step) * sum(means.values())

@@ -122,7 +122,7 @@ def on_mesh(shape, axis_type, layout):
 
 
 def some():
-    """The richest case in every layout, and each choice of negatives in some: compiling takes time."""
+    """Returns the masked case in every layout, and each choice of negatives in some: compilation is slow."""
     base, plain = ("global", "chunked", "gathered", "ring"), ("teacher", "both", "symmetric")
     chosen = [("8 Auto", layout, "masked") for layout in LAYOUTS]
     chosen += [(mesh, layout, "masked") for mesh in ("1 device", "8 Explicit") for layout in base]
@@ -131,7 +131,7 @@ def some():
 
 
 @pytest.mark.parametrize(("mesh", "layout", "case"), some())
-def test_every_layout_equals_the_golden_in_value_and_gradient(mesh, layout, case):
+def test_info_nce_matches_the_golden_in_every_layout(mesh, layout, case):
     losses, grads = on_mesh(*MESHES[mesh], LAYOUTS[layout])(CASES[case])
     expected, expected_grads = golden(STUDENT, TEACHER, **CASES[case])
     assert losses.dtype == jnp.float32
@@ -140,14 +140,14 @@ def test_every_layout_equals_the_golden_in_value_and_gradient(mesh, layout, case
         np.testing.assert_allclose(grad, expected_grad, atol=GRADIENT)
 
 
-def test_negatives_of_one_device_alone_are_not_the_golden():
+def test_info_nce_with_negatives_of_one_device_only_differs_from_the_golden():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     local = functools.partial(info_nce, temperature=TAU)
     losses = jax.shard_map(local, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))(STUDENT, TEACHER)
     assert np.mean(golden(STUDENT, TEACHER)[0] - losses) > 0.3
 
 
-def test_the_golden_is_right_by_its_own_finite_differences():
+def test_golden_gradient_matches_finite_differences():
     for case in CASES.values():
         _, (grad, _) = golden(STUDENT, TEACHER, **case)
         step = np.zeros((BATCH, DIM))
@@ -158,7 +158,7 @@ def test_the_golden_is_right_by_its_own_finite_differences():
 
 @pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4, -1e4])
-def test_identical_rows_zeros_and_any_scale_stay_finite_in_value_and_gradient(negatives, scale):
+def test_info_nce_is_finite_for_identical_rows_zeros_and_any_scale(negatives, scale):
     zero_row = STUDENT.at[3].set(0)
     for student, teacher in [
         (jnp.full((4, DIM), scale), jnp.full((4, DIM), scale)),
@@ -174,7 +174,7 @@ def test_identical_rows_zeros_and_any_scale_stay_finite_in_value_and_gradient(ne
         assert all(jnp.isfinite(g).all() for g in grads)
 
 
-def test_a_code_of_zeros_has_cosine_zero_with_all_and_no_gradient():
+def test_info_nce_of_a_zero_code_has_cosine_zero_and_no_gradient():
     student = STUDENT.at[3].set(0)
     losses, grad = (
         info_nce(student, TEACHER, temperature=TAU),
@@ -185,7 +185,7 @@ def test_a_code_of_zeros_has_cosine_zero_with_all_and_no_gradient():
     assert jnp.all(jnp.any(grad[:3] != 0, axis=1))
 
 
-def test_scale_does_not_matter():
+def test_info_nce_is_invariant_to_scale():
     reference = info_nce(STUDENT, TEACHER, temperature=TAU)
     np.testing.assert_allclose(info_nce(1e4 * STUDENT, 1e-4 * TEACHER, temperature=TAU), reference, atol=VALUE)
     np.testing.assert_allclose(
@@ -196,7 +196,7 @@ def test_scale_does_not_matter():
 
 
 @pytest.mark.parametrize("layout", [{}, {"chunk_size": 128}], ids=["global", "chunked"])
-def test_bfloat16_codes_are_within_a_thousandth_of_float32_and_bfloat16_logits_are_not(layout):
+def test_info_nce_of_bfloat16_codes_is_close_to_float32_and_bfloat16_logits_are_not(layout):
     rng = np.random.default_rng(0)
     student = jnp.asarray(rng.standard_normal((512, 256)), jnp.float32)
     teacher = student + jnp.asarray(rng.standard_normal((512, 256)), jnp.float32)
@@ -206,7 +206,7 @@ def test_bfloat16_codes_are_within_a_thousandth_of_float32_and_bfloat16_logits_a
     rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (student, teacher)]
     of_rounded = loss(*rounded)
     assert jnp.abs(low - of_rounded).max() < 1e-3
-    # Rounding the codes loses something before the loss sees them: 6e-5 of the mean, 0.002 of an example.
+    # Rounding the codes themselves changes the mean by 6e-5 and the loss of an example by 0.002.
     exact = loss(student, teacher)
     assert abs(low.mean() - exact.mean()) < 1e-3 * exact.mean()
     assert jnp.abs(low - exact).max() < 0.005
@@ -219,7 +219,7 @@ def test_bfloat16_codes_are_within_a_thousandth_of_float32_and_bfloat16_logits_a
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), negatives=st.sampled_from(["teacher", "both", "symmetric"]))
-def test_permuting_the_batch_permutes_the_losses(seed, negatives):
+def test_info_nce_is_equivariant_to_permutations_of_the_batch(seed, negatives):
     order = np.random.default_rng(seed).permutation(BATCH)
     loss = functools.partial(info_nce, temperature=TAU, negatives=negatives)
     kept = loss(STUDENT, TEACHER, where=WHERE, labels=LABELS)
@@ -228,7 +228,7 @@ def test_permuting_the_batch_permutes_the_losses(seed, negatives):
 
 
 @pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
-def test_masked_examples_might_as_well_not_be_there(negatives):
+def test_info_nce_with_masked_examples_equals_the_batch_without_them(negatives):
     loss = functools.partial(info_nce, temperature=TAU, negatives=negatives)
     masked = loss(STUDENT, TEACHER, where=WHERE)
     assert np.all(masked[~WHERE] == 0)
@@ -236,7 +236,7 @@ def test_masked_examples_might_as_well_not_be_there(negatives):
 
 
 @pytest.mark.parametrize("layout", [{}, {"chunk_size": 5}, {"axis_name": "data"}, {"axis_name": "data", "ring": True}])
-def test_nan_in_masked_examples_leaves_value_and_gradient_of_the_others_alone(layout):
+def test_info_nce_ignores_nan_in_masked_examples(layout):
     loss = functools.partial(info_nce, temperature=TAU, negatives="both", **layout)
     local = lambda s, t, where: loss(s, t, where=where)  # noqa: E731
     if "axis_name" in layout:
@@ -249,7 +249,7 @@ def test_nan_in_masked_examples_leaves_value_and_gradient_of_the_others_alone(la
     assert not any(g[~WHERE].any() for g in expected[1])
 
 
-def test_nobody_to_be_told_apart_from_costs_nothing():
+def test_info_nce_without_negatives_is_zero():
     one = {"temperature": TAU, "negatives": "both"}
     for loss in (
         info_nce(STUDENT[:1], TEACHER[:1], **one),
@@ -259,7 +259,7 @@ def test_nobody_to_be_told_apart_from_costs_nothing():
         np.testing.assert_array_equal(loss, 0)
 
 
-def test_a_temperature_can_be_learned():
+def test_info_nce_gradient_of_the_temperature_matches_finite_differences():
     def mean(log_tau):
         return info_nce(STUDENT, TEACHER, temperature=jnp.exp(log_tau), negatives="symmetric").mean()
 
@@ -270,7 +270,7 @@ def test_a_temperature_can_be_learned():
 
 
 @pytest.mark.parametrize("ring", [False, True])
-def test_a_learned_temperature_has_one_gradient_on_all_devices(ring):
+def test_info_nce_gradient_of_the_temperature_is_the_same_on_eight_devices(ring):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def mean(log_tau, student, teacher):
@@ -285,7 +285,7 @@ def test_a_learned_temperature_has_one_gradient_on_all_devices(ring):
 
 
 @pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
-def test_many_codes_at_once_are_each_code_alone(negatives):
+def test_info_nce_many_equals_info_nce_of_each_code(negatives):
     students, teachers = [STUDENT, STUDENT[:, :4]], [TEACHER, TEACHER[:, :4] ** 2]
     options = {"temperature": TAU, "negatives": negatives, "where": WHERE, "labels": LABELS}
     expected = [info_nce(s, t, **options) for s, t in zip(students, teachers, strict=True)]
@@ -294,19 +294,19 @@ def test_many_codes_at_once_are_each_code_alone(negatives):
 
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("arguments", "message"),
     [
         ({"negatives": "symetric"}, "did you mean 'symmetric'"),
-        ({"temperature": 0.0}, r"temperature: a number above 0 is needed; got 0\.0"),
-        ({"ring": True}, "give its axis_name"),
-        ({"chunk_size": 0}, "at least 1 negative at a time is needed; got 0"),
-        ({"where": jnp.ones((BATCH, 1), bool)}, r"where: one value for each of the 16 examples .* got shape \[16, 1\]"),
-        ({"labels": jnp.zeros(3, int)}, r"labels: one value for each of the 16"),
+        ({"temperature": 0.0}, r"`temperature` must be positive, got 0\.0"),
+        ({"ring": True}, "`axis_name` must be given with ring=True"),
+        ({"chunk_size": 0}, "`chunk_size` must be positive, got 0"),
+        ({"where": jnp.ones((BATCH, 1), bool)}, r"`where` must have shape \[16\], .* got shape \[16, 1\]"),
+        ({"labels": jnp.zeros(3, int)}, r"`labels` must have shape \[16\]"),
         ({"teacher": TEACHER[:, :3]}, r"got \[16, 6\] and \[16, 3\]"),
         ({"student": STUDENT[0], "teacher": TEACHER[0]}, r"\[batch, dim\]"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_reason(given, says):
-    arguments = {"student": STUDENT, "teacher": TEACHER, "temperature": TAU, **given}
-    with pytest.raises(UserError, match=says):
-        info_nce(**arguments)
+def test_info_nce_rejects_invalid_arguments(arguments, message):
+    valid = {"student": STUDENT, "teacher": TEACHER, "temperature": TAU}
+    with pytest.raises(UserError, match=message):
+        info_nce(**valid | arguments)

@@ -1,4 +1,4 @@
-"""The LFCC loss against its equation in numpy, and what its options mean."""
+"""The LFCC loss and its options, against its equation in numpy."""
 
 import functools
 
@@ -32,7 +32,7 @@ def params_of(width=12, **options):
     return jax.tree.map(lambda x: x + 0.1 if x.ndim == 1 else x, params)
 
 
-def test_the_loss_is_its_equation():
+def test_lfcc_loss_matches_its_equation():
     params = params_of()
     losses = []
     for stage in ("stage3", "stage4"):
@@ -56,7 +56,7 @@ def test_the_loss_is_its_equation():
 
 
 @pytest.mark.parametrize("projector", ["both", "student", "mlp"])
-def test_every_projector_gives_both_networks_codes_of_one_length(projector):
+def test_lfcc_projectors_give_both_networks_codes_of_the_same_length(projector):
     params = params_of(projector=projector)
     student, teacher = lfcc_codes(params, STUDENT, TEACHER, grids=(1, 2))
     width = 10 if projector == "student" else 12
@@ -68,7 +68,7 @@ def test_every_projector_gives_both_networks_codes_of_one_length(projector):
 
 
 @pytest.mark.parametrize(("projector", "negatives"), [("both", "symmetric"), ("student", "both"), ("mlp", "teacher")])
-def test_no_gradient_reaches_the_teachers_features_and_some_reaches_all_else(projector, negatives):
+def test_lfcc_gradients_reach_all_inputs_except_the_teachers_features(projector, negatives):
     params = params_of(projector=projector)
     student = {stage: STUDENT[stage] for stage in CHANNELS[0]}
 
@@ -80,7 +80,7 @@ def test_no_gradient_reaches_the_teachers_features_and_some_reaches_all_else(pro
     assert all(g.any() for g in jax.tree.leaves((of_params, of_student)))
 
 
-def test_a_learned_filter_starts_near_the_box_and_is_trained():
+def test_lfcc_learned_filters_start_near_the_box_and_get_gradients():
     sizes = {"stage3": ((14, 14), (14, 14)), "stage4": ((3, 5), (7, 7))}
     params = params_of(learned_sizes=sizes)
     assert sorted(params["filters"]["student"]["stage4"]) == ["1", "2"]
@@ -92,14 +92,14 @@ def test_a_learned_filter_starts_near_the_box_and_is_trained():
 
 
 @pytest.mark.parametrize("kind", ["box", "dct", "none", "learned"])
-def test_codes_of_bfloat16_maps_are_float32(kind):
+def test_lfcc_codes_of_bfloat16_maps_are_float32(kind):
     sizes = {stage: (STUDENT[stage].shape[1:3], TEACHER[stage].shape[1:3]) for stage in CHANNELS[0]}
     params = params_of(learned_sizes=sizes if kind == "learned" else None)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (STUDENT, TEACHER))
     codes = lfcc_codes(params, *low, kind=kind)
     assert {x.dtype for x in jax.tree.leaves(codes)} == {jnp.dtype(jnp.float32)}
     wide = lfcc_codes(params, *jax.tree.map(lambda x: x.astype(jnp.float32), low), kind=kind)
-    # Of what was rounded to bfloat16, only the filter's own weights are left.
+    # The only bfloat16 rounding left is that of the filter's weights.
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=0.01), codes, wide)
 
 
@@ -108,8 +108,8 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def test_bfloat16_maps_with_a_large_mean_give_the_gradient_of_float32():
-    # What is common to all images is 100 times what tells them apart: 2^-9 of it is a fifth of that.
+def test_lfcc_gradient_of_bfloat16_maps_with_a_large_mean_is_that_of_float32():
+    # The mean over images is 100 times their differences: 2^-9 of it is a fifth of a difference.
     rng = np.random.default_rng(0)
     maps = [
         {"stage4": jnp.asarray(100 * rng.choice([-1, 1], c) + rng.normal(size=(32, 7, 7, c)), jnp.bfloat16)}
@@ -134,13 +134,13 @@ def test_bfloat16_maps_with_a_large_mean_give_the_gradient_of_float32():
     np.testing.assert_allclose(low, wide, atol=2e-3)
     kernels, low_kernels = ([p[n]["stage4"]["out"]["kernel"] for n in p] for p in (gradient, low_gradient))
     assert cosine(low_kernels, kernels) > 0.9999
-    # A control: codes that are rounded before their mean is taken off.
+    # Control: codes that are rounded before their mean is subtracted.
     _, rounded = value_and_grad(maps, True)
     assert cosine([rounded[n]["stage4"]["out"]["kernel"] for n in rounded], kernels) < 0.99
 
 
 @pytest.mark.parametrize(("projector", "standardize"), [("both", True), ("mlp", False)])
-def test_masked_examples_may_hold_nan_and_leave_value_and_gradient_of_the_others_alone(projector, standardize):
+def test_lfcc_loss_ignores_nan_in_masked_examples(projector, standardize):
     sizes = {"stage4": ((3, 5), (7, 7))}
     params = lfcc_init(
         jax.random.key(0), {"stage4": 8}, {"stage4": 10}, 12, projector=projector, learned_sizes=sizes, grids=(2,)
@@ -166,7 +166,7 @@ def test_masked_examples_may_hold_nan_and_leave_value_and_gradient_of_the_others
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients, expected)
 
 
-def test_masks_and_negatives_reach_the_contrastive_loss():
+def test_lfcc_loss_passes_masks_and_negatives_to_info_nce():
     where, labels = jnp.arange(BATCH) < 6, jnp.arange(BATCH) % 3
     student, teacher = lfcc_codes(params_of(), STUDENT, TEACHER)
     options = {"negatives": "symmetric", "where": where, "labels": labels, "chunk_size": 3}
@@ -187,7 +187,7 @@ def test_masks_and_negatives_reach_the_contrastive_loss():
     ],
     ids=["global", "gathered", "ring", "plain", "gathered and plain"],
 )
-def test_eight_devices_give_the_loss_and_gradient_of_one(layout, axis_type):
+def test_lfcc_loss_and_gradient_are_the_same_on_eight_devices(layout, axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     params, student = params_of(), {stage: STUDENT[stage] for stage in CHANNELS[0]}
     loss = functools.partial(lfcc_loss, grids=(2,), **layout)
@@ -206,7 +206,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(layout, axis_type):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=5e-6), result, expected)
 
 
-def test_standardized_codes_are_told_apart_by_what_differs_between_images():
+def test_lfcc_loss_of_standardized_codes_ignores_what_all_images_share():
     params, counts = params_of(), np.arange(BATCH) < 6
     codes = lfcc_codes(params, STUDENT, TEACHER, grids=(1, 2))
     expected = []
@@ -219,7 +219,7 @@ def test_standardized_codes_are_told_apart_by_what_differs_between_images():
     )
     np.testing.assert_allclose(result[:6], np.mean(expected, axis=0), atol=2e-5)
 
-    # What every image shares is not seen, nor how large a channel is; the plain cosine sees little else.
+    # Offsets and scales shared by all images are ignored; the plain cosine depends mostly on them.
     def shifted(x):
         return 3 * x + 50 if x.ndim == 4 else x
 
@@ -234,7 +234,7 @@ def test_standardized_codes_are_told_apart_by_what_differs_between_images():
     assert np.abs(plain[0] - plain[1]).mean() > 0.5
 
 
-def test_without_a_filter_maps_are_sampled_as_they_are():
+def test_lfcc_codes_of_kind_none_are_samples_of_the_maps():
     params = params_of(projector="student")
     _, codes = lfcc_codes(params, STUDENT, TEACHER, kind="none", grids=(2, 3))
     x = np.asarray(TEACHER["stage3"])
@@ -244,7 +244,7 @@ def test_without_a_filter_maps_are_sampled_as_they_are():
     assert not np.allclose(codes["stage3/2"], filtered["stage3/2"])
 
 
-def test_init_is_a_function_of_its_key():
+def test_lfcc_init_is_a_function_of_its_key():
     first, again, other = (lfcc_init(jax.random.key(seed), *CHANNELS, 12) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernels = [params["student"]["stage3"]["out"]["kernel"] for params in (first, other)]
@@ -253,10 +253,10 @@ def test_init_is_a_function_of_its_key():
 
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda: params_of(projector="bth"), "unknown projector 'bth'; did you mean 'both'"),
-        (lambda: params_of(width=0), "width: at least 1"),
+        (lambda: params_of(width=0), "`width` must be positive, got 0"),
         (
             lambda: lfcc_init(jax.random.key(0), {"stage3": jnp.ones((8, 7, 7, 6))}, {"stage3": 6}, 8),
             r"student_channels\['stage3'\] must be .* an int, got an array of shape .*; pass its last axis, 6",
@@ -268,19 +268,19 @@ def test_init_is_a_function_of_its_key():
         ),
         (
             lambda: lfcc_loss(params_of(), STUDENT, TEACHER, grids=(4, 7)),
-            r"stage4: none of the grids \[4, 7\] fits .* 3x5",
+            r"`grids` must contain a size up to 3 for stage4, .* 3x5 .* got \[4, 7\]",
         ),
         (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="bx"), "did you mean 'box'"),
         (
             lambda: lfcc_loss(params_of(), STUDENT, TEACHER, where=jnp.ones(3, bool)),
-            "where: one value for each of the 8",
+            r"`where` must have shape \[8\]",
         ),
-        (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="learned"), "give learned_sizes to lfcc_init"),
-        (lambda: params_of(learned_sizes={"stage3": ((14, 14), (14, 14))}), r"learned_sizes names the stages"),
+        (lambda: lfcc_loss(params_of(), STUDENT, TEACHER, kind="learned"), "pass learned_sizes to lfcc_init"),
+        (lambda: params_of(learned_sizes={"stage3": ((14, 14), (14, 14))}), r"`learned_sizes` must have the stages"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_reason(call, says):
-    with pytest.raises(UserError, match=says):
+def test_lfcc_rejects_invalid_arguments(call, message):
+    with pytest.raises(UserError, match=message):
         call()
 
 
@@ -290,33 +290,33 @@ def test_what_makes_no_sense_is_refused_with_a_reason(call, says):
         (
             {"stage3": STUDENT["stage3"].reshape(BATCH, 196, 6)},
             {},
-            "stage3 of the student: a map .* Tokens are put back",
+            "stage3 of the student must have shape .* Reshape tokens",
         ),
         (
             {"stage3": jnp.ones((BATCH, 6, 14, 14))},
             {},
-            "stage3 of the student: params are for 6 channels, which come last",
+            "stage3 of the student must have 6 channels in its last axis",
         ),
         (
             {"stage3": STUDENT["stage3"][:4]},
             {},
-            "stage3: both networks see the same images; got 4 maps of the student's",
+            "stage3 must have the same batch in both networks, got 4 maps of the student",
         ),
         ({}, {"kind": "learnd"}, "unknown kind of filter 'learnd'; did you mean 'learned'"),
     ],
 )
-def test_maps_that_do_not_fit_are_named(types_unchecked, student, options, message):
+def test_lfcc_loss_names_the_invalid_feature_map(types_unchecked, student, options, message):
     with pytest.raises(UserError, match=message):
         lfcc_loss(params_of(), STUDENT | student, TEACHER, **options)
 
 
-def test_learned_filters_are_not_left_unused():
+def test_lfcc_loss_rejects_unused_learned_filters():
     params = params_of(learned_sizes={s: (STUDENT[s].shape[1:3], TEACHER[s].shape[1:3]) for s in CHANNELS[0]})
-    with pytest.raises(UserError, match="params hold learned filters, which kind='box' does not use"):
+    with pytest.raises(UserError, match="`kind` must be 'learned' for params with learned filters, got 'box'"):
         lfcc_loss(params, STUDENT, TEACHER)
 
 
-def test_a_batch_split_over_an_explicit_mesh_needs_no_mesh_context():
+def test_lfcc_loss_of_a_batch_on_an_explicit_mesh_needs_no_mesh_context():
     params, expected = params_of(), compiled_loss(params_of(), STUDENT, TEACHER)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
     split = jax.NamedSharding(mesh, jax.P("data"))

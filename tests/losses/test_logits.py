@@ -16,7 +16,7 @@ LABELS = jnp.arange(16) % 7
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_is_that_of_smoothed_labels_in_float64(smoothing):
+def test_cross_entropy_matches_smoothed_labels_in_float64(smoothing):
     logits = random_logits(0)
     targets = (1 - smoothing) * np.eye(7)[LABELS] + smoothing / 7
     expected = -(targets * scipy.special.log_softmax(logits, axis=-1)).sum(-1)
@@ -24,14 +24,14 @@ def test_cross_entropy_is_that_of_smoothed_labels_in_float64(smoothing):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_cross_entropy_without_smoothing_is_optaxs():
+def test_cross_entropy_without_smoothing_matches_optax():
     logits = jnp.asarray(random_logits(1), jnp.float32)
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
     np.testing.assert_allclose(cross_entropy(logits, LABELS), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kd_and_its_gradient_are_those_of_float64(temperature):
+def test_kd_and_its_gradient_match_float64(temperature):
     student, teacher = random_logits(2), random_logits(3)
     log_s, log_t = (scipy.special.log_softmax(z / temperature, axis=-1) for z in (student, teacher))
     value = temperature**2 * (np.exp(log_t) * (log_t - log_s)).sum(-1)
@@ -48,12 +48,12 @@ def test_kd_is_zero_with_zero_gradient_where_the_student_is_the_teacher():
     np.testing.assert_allclose(jax.grad(lambda s: kd(s, z).sum())(z), 0.0, atol=1e-6)
 
 
-def test_kd_does_not_change_when_logits_are_shifted():
+def test_kd_is_invariant_to_shifts_of_the_logits():
     student, teacher = (jnp.asarray(random_logits(seed), jnp.float32) for seed in (5, 6))
     np.testing.assert_allclose(kd(student + 5, teacher - 3), kd(student, teacher), rtol=1e-4, atol=1e-5)
 
 
-def test_a_divergence_of_raw_logits_would_fail_the_two_tests_above():
+def test_control_divergence_of_raw_logits_depends_on_shifts_and_has_a_gradient_at_the_teacher():
     student, teacher = (jnp.asarray(random_logits(seed), jnp.float32) for seed in (5, 6))
 
     def raw(s, t):  # what a known library does by default: no softmax
@@ -64,19 +64,19 @@ def test_a_divergence_of_raw_logits_would_fail_the_two_tests_above():
 
 
 @pytest.mark.parametrize("loss", [lambda s, t: kd(s, t), lambda s, t: cross_entropy(s, LABELS, label_smoothing=0.1)])
-def test_logits_of_ten_thousand_give_finite_values_and_gradients(loss):
+def test_kd_and_cross_entropy_are_finite_for_logits_of_ten_thousand(loss):
     student = jnp.asarray(np.sign(random_logits(7)) * 1e4, jnp.float32)
     teacher = -student
     assert np.isfinite(loss(student, teacher)).all()
     assert np.isfinite(jax.grad(lambda s: loss(s, teacher).sum())(student)).all()
 
 
-def test_no_gradient_reaches_the_teacher():
+def test_kd_has_no_gradient_for_the_teacher():
     student, teacher = (jnp.asarray(random_logits(seed), jnp.float32) for seed in (8, 9))
     np.testing.assert_array_equal(jax.grad(lambda t: kd(student, t).sum())(teacher), 0.0)
 
 
-def test_bfloat16_logits_give_a_float32_loss_near_that_of_float32():
+def test_kd_of_bfloat16_logits_is_float32_and_close_to_that_of_float32():
     student, teacher = (jnp.asarray(random_logits(seed), jnp.bfloat16) for seed in (10, 11))
     got = kd(student, teacher)
     assert got.dtype == jnp.float32

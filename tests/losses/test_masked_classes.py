@@ -1,4 +1,4 @@
-"""Logits of minus infinity, which mask a class, against numpy float64 with 0 * inf = 0."""
+"""Losses with masked classes (logits of minus infinity) against numpy in float64, with 0 * inf = 0."""
 
 import functools
 
@@ -91,8 +91,7 @@ LOSSES = {
         soft_cross_entropy,
     ),
 }
-# (student, teacher, label): the teacher masks a class, both do, they mask different ones, the label is masked, and all
-# classes but one are.
+# (student, teacher, label). The key says which network masks a class, or which classes are masked.
 CASES = {
     "teacher": (STUDENT, TEACHER, LABEL),
     "both": ([0.5, -INF, 2.0, -1.0], TEACHER, LABEL),
@@ -112,7 +111,7 @@ def compiled(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("case", CASES)
-def test_masked_classes_give_the_loss_of_float64_and_finite_gradients(name, case):
+def test_losses_with_masked_classes_match_float64_and_have_finite_gradients(name, case):
     student, teacher, label = CASES[case]
     student, teacher = np.array(student), np.array(teacher)
     if case == "all but the label" and name in ("standardized kd", "dkd"):
@@ -130,12 +129,12 @@ def test_masked_classes_give_the_loss_of_float64_and_finite_gradients(name, case
 @pytest.mark.parametrize(
     ("name", "expected"), [("kd", 1.909683), ("ttm", 1.077275), ("wttm", 2.497096), ("dkd", 56.235109)]
 )
-def test_the_oracle_has_the_recorded_values(name, expected):
+def test_numpy_references_have_the_recorded_values(name, expected):
     np.testing.assert_allclose(LOSSES[name][1](np.array(STUDENT), np.array(TEACHER), LABEL), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_class_that_both_networks_mask_might_as_well_not_exist(name):
+def test_losses_with_a_class_masked_by_both_networks_equal_those_without_it(name):
     rng = np.random.default_rng(0)
     student, teacher = (jnp.asarray(3 * rng.normal(size=(6, 5)), jnp.float32) for _ in range(2))
     labels = jnp.array([0, 3, 1, 4, 0, 1])
@@ -148,14 +147,14 @@ def test_a_class_that_both_networks_mask_might_as_well_not_exist(name):
     assert not gradient[:, 2].any()
 
 
-def test_label_smoothing_over_a_masked_class_is_infinite():
+def test_cross_entropy_with_label_smoothing_is_infinite_for_a_masked_class():
     logits = jnp.array([[0.5, -jnp.inf, 2.0, -1.0]])
     loss = functools.partial(losses.cross_entropy, labels=jnp.array([LABEL]), label_smoothing=0.1)
     assert np.isposinf(loss(logits)).all()
     assert np.isfinite(jax.grad(lambda z: loss(z).sum())(logits)).all()
 
 
-def test_a_class_that_nobody_predicts_costs_dist_a_correlation():
+def test_dist_counts_a_class_masked_by_both_networks_as_correlation_zero():
     rng = np.random.default_rng(0)
     student, teacher = (jnp.asarray(rng.normal(size=(6, 5)), jnp.float32).at[:, 2].set(-jnp.inf) for _ in range(2))
     p, q = (softmax(np.asarray(x, np.float64), axis=1) for x in (student, teacher))
@@ -166,14 +165,14 @@ def test_a_class_that_nobody_predicts_costs_dist_a_correlation():
     assert np.isfinite(gradient).all()
 
 
-def test_a_nan_logit_is_not_taken_for_a_masked_class():
+def test_losses_do_not_treat_nan_logits_as_masked():
     student, teacher = (jnp.asarray(x, jnp.float32)[None] for x in (STUDENT, TEACHER))
     for name in LOSSES:
         value, _ = compiled(name)(student.at[0, 1].set(jnp.nan), teacher, jnp.array([LABEL]))
         assert np.isnan(value), name
 
 
-def test_srrl_leaves_out_the_classes_that_the_teacher_masks():
+def test_srrl_ignores_classes_masked_by_the_teacher():
     rng = np.random.default_rng(0)
     ours, theirs = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
     kernel = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
@@ -183,7 +182,7 @@ def test_srrl_leaves_out_the_classes_that_the_teacher_masks():
         taught = methods.TeacherOutput(theirs @ head["kernel"] + head["bias"][None], {"pooled": theirs}, head)
         method, student = methods.create("srrl"), models.Output(jnp.zeros((6, len(kept))), {"pooled": ours})
         params = method.init(jax.random.key(0), {}, student, taught)
-        return jax.value_and_grad(lambda p: method.apply(p, {}, student, taught)["srrl"].sum())(params)
+        return jax.value_and_grad(lambda p: method.apply(p, {}, student, taught).sum())(params)
 
     masked = loss(jnp.array([0.1, 0.2, -jnp.inf, 0.3, 0.4]), np.arange(5))
     without = loss(jnp.array([0.1, 0.2, 9.0, 0.3, 0.4]), np.array([0, 1, 3, 4]))

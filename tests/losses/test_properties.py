@@ -1,4 +1,4 @@
-"""What must hold for every loss between a student and a teacher, one table for all."""
+"""Properties that hold for every loss between a student and a teacher."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ def standardized_kd(student, teacher):
 
 
 def labeled(loss, **settings):
-    """A loss with labels, which travel with the student's logits so that batches can be reordered."""
+    """Returns a loss with the labels as an optional last argument, so that batches can be reordered."""
     return lambda student, teacher, labels=LABELS: loss(student, teacher, labels, **settings)
 
 
@@ -48,14 +48,14 @@ LOSSES = LOGITS | MAPS | VECTORS
 
 LABELED = ("dkd", "ofa", "ofa, gamma 1.5")
 SCALARS = ("dist", "cc")
-# The minimum of these is not zero, or is elsewhere.
+# The minimum of these is not zero, or not where the student equals the teacher.
 NO_DIVERGENCES = ("ofa", "ofa, gamma 1.5", "ttm", "wttm", "vid")
-# Each example's loss depends on its own row alone.
+# The loss of an example depends on its own row only.
 BY_EXAMPLE = [name for name in LOGITS | MAPS if name != "dist"]
 
 
 def pair(name, seed=0):
-    """A student's and a teacher's logits, maps or vectors for six examples."""
+    """Returns a student's and a teacher's logits, maps or vectors for six examples."""
     shape = (6, 5) if name in LOGITS else (6, 4, 4, 3) if name in MAPS else (6, 4)
     rng = np.random.default_rng(seed)
     return tuple(jnp.asarray(2 * rng.normal(size=shape), jnp.float32) for _ in range(2))
@@ -63,17 +63,17 @@ def pair(name, seed=0):
 
 @functools.cache
 def compiled(name):
-    """The loss, and the gradient of its sum for student and teacher."""
+    """Returns a compiled function: the loss, and the gradients of its sum for student and teacher."""
 
-    def all_of_it(*arguments):
+    def loss_and_gradients(*arguments):
         gradient = jax.grad(lambda s, t: LOSSES[name](s, t, *arguments[2:]).sum(), argnums=(0, 1))
         return LOSSES[name](*arguments), *gradient(*arguments[:2])
 
-    return jax.jit(all_of_it)
+    return jax.jit(loss_and_gradients)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_per_example_or_a_scalar_and_float32_for_bfloat16_too(name):
+def test_losses_of_bfloat16_inputs_are_float32(name):
     student, teacher = (x.astype(jnp.bfloat16) for x in pair(name))
     loss, gradient, _ = compiled(name)(student, teacher)
     assert loss.shape == (() if name in SCALARS else (6,))
@@ -81,14 +81,14 @@ def test_a_loss_is_per_example_or_a_scalar_and_float32_for_bfloat16_too(name):
     assert gradient.dtype == jnp.bfloat16
     wide, wide_gradient, _ = compiled(name)(student.astype(jnp.float32), teacher.astype(jnp.float32))
     np.testing.assert_allclose(loss, wide, rtol=1e-5, atol=1e-6)
-    # A bfloat16 has eight bits.
+    # bfloat16 has a precision of eight bits.
     np.testing.assert_allclose(
         gradient.astype(jnp.float32), wide_gradient, rtol=2**-8, atol=1e-5 * np.abs(wide_gradient).max()
     )
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in NO_DIVERGENCES])
-def test_a_divergence_is_zero_with_zero_gradient_where_the_student_is_the_teacher(name):
+def test_divergences_and_their_gradients_are_zero_where_the_student_is_the_teacher(name):
     student, teacher = pair(name)
     loss, gradient, _ = compiled(name)(student, teacher)
     zero, zero_gradient, _ = compiled(name)(teacher, teacher)
@@ -96,7 +96,7 @@ def test_a_divergence_is_zero_with_zero_gradient_where_the_student_is_the_teache
     np.testing.assert_allclose(zero_gradient, 0, atol=1e-5 * np.abs(gradient).max())
 
 
-def test_ofa_with_exponent_1_has_zero_gradient_there_too_and_the_other_losses_have_not():
+def test_of_the_other_losses_only_ofa_and_vid_have_zero_gradient_where_the_student_is_the_teacher():
     for name in NO_DIVERGENCES:
         student, teacher = pair(name)
         _, gradient, _ = compiled(name)(student, teacher)
@@ -105,7 +105,7 @@ def test_ofa_with_exponent_1_has_zero_gradient_there_too_and_the_other_losses_ha
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_a_shift_of_logits_changes_nothing(name):
+def test_losses_are_invariant_to_shifts_of_the_logits(name):
     student, teacher = pair(name)
     shift = jnp.arange(6.0)[:, None]
     loss, gradient, _ = compiled(name)(student, teacher)
@@ -125,15 +125,15 @@ EXTREMES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_value_and_gradient_are_finite_at_all_extremes(name):
+def test_losses_and_gradients_are_finite_for_extreme_inputs(name):
     student, teacher = pair(name)
-    wanted = [x for extreme in EXTREMES.values() for x in (extreme(student, 1), extreme(teacher, -1))]
-    for ours, theirs in itertools.chain(itertools.pairwise(wanted), zip(wanted, wanted, strict=True)):
+    inputs = [x for extreme in EXTREMES.values() for x in (extreme(student, 1), extreme(teacher, -1))]
+    for ours, theirs in itertools.chain(itertools.pairwise(inputs), zip(inputs, inputs, strict=True)):
         for x in compiled(name)(ours, theirs):
             assert np.isfinite(x).all()
 
 
-def test_a_logarithm_of_a_softmax_would_fail_the_test_above():
+def test_control_logarithm_of_a_softmax_is_not_finite_for_large_logits():
     student, teacher = (EXTREMES["large"](x, 1) for x in pair("kd"))
 
     def naive(s):  # as in several known libraries
@@ -143,16 +143,16 @@ def test_a_logarithm_of_a_softmax_would_fail_the_test_above():
     assert not np.isfinite(jax.grad(naive)(student)).all()
 
 
-@pytest.mark.parametrize("spread", [0, 1e-8, 1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("scale", [0, 1e-8, 1e-6, 1e-4, 1e-2])
 @pytest.mark.parametrize("name", LOGITS)
-def test_a_classifier_that_starts_from_zeros_gets_no_huge_gradient(name, spread):
+def test_gradients_of_a_classifier_initialized_to_zeros_are_bounded(name, scale):
     student, teacher = pair(name)
     _, usual, _ = compiled(name)(student, teacher)
-    _, gradient, _ = compiled(name)(spread * student, teacher)
+    _, gradient, _ = compiled(name)(scale * student, teacher)
     assert np.abs(gradient).max() < 1e3 * np.abs(usual).max()
 
 
-def test_standardized_logits_as_published_would_fail_the_test_above():
+def test_control_published_logit_standardization_has_huge_gradients_near_zero():
     student, teacher = pair("kd")
 
     def published(x):
@@ -163,14 +163,14 @@ def test_standardized_logits_as_published_would_fail_the_test_above():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_no_gradient_reaches_the_teacher(name):
+def test_losses_have_no_gradient_for_the_teacher(name):
     _, _, gradient = compiled(name)(*pair(name))
     # CC's embedding of the teacher is trained.
     assert (np.abs(gradient).max() == 0) == (name != "cc")
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_with_and_without_jit_and_under_vmap_it_is_the_same(name):
+def test_losses_are_the_same_with_jit_and_vmap(name):
     problems = [pair(name, seed) for seed in (0, 1)]
     expected = [compiled(name)(*problem)[:2] for problem in problems]
     np.testing.assert_allclose(LOSSES[name](*problems[0]), expected[0][0], rtol=1e-5, atol=1e-6)
@@ -181,7 +181,7 @@ def test_with_and_without_jit_and_under_vmap_it_is_the_same(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_gradient_is_that_of_finite_differences(name):
+def test_gradients_match_finite_differences(name):
     with jax.enable_x64(True):
         student, teacher = (jnp.asarray(x, jnp.float64) for x in pair(name, seed=3))
         loss = jax.jit(lambda s: LOSSES[name](s, teacher).sum())
@@ -189,7 +189,7 @@ def test_the_gradient_is_that_of_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "cc"])
-def test_the_order_of_the_batch_does_not_matter(name):
+def test_losses_are_equivariant_to_the_order_of_the_batch(name):
     student, teacher = pair(name)
     order = np.array([3, 1, 5, 0, 4, 2])
     loss, gradient, _ = compiled(name)(student, teacher)
@@ -207,7 +207,7 @@ def test_cc_depends_on_the_order_of_the_batch():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_one_example_changes_its_own_loss_and_only_relations_change_those_of_others(name):
+def test_only_relational_losses_of_other_examples_depend_on_an_example(name):
     student, teacher = pair(name)
     before, after = (compiled(name)(x, teacher)[0] for x in (student, student.at[0].add(student[1])))
     others = np.allclose(before, after) if name in SCALARS else np.array_equal(before[1:], after[1:])
@@ -216,7 +216,7 @@ def test_one_example_changes_its_own_loss_and_only_relations_change_those_of_oth
 
 
 @pytest.mark.parametrize("name", [*MAPS, "sp"])
-def test_maps_of_different_sizes_meet_on_the_smaller_grid(name):
+def test_losses_resize_maps_to_the_smaller_grid(name):
     rng = np.random.default_rng(0)
     large, small = (jnp.asarray(rng.normal(size=(2, n, n, 3)), jnp.float32) for n in (8, 4))
     loss = LOSSES[name]
@@ -234,21 +234,21 @@ def test_fitnet_is_the_mean_squared_error():
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_maps_need_not_be_square(name):
+def test_losses_accept_maps_that_are_not_square(name):
     rng = np.random.default_rng(0)
     wide, tall, square = (jnp.asarray(rng.normal(size=(2, *n, 3)), jnp.float32) for n in ((3, 7), (8, 5), (4, 4)))
     for student, teacher in ((wide, wide), (wide, tall), (square, tall), (tall, square)):
         assert np.isfinite(LOSSES[name](student, teacher)).all()
 
 
-def test_kd_is_dkd_with_the_weights_that_it_couples():
+def test_kd_equals_dkd_with_coupled_weights():
     student, teacher = pair("kd")
     beta = 1 - jax.nn.softmax(teacher / 4)[np.arange(6), LABELS]
     coupled = losses.dkd(student, teacher, LABELS, alpha=1.0, beta=beta, temperature=4.0)
     np.testing.assert_allclose(losses.kd(student, teacher, temperature=4.0), coupled, rtol=1e-5)
 
 
-def test_crd_scores_of_any_size_give_finite_values_and_gradients_and_minus_infinity_is_left_out():
+def test_crd_nce_is_finite_for_large_scores_and_excludes_minus_infinity():
     positive = jnp.array([-1e4, 0.0, 1e4])
     negatives = jnp.array([[1e4, 0.0, -jnp.inf], [-1e4, 0.0, -jnp.inf], [0.0, 0.0, -jnp.inf]])
 

@@ -1,9 +1,9 @@
-"""Every loss against the numbers of published code, in float64: value and gradient.
+"""Values and gradients of every loss against published code, in float64.
 
-`tests/goldens/published_losses.npz` was recorded once, in float64, from the PyTorch code that the losses were published
-with or are known by: mdistiller (KD, DKD, AT, SP, RKD, PKT, ReviewKD's HCL), RepDistiller (CC, NST, VID, CRD),
+`tests/goldens/published_losses.npz` was recorded once, in float64, from the PyTorch code that published the losses or
+made them known: mdistiller (KD, DKD, AT, SP, RKD, PKT, ReviewKD's HCL), RepDistiller (CC, NST, VID, CRD),
 image_classification_sota (DIST), OFAKD (OFA), and the authors' of TTM, WTTM and logit standardization. It holds values
-(float64), gradients (float32, for a small file), VID's weights, and the sums of the inputs, which are drawn here.
+(float64), gradients (float32, for a small file), VID's weights, and the sums of the inputs, which are generated here.
 """
 
 import functools
@@ -21,7 +21,7 @@ GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "published_losses.npz"
 
 @functools.cache
 def inputs():
-    """The inputs by kind, (student, teacher), as they were drawn for the recording; maps have their channels last."""
+    """Returns (student, teacher) by kind, as for the recording; channels of the maps come last."""
     rng = np.random.default_rng(0)
     drawn = {"logits": (3 * rng.normal(size=(16, 100)), 3 * rng.normal(size=(16, 100)))}
     drawn["labels"] = rng.integers(0, 100, 16)
@@ -77,12 +77,12 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("kind", ["logits", "maps", "same_maps", "vectors", "same_vectors", "scores"])
-def test_the_inputs_are_those_of_the_recording(kind):
+def test_inputs_are_those_of_the_recording(kind):
     np.testing.assert_allclose([x.sum() for x in inputs()[kind]], GOLDENS[f"sum/{kind}"], rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_value_and_gradient_are_those_of_the_published_code(name):
+def test_losses_and_gradients_match_the_published_code(name):
     kind, loss = LOSSES[name]
     with jax.enable_x64(True):
         student, *teacher = map(jnp.asarray, inputs()[kind])
@@ -90,15 +90,15 @@ def test_value_and_gradient_are_those_of_the_published_code(name):
         assert value.dtype == jnp.float64
         value, gradient = np.asarray(value), np.asarray(gradient)
     np.testing.assert_allclose(value, GOLDENS[f"{name}/value"], rtol=1e-12)
-    expected = GOLDENS[f"{name}/gradient"]  # known to 6e-8 of each number
+    expected = GOLDENS[f"{name}/gradient"]  # relative precision 6e-8: recorded in float32
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
 
 
-def test_every_golden_has_its_loss():
+def test_goldens_and_losses_have_the_same_names():
     assert {key.rpartition("/")[0] for key in GOLDENS if key.endswith("/value")} == set(LOSSES)
 
 
-def test_another_setting_would_fail_the_comparison_above():
+def test_control_other_settings_differ_from_the_published_values():
     with jax.enable_x64(True):
         student, teacher = map(jnp.asarray, inputs()["logits"])
         biased = losses.kd(student / student.std(axis=1, keepdims=True), teacher, temperature=2.0).mean()

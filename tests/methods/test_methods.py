@@ -13,8 +13,8 @@ BATCH = {
     "label": jnp.arange(6) % 3,
     "index": jnp.array([7, 0, 3, 9, 2, 5]),
 }
-# What a method is made with where its defaults would not do, or would be slow.
-SETTINGS = {"crd_bank": {"examples": 10, "draws": 8}}
+# Settings for methods whose defaults are invalid or slow here.
+SETTINGS = {"crd_bank": {"num_examples": 10, "num_negatives": 8}}
 SCALARS = ("cc", "dist")
 
 
@@ -33,27 +33,28 @@ def teacher(seed, sizes, channels):
     return methods.TeacherOutput(*output(seed, sizes, channels), {"kernel": kernel, "bias": jnp.ones(3)})
 
 
-# Shapes of a CNN or a Swin, and of a ViT or a Mixer.
+# Feature maps of a CNN or Swin, and of a ViT or Mixer.
 SHAPES = {"pyramid": ((8, 4, 2, 1), (4, 5, 6, 8)), "plain": ((4, 4, 4, 4), (12, 12, 12, 12))}
 PAIRS = [("pyramid", "plain"), ("plain", "pyramid")]
 
 
 @functools.cache
 def applied(name, ours, theirs, settings=()):
-    """A method's variables and its losses for random features, and the gradient of their sum for all that is given."""
+    """Returns heads, student, teacher, and a compiled step: the losses, the gradients of their sum, and the memory."""
     method = methods.create(name, **(SETTINGS.get(name, {}) | dict(settings)))
     student, taught = output(0, *SHAPES[ours]), teacher(1, *SHAPES[theirs])
     variables = jax.jit(method.init)(jax.random.key(0), BATCH, student, taught)
 
     def total(params, student, taught, batch):
-        losses, memory = method.apply(
+        loss, memory = method.apply(
             variables | {"params": params},
             batch,
             student,
             taught,
-            mutable=[name for name in variables if name != "params"],
+            mutable=[collection for collection in variables if collection != "params"],
             rngs={"dropout": jax.random.key(2)},
         )
+        losses = loss if isinstance(loss, dict) else {name: loss}
         return sum(loss.sum() for loss in losses.values()), (losses, memory)
 
     step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
@@ -62,7 +63,7 @@ def applied(name, ours, theirs, settings=()):
 
 @pytest.mark.parametrize("name", methods.list_methods())
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
-def test_a_method_gives_finite_losses_and_gradients_to_student_and_heads_but_not_to_the_teacher(name, ours, theirs):
+def test_methods_give_finite_losses_and_gradients_for_student_and_heads_but_not_teacher(name, ours, theirs):
     params, student, taught, step = applied(name, ours, theirs)
     (_, (losses, _)), gradients = step(params, student, taught, BATCH)
     assert losses
@@ -83,7 +84,7 @@ def test_a_method_gives_finite_losses_and_gradients_to_student_and_heads_but_not
 
 
 @pytest.mark.parametrize("name", methods.list_methods())
-def test_bfloat16_features_give_float32_losses(name):
+def test_methods_give_float32_losses_for_bfloat16_features(name):
     params, student, taught, step = applied(name, *PAIRS[0])
     student, taught = (
         out._replace(features=jax.tree.map(lambda x: x.astype(jnp.bfloat16), out.features)) for out in (student, taught)
@@ -93,7 +94,7 @@ def test_bfloat16_features_give_float32_losses(name):
 
 
 @pytest.mark.parametrize("name", [name for name in methods.list_methods() if name != "cc"])
-def test_the_order_of_a_batch_does_not_matter(name):
+def test_methods_are_equivariant_to_the_order_of_the_batch(name):
     params, *outputs, step = applied(name, *PAIRS[0])
     order = np.array([3, 1, 5, 0, 4, 2])
     student, taught, batch = jax.tree.map(lambda x: x[order] if x.shape[0] == 6 else x, (*outputs, BATCH))
@@ -104,7 +105,7 @@ def test_the_order_of_a_batch_does_not_matter(name):
 
 
 @pytest.mark.parametrize("ours", SHAPES)
-def test_an_exit_of_ofa_has_the_longer_a_way_the_earlier_its_stage(ours):
+def test_ofa_exits_of_earlier_stages_have_more_layers(ours):
     for branch in ("convolution", "attention"):
         method = methods.create("ofa", branch=branch)
         outputs = output(0, *SHAPES[ours]), teacher(1, *SHAPES["plain"])
@@ -113,15 +114,15 @@ def test_an_exit_of_ofa_has_the_longer_a_way_the_earlier_its_stage(ours):
         assert (count[0] > count[1] > count[3]) == ((ours, branch) != ("plain", "convolution"))
 
 
-def test_the_attention_exits_of_ofa_learn():
+def test_ofa_attention_exits_get_gradients():
     params, student, taught, step = applied("ofa", *PAIRS[1], (("branch", "attention"),))
     (_, (losses, _)), (gradient, _, _) = step(params, student, taught, BATCH)
-    assert np.isfinite(losses["ofa_exits"]).all()
+    assert np.isfinite(losses["exits"]).all()
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize(("name", "loss"), [("fitnet", losses.fitnet), ("hcl", losses.hcl)])
-def test_a_large_map_is_shrunk_before_it_is_projected_which_changes_nothing(name, loss):
+def test_projection_after_resizing_gives_the_same_loss_for_less_computation(name, loss):
     rng = np.random.default_rng(0)
     ours, theirs = (jnp.asarray(rng.normal(size=(2, n, n, c)), jnp.float32) for n, c in ((16, 8), (4, 48)))
     method = methods.create(name, stages=("stage1",))
@@ -129,7 +130,7 @@ def test_a_large_map_is_shrunk_before_it_is_projected_which_changes_nothing(name
     variables = method.init(jax.random.key(0), {}, student, taught)
 
     def shrunk_first(variables):
-        return method.apply(variables, {}, student, taught)[name].sum()
+        return method.apply(variables, {}, student, taught).sum()
 
     def projected_first(variables):
         return loss(ours @ variables["params"]["stage1"]["kernel"], theirs).sum()
@@ -143,7 +144,7 @@ def test_a_large_map_is_shrunk_before_it_is_projected_which_changes_nothing(name
     assert operations[0] < operations[1] / 5
 
 
-def test_srrls_second_term_reads_the_student_with_the_teachers_classifier():
+def test_srrl_matches_its_equation():
     params, student, taught, step = applied("srrl", *PAIRS[0])
     (_, (losses, _)), _ = step(params, student, taught, BATCH)
     x = np.asarray(student.features["pooled"] @ params["projection"]["kernel"])
@@ -153,7 +154,7 @@ def test_srrls_second_term_reads_the_student_with_the_teachers_classifier():
     np.testing.assert_allclose(losses["srrl"], features + logits, rtol=1e-4)
 
 
-def test_crd_remembers_the_codes_of_its_batch_and_no_others():
+def test_crd_bank_updates_the_codes_of_its_batch_only():
     student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
     method = methods.create("crd_bank", **SETTINGS["crd_bank"])
 
@@ -177,7 +178,7 @@ def test_crd_remembers_the_codes_of_its_batch_and_no_others():
         )
         others = np.setdiff1d(np.arange(10), BATCH["index"])
         np.testing.assert_array_equal(new[others], old[others])
-    # The first batch sets Z once and for all.
+    # Only the first batch sets Z.
     later = step({"params": params, "memory": memory})
     for name in ("log_z_student", "log_z_teacher"):
         assert not np.isfinite(before[name])
@@ -186,20 +187,22 @@ def test_crd_remembers_the_codes_of_its_batch_and_no_others():
     assert not np.array_equal(memory["student_codes"], later["student_codes"])
 
 
-# Of a memory of one place, every draw is the image itself.
-@pytest.mark.parametrize(("examples", "seen_class"), [(1000, -1), (1000, 1), (1, -1)])
-def test_crds_loss_over_the_memory_is_its_equation(examples, seen_class):
+# In a memory of one entry, every drawn negative is the image itself.
+@pytest.mark.parametrize(("num_examples", "seen_class"), [(1000, -1), (1000, 1), (1, -1)])
+def test_crd_bank_loss_matches_its_equation(num_examples, seen_class):
     student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
-    method = methods.create("crd_bank", examples=examples, draws=7, width=4)
-    batch = BATCH | {"index": jnp.minimum(BATCH["index"], examples - 1)}
+    method = methods.create("crd_bank", num_examples=num_examples, num_negatives=7, width=4)
+    batch = BATCH | {"index": jnp.minimum(BATCH["index"], num_examples - 1)}
     variables = method.init(jax.random.key(0), batch, student, taught)
-    # With one code in all places it does not matter which are drawn.
-    memory = {"class": jnp.full(examples, seen_class)} | {
+    # All entries hold the same code, so it does not matter which are drawn.
+    memory = {"class": jnp.full(num_examples, seen_class)} | {
         f"log_z_{network}": jnp.float32(1) for network in ("student", "teacher")
     }
     remembered = {"student": np.array([0.6, 0.0, 0.0, 0.8]), "teacher": np.array([0.0, 1.0, 0.0, 0.0])}
-    memory |= {f"{network}_codes": jnp.tile(jnp.float32(code), (examples, 1)) for network, code in remembered.items()}
-    losses, _ = method.apply(
+    memory |= {
+        f"{network}_codes": jnp.tile(jnp.float32(code), (num_examples, 1)) for network, code in remembered.items()
+    }
+    loss, _ = method.apply(
         variables | {"memory": memory}, batch, student, taught, mutable=["memory"], rngs={"dropout": jax.random.key(1)}
     )
     expected = 0
@@ -207,29 +210,29 @@ def test_crds_loss_over_the_memory_is_its_equation(examples, seen_class):
         params = variables["params"][network]
         codes = np.asarray(out.features["pooled"] @ params["kernel"] + params["bias"][None], np.float64)
         score = np.exp(codes @ remembered[other] / np.linalg.norm(codes, axis=1) / 0.07 - 1)
-        m, epsilon = 7 / examples, 1e-7
-        # Those of an image's own class, and itself, are left out.
-        negatives = np.where((BATCH["label"] == seen_class) | (examples == 1), 0, 7)
+        m, epsilon = 7 / num_examples, 1e-7
+        # The image itself and images of its class are left out.
+        negatives = np.where((BATCH["label"] == seen_class) | (num_examples == 1), 0, 7)
         expected -= np.log(score / (score + m + epsilon)) + negatives * np.log(m / (score + m + epsilon))
-    np.testing.assert_allclose(losses["crd_bank"], expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_kd_of_standardized_logits_does_not_change_with_their_scale():
+def test_kd_of_standardized_logits_is_invariant_to_their_scale():
     student, taught = output(0, *SHAPES["plain"]), teacher(1, *SHAPES["plain"])
     large = student._replace(logits=3 * student.logits)
     plain, standardized = (methods.create("kd", temperature=2.0, standardize=flag) for flag in (False, True))
-    loss, of_large = (standardized.apply({}, BATCH, out, taught)["kd"] for out in (student, large))
+    loss, of_large = (standardized.apply({}, BATCH, out, taught) for out in (student, large))
     np.testing.assert_allclose(of_large, loss, rtol=1e-4)
-    loss, of_large = (plain.apply({}, BATCH, out, taught)["kd"] for out in (student, large))
+    loss, of_large = (plain.apply({}, BATCH, out, taught) for out in (student, large))
     assert not np.allclose(of_large, loss, rtol=1e-2)
 
 
-def test_lfcc_takes_all_the_options_of_its_loss():
+def test_lfcc_accepts_all_options_of_its_loss():
     student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])
     for settings in ({"kind": "learned"}, {"projector": "mlp"}, {"negatives": "both"}, {"stages": ("stage4",)}):
         method = methods.create("lfcc", **settings)
-        losses, variables = jax.jit(method.init_with_output)(jax.random.key(0), BATCH, student, taught)
-        assert np.isfinite(losses["lfcc"]).all()
+        loss, variables = jax.jit(method.init_with_output)(jax.random.key(0), BATCH, student, taught)
+        assert np.isfinite(loss).all()
         assert ("filters" in variables["params"]["lfcc"]) == (settings.get("kind") == "learned")
 
 
@@ -265,7 +268,26 @@ def test_methods_reject_invalid_settings(name, settings, message):
         methods.create(name, **settings).init(jax.random.key(0), BATCH, student, taught)
 
 
-def test_srrl_says_what_teacher_it_needs():
+def test_srrl_rejects_a_teacher_without_a_linear_head():
     student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])._replace(head={})
     with pytest.raises(UserError, match="classifier is one linear layer called 'head'"):
         methods.create("srrl").init(jax.random.key(0), BATCH, student, taught)
+
+
+def test_methods_bind_the_fields_that_the_run_sets():
+    mesh = jax.make_mesh((8,), ("data",))
+    for name in methods.list_methods():
+        method = methods.create(name)
+        bound = method.bind(num_examples=20000, mesh=mesh)
+        changed = {"crd_bank": {"num_examples": 20000}, "lfcc": {"mesh": mesh}}.get(name, {})
+        assert tuple(changed) == method.set_by_run
+        assert bound == method.clone(**changed)
+        assert method.bind() == method
+
+
+def test_crd_bank_rejects_more_negatives_than_training_images():
+    method = methods.create("crd_bank", num_negatives=9)
+    assert method.bind(num_examples=9).num_examples == 9
+    message = "config.losses.crd_bank.num_negatives must be at most the number of training images, 8, got 9"
+    with pytest.raises(UserError, match=message):
+        method.bind(num_examples=8)

@@ -1,14 +1,13 @@
-"""Normalization in the heads of methods, against numpy's float64."""
+"""Normalization in the heads of methods, against numpy in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lfcc_jax.methods import ofa
-from lfcc_jax.methods.method import BatchNorm
+from lfcc_jax.methods.heads import AttentionExit, BatchNorm
 
 
-def test_batch_norm_of_heads_is_exact_at_a_large_mean():
+def test_batch_norm_is_accurate_at_a_large_mean():
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 16)) * 0.1 + 100
     wide = np.asarray(x, np.float64)
     expected = (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5)
@@ -18,11 +17,11 @@ def test_batch_norm_of_heads_is_exact_at_a_large_mean():
 
 
 def test_attention_exit_is_invariant_to_an_offset_of_all_channels():
-    exit_ = ofa.AttentionExit(size=2, classes=5, blocks=0)
+    exit_ = AttentionExit(size=2, classes=5, blocks=0)
     x = jax.random.normal(jax.random.key(0), (2, 2, 2, 16)) * 0.125
-    # Both are multiples of the spacing of float32 numbers at 128, so that the sum is exact.
+    # Both values are multiples of the spacing of float32 numbers at 128, so that the sum is exact.
     x = jnp.round(x * 2**12) / 2**12
     variables = exit_.init(jax.random.key(1), x)
-    logits, moved = exit_.apply(variables, x), exit_.apply(variables, x + 100)
-    np.testing.assert_allclose(moved, logits, rtol=0, atol=1e-3 * np.abs(logits).max())
+    logits, shifted = exit_.apply(variables, x), exit_.apply(variables, x + 100)
+    np.testing.assert_allclose(shifted, logits, rtol=0, atol=1e-3 * np.abs(logits).max())
     assert np.abs(logits).max() > 0.1

@@ -1,4 +1,4 @@
-"""Every method between every two kinds of network, on one device and on eight."""
+"""Every method between every pair of network kinds, on one device and on eight."""
 
 import functools
 
@@ -21,7 +21,7 @@ NETWORKS = {
 SETTINGS = {
     "cc": {"width": 8},
     "crd": {"width": 8},
-    "crd_bank": {"width": 8, "examples": 24, "draws": 16},
+    "crd_bank": {"width": 8, "num_examples": 24, "num_negatives": 16},
     "lfcc": {"width": 8, "grids": (1, 2)},
 }
 BATCH = {"label": jnp.arange(16) % 10, "index": jnp.arange(16) + 5}
@@ -36,20 +36,20 @@ def method_of(name, student):
 
 @functools.cache
 def output_of(kind, seed):
-    """What a network with random weights gives for 16 random images."""
+    """Returns the output of a network with random weights for 16 random images."""
     name, overrides = NETWORKS[kind]
     network = models.create(name, 10, 8, image_channels=1, **overrides)
     images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1))
     variables = jax.jit(network.init)(jax.random.key(seed), images[:1])
     _, features = jax.jit(network.apply)(variables, images)
-    # An MLP's classifier starts at zero; a teacher's has learned.
+    # An MLP's classifier is initialized to zeros; a trained teacher's is not.
     kernel = jax.random.normal(jax.random.key(seed), (features["pooled"].shape[-1], 10))
     head = {"kernel": kernel, "bias": jnp.zeros(10)}
     return TeacherOutput(features["pooled"] @ kernel, features, head)
 
 
 def step(teacher, student, devices):
-    """Returns each method's losses, and the gradients of their sum by all heads and by the student's output."""
+    """Returns each method's loss, and the gradients of their sum for all heads and the student's output."""
     mesh = create_mesh(devices, 1)
     everywhere, split = NamedSharding(mesh, jax.P()), NamedSharding(mesh, jax.P("data"))
     inputs = BATCH, models.Output(*output_of(student, 2)[:2]), output_of(teacher, 1)
@@ -62,10 +62,10 @@ def step(teacher, student, devices):
         losses = {}
         for name, method in each.items():
             rngs = {"dropout": jax.random.key(3)}
-            losses |= method.apply(heads[name], batch, ours, theirs, rngs=rngs, mutable=["memory"])[0]
-        return sum(loss.mean() for loss in losses.values()), losses
+            losses[name], _ = method.apply(heads[name], batch, ours, theirs, rngs=rngs, mutable=["memory"])
+        return sum(loss.mean() for loss in jax.tree.leaves(losses)), losses
 
-    # Numbers of our own for the heads: their initialization would take as long to compile as the rest.
+    # Random heads: compiling their initialization would take as long as all the rest.
     random = np.random.default_rng(0)
     heads = jax.tree.map(
         lambda s: (0.3 * random.standard_normal(s.shape, np.float32)).astype(s.dtype), jax.eval_shape(shapes)
@@ -79,17 +79,17 @@ def step(teacher, student, devices):
 
 @pytest.mark.parametrize("student", NETWORKS)
 @pytest.mark.parametrize("teacher", NETWORKS)
-def test_every_method_takes_the_same_step_on_one_device_and_on_eight(teacher, student):
+def test_methods_take_the_same_step_on_one_device_and_on_eight(teacher, student):
     one, eight = (step(teacher, student, devices) for devices in (1, 8))
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
         where = jax.tree_util.keystr(path)
         assert np.isfinite(x).all(), where
-        # The biases of LFCC's projectors go with the mean that standardizing takes off: their gradients are rounding.
+        # Standardization cancels the biases of LFCC's projectors: their gradients are rounding errors.
         np.testing.assert_allclose(x, y, atol=2e-4 * max(np.abs(x).max(), 5e-2), err_msg=where)
     heads, ours = one[1]
-    still = [
+    without_gradient = [
         jax.tree_util.keystr(path)
         for path, gradient in jax.tree_util.tree_leaves_with_path((heads, ours))
         if not np.any(gradient)
     ]
-    assert not still
+    assert not without_gradient

@@ -36,7 +36,7 @@ def test_resident_run_equals_the_streamed_run_up_to_rounding(distilled, tmp_path
     # SGD, because Adam makes a whole step of a gradient that is rounding alone.
     optimizer = {"name": "sgd", "learning_rate": {"name": "cosine", "peak": 0.02}, "weight_decay": 1e-3}
     config = distilled(optimizer=optimizer, log_every_steps=3, checkpoint_every_steps=5)
-    config["losses"]["crd_bank"] = {"width": 8, "draws": 16}  # which remembers something between steps
+    config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}  # which remembers something between steps
     train_and_evaluate(config, tmp_path / "streamed")
     train_and_evaluate(resident(config), tmp_path / "resident")
     streamed, ours = (read_metrics(tmp_path / name) for name in ("streamed", "resident"))

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: noise-contrastive estimation against a memory of the data set's codes."""
+"""Noise-contrastive estimation against a memory of codes, as in contrastive representation distillation (CRD)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +9,25 @@ from lfcc_jax.losses.numerics import widen
 
 def crd_nce(
     positive: Float[Array, " batch"],
-    negatives: Float[Array, "batch draws"],
+    negatives: Float[Array, "batch negatives"],
     *,
     data_size: int,
 ) -> Float[Array, " batch"]:
-    r"""Computes the noise-contrastive loss of CRD, per example: telling its partner's code from K drawn at random.
+    r"""Computes the noise-contrastive loss of CRD, per example: its partner's code against K codes drawn at random.
 
     With the scores :math:`P = \exp(\langle s, t \rangle / \tau) / Z` and :math:`m = K / N`, the expected number of
-    times that one of N codes is drawn:
+    times that each of N codes is drawn:
 
     .. math::
       -\log \frac{P_0}{P_0 + m + \epsilon} - \sum_{k=1}^K \log \frac{m}{P_k + m + \epsilon}, \qquad \epsilon = 10^{-7}
 
-    The authors add this loss for the student's code among the teacher's to that for the teacher's among the student's.
+    The authors sum two such losses: the student's code against the memory of the teacher's, and vice versa.
     Their Z is a constant: N times the mean of :math:`\exp(\langle s, t \rangle / \tau)` over the first batch.
 
     Args:
-      positive: :math:`\log P_0`, of the example and its own partner, any floating dtype.
-      negatives: :math:`\log P_k`, of the example and K codes drawn from the data set; minus infinity leaves one out.
-      data_size: N, the number of examples in the data set.
+      positive: :math:`\log P_0` of each example and its own partner, any floating dtype.
+      negatives: :math:`\log P_k` of each example and K codes drawn from the data set; minus infinity excludes one.
+      data_size: Number of examples N in the data set.
 
     Returns:
       The loss of each example in nats, float32 or wider.
@@ -41,7 +41,7 @@ def crd_nce(
       K = 16384, codes of 128, temperature 0.07).
 
     .. seealso::
-      :func:`lfcc_jax.losses.info_nce` for the contrast with the other examples of the batch.
+      :func:`lfcc_jax.losses.info_nce` for negatives from the batch.
     """
     expected = negatives.shape[1] / data_size
     noise = jnp.log(expected + 1e-7)

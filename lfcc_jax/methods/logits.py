@@ -1,0 +1,111 @@
+"""Methods that compare logits, and cross-entropy with the labels. None has heads."""
+
+from typing import Annotated, ClassVar
+
+from jaxtyping import Array
+
+from lfcc_jax import losses
+from lfcc_jax.arguments import HalfOpenFraction
+from lfcc_jax.methods.method import Batch, Exponent, Method, TeacherOutput, Temperature, Weight
+from lfcc_jax.models import Output
+
+
+class CrossEntropy(Method):
+    """Cross-entropy of the student with `batch["label"]`, or with `batch["target"]` for mixed images.
+
+    Attributes:
+      label_smoothing: Probability that is spread evenly over all classes.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    label_smoothing: Annotated[float, HalfOpenFraction] = 0.0
+
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss `[batch]`."""
+        labels = batch.get("target", batch["label"])
+        return losses.cross_entropy(student.logits, labels, label_smoothing=self.label_smoothing)
+
+
+class KD(Method):
+    """Knowledge distillation on logits (Hinton et al., 2015); see `lfcc_jax.losses.kd`.
+
+    Attributes:
+      temperature: Divides the logits of both networks; the loss is multiplied by its square.
+      standardize: Whether to standardize the logits of each image first; see `lfcc_jax.losses.standardize_logits`.
+    """
+
+    temperature: Temperature = 1.0
+    standardize: bool = False
+
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss `[batch]`."""
+        logits = student.logits, teacher.logits
+        if self.standardize:
+            logits = map(losses.standardize_logits, logits)
+        return losses.kd(*logits, temperature=self.temperature)
+
+
+class DKD(Method):
+    """Decoupled knowledge distillation (Zhao et al., 2022); see `lfcc_jax.losses.dkd`.
+
+    Attributes:
+      alpha: Weight of the true class's term.
+      beta: Weight of the other classes' term.
+      temperature: Divides the logits of both networks.
+    """
+
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+    temperature: Temperature = 4.0
+
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss `[batch]`."""
+        settings = {"alpha": self.alpha, "beta": self.beta, "temperature": self.temperature}
+        return losses.dkd(student.logits, teacher.logits, batch["label"], **settings)
+
+
+class DIST(Method):
+    """DIST: correlations within examples and within classes (Huang et al., 2022); see `lfcc_jax.losses.dist`.
+
+    Attributes:
+      beta: Weight of the correlation between the classes of an example.
+      gamma: Weight of the correlation between the examples of a class.
+      temperature: Divides the logits of both networks.
+    """
+
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+    temperature: Temperature = 1.0
+
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss, a scalar."""
+        settings = {"beta": self.beta, "gamma": self.gamma, "temperature": self.temperature}
+        return losses.dist(student.logits, teacher.logits, **settings)
+
+
+class TTM(Method):
+    """Transformed teacher matching (Zheng and Yang, 2024); see `lfcc_jax.losses.ttm`.
+
+    Attributes:
+      exponent: Exponent of the teacher's probabilities, the inverse of its temperature.
+    """
+
+    exponent: Exponent = 0.2
+
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss `[batch]`."""
+        return losses.ttm(student.logits, teacher.logits, exponent=self.exponent)
+
+
+class WTTM(Method):
+    """TTM weighted by the teacher's uncertainty (Zheng and Yang, 2024); see `lfcc_jax.losses.wttm`.
+
+    Attributes:
+      exponent: Exponent of the teacher's probabilities, the inverse of its temperature.
+    """
+
+    exponent: Exponent = 0.2
+
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
+        """Returns the loss `[batch]`."""
+        return losses.wttm(student.logits, teacher.logits, exponent=self.exponent)
