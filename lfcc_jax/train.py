@@ -177,7 +177,7 @@ def _train_and_evaluate(
     train_step = distillation.train_step(mesh, splits.augmentation, resident=splits.resident)
 
     def read_test_batches() -> Iterator[dict[str, Any]]:
-        crop = {"crop": student.crop, "interpolation": student.interpolation}
+        crop = {"crop": student.crop_fraction, "interpolation": student.interpolation}
         return data.eval_batches(
             splits.test, run.batch_size, image_size=splits.image_size, workers=splits.workers, **crop
         )
@@ -309,7 +309,7 @@ def _test_images(splits: data.Splits, student: models.Network) -> Callable[[jax.
     if not splits.resized:
         return to_float
     return functools.partial(
-        central_crop, size=splits.image_size, crop=student.crop, interpolation=student.interpolation
+        central_crop, size=splits.image_size, crop=student.crop_fraction, interpolation=student.interpolation
     )
 
 

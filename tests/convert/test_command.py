@@ -31,7 +31,7 @@ def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, caps
     assert origin["source"] == "resnet18.safetensors"
     assert origin["sha256"] == sha256(checkpoint)
     assert origin["mean"] == [0.485, 0.456, 0.406]
-    assert origin["crop"] == 0.875
+    assert origin["crop_fraction"] == 0.875
     assert origin["interpolation"] == "bilinear"
 
     variables = models.load_variables(tmp_path / "teacher", models.create("resnet18", 7))
@@ -52,12 +52,12 @@ def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, caps
 def test_a_teacher_gets_a_new_head_and_its_own_constants(checkpoint, tmp_path):
     out = tmp_path / "teacher"
     arguments = ["--head", "new", "--num-classes", "100", "--image-size", "64", "--mean", "0.5", "--std", "0.25"]
-    arguments += ["--crop", "0.95", "--interpolation", "bicubic"]
+    arguments += ["--crop-fraction", "0.95", "--interpolation", "bicubic"]
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(out), *arguments])
     about = models.describe(out)
     network = models.create(about["name"], about["num_classes"], about["image_size"], **about["overrides"])
     assert (network.num_classes, network.image_size, network.mean, network.std) == (100, 64, (0.5,), (0.25,))
-    assert (network.crop, network.interpolation) == (0.95, "bicubic")
+    assert (network.crop_fraction, network.interpolation) == (0.95, "bicubic")
     variables = models.load_variables(out, network)
     assert network.apply(variables, jax.numpy.ones((1, 64, 64, 3))).logits.shape == (1, 100)
 
