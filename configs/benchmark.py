@@ -79,9 +79,8 @@ def get_config(
       num_classes: Number of classes of the data set.
       **changes: Keys of the config that differ from the benchmark's.
     """
-    chosen = parse_argument(
-        argument, teacher="swin_tiny", student="resnet18", method=("lfcc", "teacher", *METHODS), runlocal=False
-    )
+    methods = tuple(dict.fromkeys(("lfcc", "teacher", *METHODS)))  # the first is the default
+    chosen = parse_argument(argument, teacher="swin_tiny", student="resnet18", method=methods, runlocal=False)
     if chosen.method == "teacher":
         teacher, student, method, recipe = "", chosen.teacher, "scratch", teacher_recipe
     else:

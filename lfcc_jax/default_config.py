@@ -32,6 +32,7 @@ from lfcc_jax.config_files import parse_argument
 from lfcc_jax.methods import presets
 
 METHODS = tuple(method for method in presets.METHODS if method not in ("lfcc_dist", "fitnet_dist"))
+_OPTIONS = tuple(dict.fromkeys(("lfcc", "teacher", *presets.METHODS)))  # the first is the default
 # Differences from the presets.
 _CHANGES = {
     "cross_entropy": {"label_smoothing": 0.0},
@@ -49,7 +50,7 @@ _TEACHER, _STUDENT = "vit_pico", "resnet_pico"
 
 def get_config(argument: str = "") -> ConfigDict:
     """Returns the config of one run; `argument` is `method=...,runlocal=...`."""
-    chosen = parse_argument(argument, method=("lfcc", "teacher", *presets.METHODS), runlocal=False)
+    chosen = parse_argument(argument, method=_OPTIONS, runlocal=False)
     is_teacher = chosen.method == "teacher"
     method, student = ("scratch", _TEACHER) if is_teacher else (chosen.method, _STUDENT)
     # The standardized KD has a temperature of its own.
