@@ -1,27 +1,32 @@
-"""How the benchmark of distillation between unlike architectures trains, as blocks of a config.
+"""The benchmark of distillation between heterogeneous architectures: its pairs and recipes, as blocks of a config.
 
-Its pairs and settings are those of One-for-All (Hao et al., One-for-All: Bridge the Gap Between Heterogeneous
-Architectures in Knowledge Distillation, 2023), as released with its code: batches are global, all networks see 224 x
-224 pixels, students start from scratch. Where its authors are known to have run something else, the configs say so.
+Pairs and settings are those of One-for-All (Hao et al., One-for-All: Bridge the Gap Between Heterogeneous
+Architectures in Knowledge Distillation, 2023), as in the released code: batch sizes are global, all networks see images
+of 224 x 224 pixels, and students are trained from scratch. Where the authors are known to have run something else, the
+config files say so. The losses of each method are in `lfcc_jax.methods.presets`.
 
-Not as in that code: each network normalizes images by its own mean and deviation (there both by one, on CIFAR-100 its
-own), and test images are resized by the student's own interpolation; mixing draws one share for the global batch (there
-in each of eight processes); `drop_path` is 0 (there unset on CIFAR-100, so timm's 0.1 for Swin students); position
-embeddings and bias tables do not decay (there they do, as they are hidden in the distiller); BatchNorm's statistics are
-of the global batch.
+Differences from that code: each network normalizes images by its own mean and deviation (there all by CIFAR-100's, on
+CIFAR-100), and test images are resized with the student's own interpolation; mixing draws one fraction for the global
+batch (there one in each of eight processes); `drop_path` is 0 (there unset on CIFAR-100, so timm's 0.1 for Swin
+students); position embeddings and bias tables do not decay (there they do, as they are hidden in the distiller);
+BatchNorm uses the statistics of the global batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from lfcc_jax import models
-from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.config_files import parse_argument
+from lfcc_jax.errors import UserError
+from lfcc_jax.methods import presets
 
 Block = dict[str, Any]
 
-# What their names begin with.
-_CNNS = ("resnet", "mobilenetv2", "convnext")
+METHODS = presets.METHODS
 
-# The rows of its two tables, teacher and student.
+# Teachers and students of its two tables.
 CIFAR100_PAIRS = (
     ("swin_tiny", "resnet18"),
     ("vit_small", "resnet18"),
@@ -54,83 +59,53 @@ IMAGENET_PAIRS = (
     ("swin_tiny", "resmlp_12"),
 )
 
-# By method the losses beside the cross-entropy. The first ten are the benchmark's, with its weights; the others have
-# those that are usual for them on CIFAR-100.
-_KD = {"weight": 1.0, "temperature": 1.0}
-_LFCC = {
-    "weight": 1.0,
-    "kind": "box",
-    "grids": (1, 2, 4),
-    "stages": ("stage1", "stage2", "stage3", "stage4"),
-    "width": 128,
-    "temperature": 0.1,
-    "standardize": True,
-}
-_METHODS: dict[str, Block] = {
-    "scratch": {},
-    "kd": {"kd": _KD},
-    "dkd": {"dkd": {"weight": 1.0, "alpha": 1.0, "beta": 2.0, "temperature": 1.0}},
-    "dist": {"dist": {"weight": 1.0, "temperature": 1.0}},
-    "ofa": {"ofa": {"weight": 1.0, "exponent": 1.0, "exit_weight": 1.0}},
-    "fitnet": {"fitnet": {"weight": 1.0}},
-    "cc": {"cc": {"weight": 0.02}},
-    "rkd": {"rkd": {"weight": 1.0}},
-    "crd_bank": {"crd_bank": {"weight": 1.0, "num_negatives": 16384, "temperature": 0.07}},
-    "lfcc": {"kd": _KD, "lfcc": _LFCC},
-    "fitnet_kd": {"fitnet": {"weight": 1.0}, "kd": _KD},
-    "crd": {"crd": {"weight": 0.8}},
-    "crd_kd": {"crd": {"weight": 0.8}, "kd": _KD},
-    "kd_standardized": {"kd": {"weight": 9.0, "temperature": 2.0, "standardize": True}},
-    "ttm": {"ttm": {"weight": 45.0}},
-    "wttm": {"wttm": {"weight": 1.0}},
-    "at": {"at": {"weight": 1000.0}},
-    "sp": {"sp": {"weight": 3000.0}},
-    "pkt": {"pkt": {"weight": 30000.0}},
-    "nst": {"nst": {"weight": 50.0}},
-    "vid": {"vid": {"weight": 1.0}},
-    "hcl": {"hcl": {"weight": {"name": "linear", "start": 0.0, "end": 5.0, "epochs": 20.0}}},
-    "srrl_kd": {"srrl": {"weight": 1.0}, "kd": _KD},
-}
-METHODS = tuple(_METHODS)
 
-
-def losses(method: str, student: str) -> Block:
-    """Returns `config.losses` of a method.
+def get_config(
+    argument: str,
+    *,
+    recipe: Callable[[str], Block],
+    teacher_recipe: Callable[[str], Block],
+    data: Block,
+    num_classes: int,
+    **changes: Any,
+) -> ConfigDict:
+    """Returns the config of one run; `argument` is `teacher=...,student=...,method=...,runlocal`.
 
     Args:
-      method: one of `METHODS`.
-      student: the network's name, by which OFA's exits are chosen.
-
-    Raises:
-      UserError: for an unknown method, with the nearest one.
+      argument: The part of `--config` after the colon.
+      recipe: How a student is trained, given its name: `cifar100` or `imagenet`.
+      teacher_recipe: The same for a teacher.
+      data: The `data` block, without the augmentation.
+      num_classes: Number of classes of the data set.
+      **changes: Keys of the config that differ from the benchmark's.
     """
-    if method not in _METHODS:
-        raise unknown("method", method, METHODS)
-    blocks = {name: dict(block) for name, block in _METHODS[method].items()}
-    if "ofa" in blocks:
-        blocks["ofa"]["branch"] = "convolution" if student.startswith(_CNNS) else "attention"
-    return {"cross_entropy": {"weight": 1.0, "label_smoothing": 0.1}, **blocks}
+    methods = tuple(dict.fromkeys(("lfcc", "teacher", *METHODS)))  # the first is the default
+    chosen = parse_argument(argument, teacher="swin_tiny", student="resnet18", method=methods, runlocal=False)
+    if chosen.method == "teacher":
+        teacher, student, method, recipe = "", chosen.teacher, "scratch", teacher_recipe
+    else:
+        teacher, student, method = chosen.teacher, chosen.student, chosen.method
+    config = run(recipe(student), teacher=teacher, student=student, method=method, data=data) | changes
+    return ConfigDict(runlocal(config, num_classes) if chosen.runlocal else config)
 
 
 def cifar100(student: str) -> Block:
-    """Returns the keys of a config that say how a student is trained on CIFAR-100: 300 epochs of 48 steps."""
-    if student.startswith(_CNNS):
-        return {
-            "optimizer": {
-                "name": "sgd",
-                "learning_rate": _cosine(0.05, 1e-3, warmup_epochs=3, warmup_start=1e-4),
-                "momentum": 0.9,
-                "nesterov": True,
-                "weight_decay": 2e-3,
-                "clip_norm": 0.0,
-            },
-            "augmentation": {"flip": True},
-            "epochs": 300.0,
-            "batch_size": 1024,
-            "ema_decay": 0.0,
-        }
+    """Returns the recipe of a student on CIFAR-100: 300 epochs of 48 steps."""
+    schedule = {"epochs": 300.0, "batch_size": 1024, "ema_decay": 0.0}
+    if models.family(student) == "cnn":
+        learning_rate = _cosine(0.05, 1e-3, warmup_epochs=3, warmup_start=1e-4)
+        return {"optimizer": _sgd(learning_rate, 2e-3), "augmentation": {"flip": True}, **schedule}
+    learning_rate = _cosine(5e-4, 1e-5, warmup_epochs=20, warmup_start=5e-7)
+    return {"optimizer": _adamw(learning_rate), "augmentation": _strong(), **schedule}
+
+
+def fine_tuning(teacher: str) -> Block:
+    """Returns the recipe of a teacher from ImageNet on CIFAR-100, the same for every network.
+
+    The authors' released teachers were trained by the students' AdamW recipe with a tenth of its learning rates.
+    """
     return {
-        "optimizer": _adamw(_cosine(5e-4, 1e-5, warmup_epochs=20, warmup_start=5e-7)),
+        "optimizer": _adamw(_cosine(5e-5, 1e-6, warmup_epochs=20, warmup_start=5e-8)),
         "augmentation": _strong(),
         "epochs": 300.0,
         "batch_size": 1024,
@@ -139,25 +114,19 @@ def cifar100(student: str) -> Block:
 
 
 def imagenet(student: str) -> Block:
-    """Returns the keys of a config that say how a student is trained on ImageNet-1K: 100 epochs for CNNs, or 300."""
-    if student.startswith(_CNNS):
+    """Returns the recipe of a network on ImageNet-1K: 100 epochs for CNNs, 300 for others."""
+    if models.family(student) == "cnn":
+        learning_rate = {
+            "name": "step",
+            "peak": 0.1,
+            "every_epochs": 30.0,
+            "factor": 0.1,
+            "warmup_epochs": 3.0,
+            "warmup_start": 1e-4,
+            "by_epoch": True,
+        }
         return {
-            "optimizer": {
-                "name": "sgd",
-                "learning_rate": {
-                    "name": "step",
-                    "peak": 0.1,
-                    "every_epochs": 30.0,
-                    "factor": 0.1,
-                    "warmup_epochs": 3.0,
-                    "warmup_start": 1e-4,
-                    "by_epoch": True,
-                },
-                "momentum": 0.9,
-                "nesterov": True,
-                "weight_decay": 1e-4,
-                "clip_norm": 0.0,
-            },
+            "optimizer": _sgd(learning_rate, 1e-4),
             "augmentation": {"flip": True},
             "epochs": 100.0,
             "batch_size": 512,
@@ -172,38 +141,28 @@ def imagenet(student: str) -> Block:
     }
 
 
-def fine_tuning() -> Block:
-    """Returns the keys of a config that say how a teacher from ImageNet is trained on CIFAR-100.
-
-    The authors' released teachers were made by the students' AdamW recipe with a tenth of its learning rates.
-    """
-    recipe = cifar100("deit_tiny")
-    recipe["optimizer"] = _adamw(_cosine(5e-5, 1e-6, warmup_epochs=20, warmup_start=5e-8))
-    return recipe
-
-
 def run(recipe: Block, *, teacher: str, student: str, method: str, data: Block) -> Block:
-    """Returns a whole config.
+    """Returns the config of a run.
 
     Args:
-      recipe: of `cifar100`, `imagenet` or `fine_tuning`.
-      teacher: name of a network, or empty. `scratch` has none.
-      student: name of a network.
-      method: one of `METHODS`.
-      data: the block `data`, but for the recipe's augmentation.
+      recipe: The result of `cifar100`, `imagenet` or `fine_tuning`.
+      teacher: Name of the teacher; not used by `scratch`.
+      student: Name of the student.
+      method: One of `METHODS`.
+      data: The `data` block, without the augmentation.
 
     Raises:
-      UserError: for an unknown method, with the nearest one.
+      UserError: if a name is unknown, with the nearest one.
     """
     network = {"name": student, "checkpoint": "", "remat": False}
-    if not student.startswith(("resnet", "mobilenet")):  # which have no stochastic depth
+    if hasattr(models.variant(student).network, "drop_path"):
         network["drop_path"] = 0.0
     return {
         "seed": 0,
         "data": {**data, "data_dir": "", "image_size": 224, "augmentation": recipe["augmentation"]},
         "student": network,
         "teacher": {"name": "" if method == "scratch" else teacher, "checkpoint": ""},
-        "losses": losses(method, student),
+        "losses": presets.losses(method, student),
         "optimizer": recipe["optimizer"],
         "epochs": recipe["epochs"],
         "batch_size": recipe["batch_size"],
@@ -217,14 +176,14 @@ def run(recipe: Block, *, teacher: str, student: str, method: str, data: Block) 
 
 
 def runlocal(config: Block, num_classes: int) -> Block:
-    """Returns a config of `run` that takes a minute on a CPU: 16 steps of small networks on random images.
+    """Returns a config of `run` shrunk to a minute on a CPU: 16 steps of small networks on random images.
 
     Raises:
-      UserError: for a network that the benchmark does not have.
+      UserError: if a network has no small variant.
     """
     networks = {
-        whose: config[whose] | (_smaller(config[whose]["name"]) if config[whose]["name"] else {})
-        for whose in ("student", "teacher")
+        role: config[role] | (_small(config[role]["name"]) if config[role]["name"] else {})
+        for role in ("student", "teacher")
     }
     data = {
         "name": f"noise_{num_classes}x32",
@@ -245,14 +204,23 @@ def runlocal(config: Block, num_classes: int) -> Block:
     return config | networks | changed | small | {"data": config["data"] | data}
 
 
-def _smaller(network: str) -> Block:
-    if network not in _SMALLER:
-        if models.full_name(network) in models.list_models():
-            raise UserError(
-                f"runlocal: there is no small '{network}', but one of each of {', '.join(sorted(_SMALLER))}"
-            )
-        raise unknown("network", network, _SMALLER)
-    return _SMALLER[network]
+def _small(name: str) -> Block:
+    small = models.variant(name).small
+    if small is None:
+        names = ", ".join(name for name in models.list_models() if models.variant(name).small is not None)
+        raise UserError(f"runlocal: '{name}' has no small variant; networks that have one: {names}")
+    return dict(small)
+
+
+def _sgd(learning_rate: Block, weight_decay: float) -> Block:
+    return {
+        "name": "sgd",
+        "learning_rate": learning_rate,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": weight_decay,
+        "clip_norm": 0.0,
+    }
 
 
 def _cosine(peak: float, final: float, *, warmup_epochs: float, warmup_start: float) -> Block:
@@ -278,21 +246,3 @@ def _strong() -> Block:
         "mixup": 0.8,
         "cutmix": 1.0,
     }
-
-
-_THIN = {"widths": (8, 16, 32, 64)}
-_TOKENS = {"width": 24, "depth": 4, "taps": (1, 2, 3, 4)}
-_WINDOWS = {"width": 8, "depths": (2, 2, 2, 2), "heads": (1, 2, 2, 4)}
-_SMALLER: dict[str, Block] = {
-    "resnet18": _THIN | {"blocks": (1, 1, 1, 1)},
-    "resnet50": {"blocks": (1, 1, 1, 1), "widths": (16, 32, 64, 128), "stem_width": 8},
-    "mobilenetv2_100": {"multiplier": 0.25},
-    "convnext_tiny": _THIN | {"depths": (1, 1, 1, 1)},
-    "deit_tiny": _TOKENS | {"heads": 3},
-    "vit_small": _TOKENS | {"heads": 3},
-    "mixer_b16": _TOKENS,
-    "resmlp_12": _TOKENS,
-    "swin_tiny": _WINDOWS,
-    "swin_nano": _WINDOWS,
-    "swin_pico": _WINDOWS,
-}

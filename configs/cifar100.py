@@ -2,34 +2,32 @@
 
     --config=configs/cifar100.py:teacher=swin_tiny,student=resnet18,method=lfcc
 
-`teacher` and `student` are any two networks of the zoo; the table's pairs are `CIFAR100_PAIRS` in
-configs/benchmark.py. `method` is `scratch`, `kd`, `lfcc`, ... (`METHODS` there), or `teacher`, which trains
-the teacher itself. The recipe is the one that One-for-All released: 300 epochs of global batches of 1024, images
-enlarged to 224 x 224 pixels; CNN students by SGD with Nesterov momentum, Transformers and MLPs by AdamW with strong
-augmentation. Known departures of what its authors ran: they report a lower weight for OFA (0.1) and a higher learning
-rate (0.1) for Swin-T -> ResNet18; scratch baselines of ResNet18 came from an older recipe. LFCC's own settings are not
-known to us.
+`teacher` and `student` are any two networks; the pairs of the table are `CIFAR100_PAIRS` in configs/benchmark.py.
+`method` is one of `METHODS` (`scratch`, `kd`, `lfcc`, ...), or `teacher`, which trains the teacher itself. The recipe
+is the one released with One-for-All: 300 epochs with a global batch size of 1024, images enlarged to 224 x 224 pixels;
+SGD with Nesterov momentum for CNN students, AdamW with strong augmentation for Transformers and MLPs. Its authors are
+known to have deviated from it: they report a lower weight of OFA (0.1) and a higher learning rate (0.1) for Swin-T ->
+ResNet18, and the scratch baselines of ResNet18 came from an older recipe. We do not know the original settings of LFCC.
 
-Time: not measured by us. A step of 1024 images costs 3 times the student's and once the teacher's multiplications
-(GMACs an image, in the README's table); an epoch is 48 steps.
+Time: not measured. A step of 1024 images costs 3 times the student's multiplications plus the teacher's (GMACs per
+image are in the table of networks); an epoch is 48 steps.
 
-1.  The teacher: an ImageNet checkpoint of timm, its classifier replaced, trained on CIFAR-100 with a tenth of the
-    learning rates.
+1.  The teacher: a timm checkpoint from ImageNet with a new classifier, fine-tuned on CIFAR-100.
 
     python -m lfcc_jax.convert --model swin_tiny_patch4_window7_224 --checkpoint swin.safetensors \
         --out runs/swin_in1k --head new --num-classes 100
     python -m lfcc_jax.main --config=configs/cifar100.py:teacher=swin_tiny,method=teacher \
         --config.student.checkpoint=runs/swin_in1k --workdir=runs/swin_cifar100
 
-2.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu/vm.sh). One GPU: as it
-    stands; --config.dtype=bfloat16, --config.data.resident (all images in the GPU's memory), and
-    --config.student.remat if that is short.
+2.  The student. TPU VM: the same command on every worker with --distributed (experiments/tpu/vm.sh). One GPU: the
+    same command, with --config.dtype=bfloat16, --config.data.resident (all images in GPU memory), and
+    --config.student.remat if memory runs out.
 
     python -m lfcc_jax.data.prepare cifar100
     python -m lfcc_jax.main --config=configs/cifar100.py:teacher=swin_tiny,student=resnet18,method=lfcc \
         --config.teacher.checkpoint=runs/swin_cifar100 --workdir=runs/swin_resnet18_lfcc
 
-To see all of it work on a CPU in a minute or two, on random images and with small networks:
+Smoke runs on a CPU, with small networks on random images, in a minute or two:
 
     python -m lfcc_jax.main --config=configs/cifar100.py:teacher=swin_tiny,method=teacher,runlocal --workdir=runs/t
     python -m lfcc_jax.main --config=configs/cifar100.py:teacher=swin_tiny,student=resnet18,method=lfcc,runlocal \
@@ -39,22 +37,16 @@ To see all of it work on a CPU in a minute or two, on random images and with sma
 from ml_collections import ConfigDict
 
 from configs import benchmark
-from lfcc_jax.config_files import parse_argument
 
 METHODS = benchmark.METHODS
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Returns the config of one run; `argument` is `teacher=...,student=...,method=...,runlocal`."""
-    chosen = parse_argument(
-        argument, teacher="swin_tiny", student="resnet18", method=("lfcc", "teacher", *METHODS), runlocal=False
+    return benchmark.get_config(
+        argument,
+        recipe=benchmark.cifar100,
+        teacher_recipe=benchmark.fine_tuning,
+        data={"name": "cifar100", "train_split": "train", "test_split": "test", "workers": 0, "resident": False},
+        num_classes=100,
     )
-    if chosen.method == "teacher":
-        networks = {"teacher": "", "student": chosen.teacher, "method": "scratch"}
-        recipe = benchmark.fine_tuning()
-    else:
-        networks = {"teacher": chosen.teacher, "student": chosen.student, "method": chosen.method}
-        recipe = benchmark.cifar100(chosen.student)
-    data = {"name": "cifar100", "train_split": "train", "test_split": "test", "workers": 0, "resident": False}
-    config = benchmark.run(recipe, data=data, **networks)
-    return ConfigDict(benchmark.runlocal(config, 100) if chosen.runlocal else config)

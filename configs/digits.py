@@ -1,5 +1,5 @@
-"""The demo's config: see `lfcc_jax/default_config.py`, which is installed with the package."""
+"""The demo's config, which is part of the package: see `lfcc_jax/default_config.py`."""
 
-from lfcc_jax.default_config import METHODS, RIVALS, get_config
+from lfcc_jax.default_config import METHODS, get_config
 
-__all__ = ["METHODS", "RIVALS", "get_config"]
+__all__ = ["METHODS", "get_config"]

@@ -2,28 +2,31 @@
 
     python -m experiments.compare --config=configs/study.py --pairs=all --methods=all --parallel=8 --workdir=runs/study
 
-`teacher` and `student` are networks of the zoo for images of 32 x 32 pixels; `--pairs=all` has one pair for each way
+`teacher` and `student` are networks for images of 32 x 32 pixels; `--pairs=all` has one pair for each direction
 between CNN, Transformer and MLP. `method` is one of `METHODS` or `ABLATION`, or `teacher`. The data set is CIFAR-100,
-or any other of 32 x 32 pixels by `--config.data.name=DIRECTORY`; it lives in device memory. All students train alike,
-with AdamW; teachers four times as long, with stronger augmentation.
+or any other of 32 x 32 pixels with `--config.data.name=DIRECTORY`, and is kept in device memory. All students have the
+same recipe, with AdamW; teachers are trained four times as long, with stronger augmentation.
 
-With `runlocal` it shrinks to what 2 CPU cores can do in a minute or two a run: smaller networks on 16 x 16 pixels, and
-students that see a fifth of the images; teachers see nine tenths, so that the last tenth is new to both networks and
-weights can be chosen on it (`--config.data.test_split='train[90%:]'`).
+`runlocal` shrinks a run to a minute or two on 2 CPU cores: smaller networks on 16 x 16 pixels, and a fifth of the
+images for students. Teachers see nine tenths, so the last tenth is held out from both networks, and weights can be
+chosen on it (`--config.data.test_split='train[90%:]'`).
 """
 
 from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from configs import benchmark
+from lfcc_jax import models
 from lfcc_jax.config_files import parse_argument
+from lfcc_jax.methods import presets
+from lfcc_jax.models.tokens import TokenNetwork
 
-# Not among the recipes: the two feature losses that go with logits, with DIST in place of KD.
-_COMBINED = {"fitnet_dist": ("fitnet", "dist"), "lfcc_dist": ("lfcc", "dist"), "lfcc_dist_3": ("lfcc", "dist")}
-METHODS = ("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist", "ofa", "lfcc", *_COMBINED)
+METHODS = (
+    *("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist", "ofa"),
+    *("lfcc", "fitnet_dist", "lfcc_dist", "lfcc_dist_3"),
+)
 
-# What each changes of LFCC, one thing at a time.
+# Variants of LFCC, with one change each.
 _VARIANTS = {
     "lfcc_alone": {"kd": {"weight": 0.0}},
     "lfcc_raw": {"lfcc": {"standardize": False}},
@@ -47,7 +50,7 @@ _VARIANTS = {
 }
 ABLATION = ("kd", "dist", "lfcc", "lfcc_dist", "lfcc_dist_3", *_VARIANTS)
 
-# Chosen on the last tenth of the training images, for the first and the third pair of `runlocal` together.
+# Weights of the losses with `runlocal`, chosen on the last tenth of the training images, for its first and third pair.
 _WEIGHTS_RUNLOCAL = {
     "kd": 10.0,
     "fitnet": 0.3,
@@ -60,9 +63,9 @@ _WEIGHTS_RUNLOCAL = {
     "ofa": 3.0,
     "lfcc": 10.0,
 }
-
-# Beside DIST: 1 by all six pairs of `runlocal`, on train[20%:]; 3 was chosen before, by the first, third and fifth.
-_WEIGHTS_COMBINED = {"lfcc_dist": {"lfcc": 1.0}, "lfcc_dist_3": {"lfcc": 3.0}}
+# Weight of LFCC with DIST: 1 was chosen for all six pairs of `runlocal`, on train[20%:]; 3 earlier, for the first,
+# third and fifth.
+_WEIGHTS_WITH_DIST = {"lfcc_dist": 1.0, "lfcc_dist_3": 3.0}
 
 _PAIRS = (
     ("swin_pico_32", "resnet_micro_32"),
@@ -83,7 +86,7 @@ _PAIRS_RUNLOCAL = (
 
 
 def get_pairs(argument: str = "") -> tuple[tuple[str, str], ...]:
-    """Returns the names of teachers and students that `--pairs=all` means."""
+    """Returns the teachers and students of `--pairs=all`."""
     return _PAIRS_RUNLOCAL if _chosen(argument).runlocal else _PAIRS
 
 
@@ -134,24 +137,24 @@ def get_config(argument: str = "") -> ConfigDict:
         }
         config |= {"epochs": 12.0, "eval_every_epochs": 6.0, "dtype": "float32"}
         config["batch_size"] = 128 if is_teacher else 64
-        for network in ("student", "teacher"):
-            if config[network]["name"].startswith(("vit", "mixer")):
-                config[network]["patch"] = 4  # 16 tokens
+        for role in ("student", "teacher"):
+            name = config[role]["name"]
+            if name and issubclass(models.variant(name).network, TokenNetwork):
+                config[role]["patch"] = 4  # 16 tokens
     return ConfigDict(config)
 
 
 def _losses(method: str, student: str, runlocal: bool) -> dict[str, dict]:
-    changed = _VARIANTS.get(method, {})
-    parts = [benchmark.losses(part, student) for part in _COMBINED.get(method, ("lfcc" if changed else method,))]
-    blocks = {name: dict(block) for part in parts for name, block in part.items()}
-    if method in _COMBINED:
-        blocks.pop("kd", None)
-    weights = (_WEIGHTS_RUNLOCAL if runlocal else {}) | _WEIGHTS_COMBINED.get(method, {})
-    for name in blocks.keys() & weights:
-        blocks[name]["weight"] = weights[name]
-    if "lfcc" in blocks:
-        blocks["lfcc"]["width"] = 64 if runlocal else 128
-    return {name: block | changed.get(name, {}) for name, block in blocks.items()}
+    variant = _VARIANTS.get(method, {})
+    changes = {name: {"weight": weight} for name, weight in _WEIGHTS_RUNLOCAL.items()} if runlocal else {}
+    lfcc = changes.get("lfcc", {}) | {"width": 64 if runlocal else 128}
+    if method in _WEIGHTS_WITH_DIST:
+        lfcc["weight"] = _WEIGHTS_WITH_DIST[method]
+    changes["lfcc"] = lfcc
+    for name, block in variant.items():
+        changes[name] = changes.get(name, {}) | block
+    preset = "lfcc" if variant else "lfcc_dist" if method in _WEIGHTS_WITH_DIST else method
+    return presets.losses(preset, student, changes)
 
 
 def _chosen(argument: str) -> SimpleNamespace:

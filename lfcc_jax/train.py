@@ -121,7 +121,7 @@ def _train_and_evaluate(
 
     # -- Programs, and the evaluation before training ------------------------------------------------------------------
     say("compiling ...")
-    view = {"crop_fraction": student.crop, "interpolation": student.interpolation}
+    view = {"crop_fraction": student.crop_fraction, "interpolation": student.interpolation}
     prepare, test_batches = inputs.prepare_test(**view), inputs.test_batches(run.batch_size, **view)
     evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
     writer = MetricsWriter(workdir, first_step)

@@ -85,7 +85,7 @@ ROWS = [
     ({"student.mean": [0.5, 0.5, 0.5]}, "images of 1 channels need a mean and a std of 1 numbers or one"),
     ({"student.std": [0]}, "config.student.std must be a non-empty list of positive numbers, got [0]"),
     ({"student.std": []}, "config.student.std must be a non-empty list of positive numbers, got []"),
-    ({"student.crop": 0}, "config.student.crop must be a positive number up to 1, got 0"),
+    ({"student.crop_fraction": 0}, "config.student.crop_fraction must be a positive number up to 1, got 0"),
     ({"student.dtype": "float99"}, "config.student.dtype must be 'float32' or 'bfloat16', got 'float99'"),
     ({"student.checkpoint": "nowhere"}, "no finished network in"),
     ({"student.checkpoint": 5}, "config.student.checkpoint must be a string, got 5"),

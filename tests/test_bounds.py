@@ -28,7 +28,7 @@ READERS = {
     "a schedule": schedules.create,
     **{f"schedule {name}": function for name, function in schedules.SCHEDULES.items()},
     **{f"config.losses.{name}": method for name, method in methods.METHODS.items()},
-    **{f"network {family.__name__}": family for family, _ in VARIANTS.values()},
+    **{f"network {variant.network.__name__}": variant.network for variant in VARIANTS.values()},
 }
 # Computed by the run; no config value.
 SET_BY_RUN = {"steps_per_epoch", "total_steps"}

@@ -93,7 +93,7 @@ def features(workdir: str, images: np.ndarray) -> Maps:
     def apply(batch: jax.Array) -> Maps:
         x = batch.astype(jnp.float32) / 255
         if batch.shape[1:3] != (network.image_size,) * 2:
-            x = central_crop(batch, network.image_size, crop=network.crop, interpolation=network.interpolation)
+            x = central_crop(batch, network.image_size, crop=network.crop_fraction, interpolation=network.interpolation)
         found = network.apply(variables, x, train=False).features
         return {stage: x for stage, x in found.items() if x.ndim == 4}
 

@@ -1,4 +1,4 @@
-"""Command line: a timm checkpoint becomes a teacher, or a trained student becomes a timm checkpoint.
+"""Command line: converts a timm checkpoint to a teacher, or a trained student to a timm checkpoint.
 
 python -m lfcc_jax.convert --model swin_tiny_patch4_window7_224 --checkpoint x.safetensors --out runs/teacher
 python -m lfcc_jax.convert --to-timm --checkpoint runs/lfcc --out student.safetensors
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--std", type=float, nargs="+", help="divides the images after that (default: the network's)")
     parser.add_argument(
-        "--crop", type=float, help="fraction of the resized image kept in evaluation (default: as timm's first)"
+        "--crop-fraction", type=float, help="fraction of the resized image kept in evaluation (default: the network's)"
     )
     parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="how images are resized")
     given = parser.parse_args(arguments)
@@ -57,7 +57,16 @@ def main(arguments: list[str] | None = None) -> None:
                 f"--out must be on a local disk, got '{given.out}'; gcloud storage cp copies it to a bucket"
             )
         if given.to_timm:
-            from_run = ("model", "num_classes", "image_size", "image_channels", "mean", "std", "crop", "interpolation")
+            from_run = (
+                "model",
+                "num_classes",
+                "image_size",
+                "image_channels",
+                "mean",
+                "std",
+                "crop_fraction",
+                "interpolation",
+            )
             if refused := [name for name in from_run if getattr(given, name) is not None]:
                 names = ", ".join("--" + name.replace("_", "-") for name in refused)
                 raise UserError(f"{names}: not allowed with --to-timm; taken from the run")
@@ -75,7 +84,7 @@ def _teacher_from_timm(given: argparse.Namespace) -> None:
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already exists; name another directory, or remove it")
     overrides = {key: tuple(value) for key in ("mean", "std") if (value := getattr(given, key))}
-    for key in ("crop", "interpolation", "image_channels"):
+    for key in ("crop_fraction", "interpolation", "image_channels"):
         if (value := getattr(given, key)) is not None:
             overrides[key] = value
     settings = {"num_classes": given.num_classes, "image_size": given.image_size}
@@ -90,7 +99,7 @@ def _teacher_from_timm(given: argparse.Namespace) -> None:
         "head": given.head,
         "mean": network.mean,
         "std": network.std,
-        "crop": network.crop,
+        "crop_fraction": network.crop_fraction,
         "interpolation": network.interpolation,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -107,7 +116,7 @@ def _teacher_from_timm(given: argparse.Namespace) -> None:
 
 
 def _save(out: Path, variables: Any, description: dict[str, Any]) -> None:
-    """Writes a network under another name first, so that what is there under its own is complete."""
+    """Saves a network to a temporary directory, then renames it, so that `out` is never incomplete."""
     partial = out.with_name(f"{out.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -124,12 +133,13 @@ def _student_to_timm(given: argparse.Namespace) -> None:
     network, variables = models.load(given.checkpoint)
     state = to_timm(about["name"], variables, image_size=about["image_size"], **about["overrides"])
     constants = {
-        key: json.dumps(getattr(network, key)) for key in ("image_size", "mean", "std", "crop", "interpolation")
+        key: json.dumps(getattr(network, key))
+        for key in ("image_size", "mean", "std", "crop_fraction", "interpolation")
     }
     write_safetensors(given.out, state, {"model": about["name"]} | constants)
     print(f"{about['name']}, {len(state)} tensors, {network.num_classes} classes: {given.out}")
     call = create_model_call(about["name"], network, given.out)
-    print(call or f"timm has no network like this {about['name']}; the tensors are named as in timm's networks like it")
+    print(call or f"timm cannot build this {about['name']}; the tensors have the names of the closest timm network")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """The `timm.create_model` call that rebuilds a network, to load an exported file with timm."""
 
-import dataclasses
-import re
 from pathlib import Path
 
 from lfcc_jax import models
+from lfcc_jax.arguments import signature
 from lfcc_jax.models import Network
 from lfcc_jax.models.convnext import ConvNeXt
 from lfcc_jax.models.mixer import Mixer
@@ -14,9 +13,9 @@ from lfcc_jax.models.resnet import ResNet
 from lfcc_jax.models.swin import Swin
 from lfcc_jax.models.vit import ViT
 
-# For each family, networks of timm's to start from if it has none of the network's own name, and its name for each of
-# our fields. Its Mixer and ResMLP take no other width or depth than their names say, and its ConvNeXt halves the map
-# before the first stage if patches are of 2 pixels, which ours does not.
+# For each class, the timm networks to start from if timm has none of the same name, and timm's names of our fields.
+# timm's Mixer and ResMLP have fixed widths and depths, and its ConvNeXt with patches of 2 pixels downsamples before the
+# first stage, which ours does not.
 _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
     ConvNeXt: (("convnext_tiny",), {"widths": "dims", "depths": "depths"}),
     Mixer: (("mixer_s16_224", "mixer_b16_224"), {"image_size": "img_size"}),
@@ -47,22 +46,19 @@ _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
         },
     ),
 }
-# Of no consequence to what a trained network computes, or not part of timm's networks.
-_NOT_NEEDED = (
-    *("parent", "name", "num_classes", "image_size", "image_channels", "mean", "std", "crop", "interpolation"),
-    *("dtype", "remat", "scan", "dropout", "drop_path", "narrow", "layer_scale", "taps"),
-)
+# Fields that are passed separately, or that are not part of timm's networks.
+_NOT_COMPARED = ("num_classes", "image_size", "image_channels", "mean", "std", "taps")
 
 
 def create_model_call(name: str, network: Network, path: str | Path) -> str | None:
     """Returns Python code that builds timm's counterpart of a network and loads its tensors from a file.
 
-    Dropout rates, which only training reads, are left out.
+    Dropout rates are left out, since only training uses them.
 
     Args:
       name: Name of the network; see `lfcc_jax.models.create`.
-      network: The network, with fields that may differ from the name's.
-      path: The file of its tensors, as `lfcc_jax.convert.files.write_safetensors` writes it.
+      network: The network; its fields may differ from those of the name.
+      path: Path of the tensors, written by `lfcc_jax.convert.files.write_safetensors`.
 
     Returns:
       The call, or None if timm cannot build such a network.
@@ -74,8 +70,7 @@ def create_model_call(name: str, network: Network, path: str | Path) -> str | No
       None
     """
     bases, arguments = next(found for family, found in _FAMILIES.items() if isinstance(network, family))
-    full = models.full_name(name)
-    own = () if re.search(r"_(pico|nano|micro|femto)(_|$)|_32$", full) else (full,)
+    own = (models.full_name(name),) if models.variant(name).in_timm else ()
     for base in (*own, *bases):
         changed = _changed(network, models.create(base, network.num_classes, network.image_size))
         if not changed.keys() <= arguments.keys():
@@ -92,12 +87,12 @@ def create_model_call(name: str, network: Network, path: str | Path) -> str | No
 
 
 def _changed(network: Network, base: Network) -> dict[str, object]:
-    """Returns the fields in which a network differs from another of its family, with timm's meaning of each."""
-    fields = [field.name for field in dataclasses.fields(network) if field.name not in _NOT_NEEDED]
+    """Returns the fields in which a network differs from another of its class, with timm's values."""
+    fields = [name for name in signature(type(network)) if name not in network.free_fields | {*_NOT_COMPARED}]
     ours, theirs = ({field: getattr(x, field) for field in fields} for x in (network, base))
     if isinstance(network, ResNet):
         for values in (ours, theirs):
             values["stem_width"] = values["stem_width"] or values["widths"][0]
-            narrowing = 4 if values["block"] == "bottleneck" else 1  # timm's channels are those inside a block
+            narrowing = 4 if values["block"] == "bottleneck" else 1  # timm counts the channels inside a block
             values["widths"] = tuple(width // narrowing for width in values["widths"])
     return {field: value for field, value in ours.items() if value != theirs[field]}

@@ -1,4 +1,4 @@
-"""Other spellings of a checkpoint's tensors: wrappers that trainers add, authors' own releases, older timm."""
+"""Renames tensors of checkpoints that differ from current timm: trainers' wrappers, authors' releases, older timm."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from lfcc_jax.models import Network
 from lfcc_jax.models.convnext import ConvNeXt
 from lfcc_jax.models.swin import Swin
 
-# Recomputed from the window; older releases store them.
+# Stored by older releases; now recomputed from the window size.
 _BUFFERS = re.compile(r"relative_position_index|attn_mask")
 _CONVNEXT_AUTHORS = (
     (r"^downsample_layers\.0\.", "stem."),
@@ -32,7 +32,7 @@ def timm_names(network: Network, state_dict: Mapping[str, Any]) -> dict[str, Any
     if isinstance(network, Swin):
         state = {name: value for name, value in state.items() if not _BUFFERS.search(name)}
         state = {re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name): value for name, value in state.items()}
-        if "layers.0.downsample.reduction.weight" in state:  # a stage ended with what today begins the next one
+        if "layers.0.downsample.reduction.weight" in state:  # now the first layer of the next stage
             state = {
                 re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name): value
                 for name, value in state.items()

@@ -1,20 +1,23 @@
-"""The zoo: one network family a file, a registry of named variants, and trained networks on disk."""
+"""Networks: one file per architecture, a registry of names, and saved networks."""
 
-from lfcc_jax.models.network import FeatureInfo, Network, Output
-from lfcc_jax.models.registry import configured, create, full_name, list_models
+from lfcc_jax.models.network import FeatureInfo, Network, Output, Variant
+from lfcc_jax.models.registry import configured, create, family, full_name, list_models, variant
 from lfcc_jax.models.saved import describe, fingerprint, load, load_variables, save
 
 __all__ = [
     "FeatureInfo",
     "Network",
     "Output",
+    "Variant",
     "configured",
     "create",
     "describe",
+    "family",
     "fingerprint",
     "full_name",
     "list_models",
     "load",
     "load_variables",
     "save",
+    "variant",
 ]

@@ -1,6 +1,6 @@
 """ConvNeXt (Liu et al., A ConvNet for the 2020s, 2022), as in timm."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,12 +8,23 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Length
 from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, PatchConv, kernel_init
-from lfcc_jax.models.network import IMAGENET, Depth, Dropout, InitialScale, Network, Output, Patch, Ratio, Width
+from lfcc_jax.models.network import (
+    IMAGENET,
+    Depth,
+    Dropout,
+    InitialScale,
+    Network,
+    Output,
+    Patch,
+    Ratio,
+    Variant,
+    Width,
+)
 from lfcc_jax.models.stack import drop_path_rates, stack
 
 
 class Block(nn.Module):
-    """A 7x7 convolution of each channel by itself, a LayerNorm, an MLP, a layer scale, beside a shortcut."""
+    """A 7x7 depthwise convolution, a LayerNorm, an MLP and a layer scale, with a shortcut."""
 
     kernel_init: Any
     mlp_ratio: float = 4.0
@@ -43,13 +54,13 @@ class ConvNeXt(Network):
     """A ConvNeXt.
 
     Attributes:
-      widths: channels of the four stages.
-      depths: blocks in each stage.
-      patch: side and stride of the first convolution, in pixels; 4, or less for images of tens of pixels.
-      mlp_ratio: hidden width of the MLPs over the stage's.
-      layer_scale: initial value of the layer scales.
-      narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
-      drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
+      widths: Number of channels of each of the four stages.
+      depths: Number of blocks of each stage.
+      patch: Kernel size and stride of the first convolution, in pixels; less than 4 for small images (32 px).
+      mlp_ratio: Hidden width of the MLPs, as a multiple of the stage's.
+      layer_scale: Initial value of the layer scales.
+      narrow: Whether linear layers are initialized at 1 / sqrt(inputs) instead of timm's 0.02.
+      drop_path: Stochastic depth rate of the last block; it grows linearly from zero at the first.
     """
 
     widths: Annotated[tuple[Width, ...], Length(4)] = (96, 192, 384, 768)
@@ -59,6 +70,9 @@ class ConvNeXt(Network):
     layer_scale: InitialScale = 1e-6
     narrow: bool = False
     drop_path: Dropout = 0.0
+
+    family: ClassVar = "cnn"
+    free_fields: ClassVar = Network.free_fields | {"layer_scale", "narrow", "drop_path"}
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
@@ -83,14 +97,23 @@ class ConvNeXt(Network):
         return Output(self.classify(x, train, init), features)
 
 
-_FIELDS = {"image_size": 224, "crop": 0.875} | IMAGENET
-# A layer scale of 1e-6 takes longer to grow than a small network trains.
-_SMALL = {"image_size": 32, "patch": 2, "depths": (2, 2, 6, 2), "layer_scale": 0.1, "narrow": True}
+_FIELDS = {"image_size": 224, "crop_fraction": 0.875} | IMAGENET
+# A layer scale of 1e-6 grows too slowly for the short runs of a small network.
+_FOR_32 = {"image_size": 32, "patch": 2, "depths": (2, 2, 6, 2), "layer_scale": 0.1, "narrow": True}
 
 VARIANTS = {
-    "convnext_pico_32": (ConvNeXt, _SMALL | {"widths": (32, 64, 128, 256)}),
-    "convnext_nano_32": (ConvNeXt, _SMALL | {"widths": (64, 128, 256, 512)}),
-    "convnext_tiny": (ConvNeXt, _FIELDS | {"widths": (96, 192, 384, 768), "depths": (3, 3, 9, 3)}),
-    "convnext_small": (ConvNeXt, _FIELDS | {"widths": (96, 192, 384, 768), "depths": (3, 3, 27, 3)}),
-    "convnext_base": (ConvNeXt, _FIELDS | {"widths": (128, 256, 512, 1024), "depths": (3, 3, 27, 3)}),
+    "convnext_pico_32": Variant(ConvNeXt, _FOR_32 | {"widths": (32, 64, 128, 256)}),
+    "convnext_nano_32": Variant(ConvNeXt, _FOR_32 | {"widths": (64, 128, 256, 512)}),
+    "convnext_tiny": Variant(
+        ConvNeXt,
+        _FIELDS | {"widths": (96, 192, 384, 768), "depths": (3, 3, 9, 3)},
+        in_timm=True,
+        small={"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)},
+    ),
+    "convnext_small": Variant(
+        ConvNeXt, _FIELDS | {"widths": (96, 192, 384, 768), "depths": (3, 3, 27, 3)}, in_timm=True
+    ),
+    "convnext_base": Variant(
+        ConvNeXt, _FIELDS | {"widths": (128, 256, 512, 1024), "depths": (3, 3, 27, 3)}, in_timm=True
+    ),
 }

@@ -10,42 +10,42 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
 
-# How most vision networks start kernels and position embeddings, as in timm.
+# The initializer of most kernels and position embeddings in timm.
 trunc_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
 
 
 def kernel_init(narrow: bool) -> Any:
-    """Returns the initializer of linear layers: 0.02 as in timm, or 1 / sqrt(inputs) for narrow networks.
+    """Returns the initializer of linear layers, with std 0.02 as in timm, or 1 / sqrt(inputs) for narrow networks.
 
-    At a width of 48 the first is a seventh of the second, and the network learns much slower.
+    At width 48, 0.02 is 1/7 of 1 / sqrt(inputs), and training is much slower.
     """
     return nn.initializers.lecun_normal() if narrow else trunc_normal
 
 
 def uniform_init(fan: int) -> Any:
-    """Returns the initializer that is uniform within 1 / sqrt(fan), PyTorch's default for kernels and biases."""
+    """Returns the uniform initializer on ±1 / sqrt(fan), PyTorch's default for kernels and biases."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -(fan**-0.5), fan**-0.5)
 
 
 def patch_inits(narrow: bool, inputs: int) -> tuple[Any, Any]:
-    """Returns the initializers of a Transformer's patch embedding, kernel and bias: PyTorch's default, as in timm.
+    """Returns the initializers of kernel and bias of a patch embedding: PyTorch's default, as in timm.
 
     Args:
-      narrow: Whether the network is one of ours, which start at 1 / sqrt(inputs) with bias 0.
-      inputs: Numbers in a patch.
+      narrow: Whether to use 1 / sqrt(inputs) for the kernel and zero for the bias instead.
+      inputs: Number of values in a patch.
     """
     return (kernel_init(narrow), nn.initializers.zeros) if narrow else (uniform_init(inputs),) * 2
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the whole branch of an example with some probability, and rescales what is kept.
+    """Stochastic depth: drops a block's branch for random examples, and rescales it for the others.
 
     Reference: Huang et al., Deep Networks with Stochastic Depth, 2016.
     """
 
     @nn.compact
     def __call__(self, x: Array, rate: float | Array | None, train: bool) -> Array:
-        """Returns `x` with some examples' branches zeroed if `train`, else `x` itself; a rate of None drops nothing."""
+        """Returns `x`, zeroed for random examples if `train`; a rate of None drops nothing."""
         if not train or rate is None:
             return x
         keep = 1.0 - rate
@@ -65,7 +65,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between: `width -> hidden -> width`, along the last axis."""
+    """Two linear layers with an exact GELU between them: `width -> hidden -> width`, along the last axis."""
 
     hidden: int
     kernel_init: Any
@@ -85,7 +85,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Multiplies each channel by a learned number that starts small (Touvron et al., Going Deeper with CaiT, 2021)."""
+    """A learned scale per channel with a small initial value (Touvron et al., Going Deeper with CaiT, 2021)."""
 
     initial: float
     dtype: Any = jnp.float32
@@ -98,20 +98,20 @@ class LayerScale(nn.Module):
 
 
 def as_last(vector: Float[Array, " channels"], x: Array) -> Array:
-    """Returns a number for each channel with as many axes as `x`."""
+    """Returns a vector reshaped to broadcast along the last axis of `x`."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 # PyTorch's Kaiming fan-out initialization.
 _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# Flax counts a depthwise kernel's outputs over all groups; each of them reads and gives one channel.
+# Flax counts the outputs of a depthwise kernel over all groups, but each group has one input and one output.
 _he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any, name: str) -> nn.Conv:
-    """Returns torch's convolution, without a bias, of `size` x `size` cells.
+    """Returns a `size` x `size` convolution without bias, padded as in PyTorch.
 
-    Its padding is symmetric; XLA's `SAME` pads strided convolutions on one side.
+    PyTorch pads symmetrically; XLA's `SAME` pads strided convolutions on one side.
     """
     padding = [(size // 2, size // 2)] * 2
     init = _he if groups == 1 else _he_depthwise
@@ -141,7 +141,7 @@ class PatchConv(nn.Module):
     """A convolution whose stride is its kernel size, computed as one matrix product over patches.
 
     Same parameters and results as `nn.Conv(features, (size, size), size, "VALID")`: pixels at the bottom and right that
-    do not fill a patch are ignored. Convolution libraries are slow where there are few input channels.
+    do not fill a patch are ignored. Convolution libraries are slow with few input channels.
 
     Attributes:
       features: Number of output channels.
@@ -193,7 +193,7 @@ class StemConv(nn.Module):
         x, kernel = (v.astype(self.dtype) for v in (x, kernel))
         # Output i reads pixels 2i - 3 to 2i + 3. A zero tap in front makes that blocks i - 2 to i + 1.
         kernel = to_blocks(jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).transpose(3, 0, 1, 2), 2)
-        # An odd edge gets one row of zeros, which the padding would hold anyway.
+        # An odd size gets one more row of zeros, which the padding has anyway.
         x = to_blocks(jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))), 2)
         return jax.lax.conv_general_dilated(
             x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "OHWI", "NHWC")
@@ -215,7 +215,7 @@ class BatchNorm(nn.Module):
     Attributes:
       train: Whether to normalize by the batch's statistics and update the running ones.
       dtype: Dtype of the result. Statistics are float32 or wider.
-      zero: Whether the scale starts at zero, which silences the branch.
+      zero: Whether the scale is initialized at zero, so that the branch starts without effect.
 
     Reference: Chan et al., Algorithms for Computing the Sample Variance, 1983 (shifted data).
     """

@@ -1,21 +1,21 @@
 """MLP-Mixer (Tolstikhin et al., MLP-Mixer: An all-MLP Architecture for Vision, 2021)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp
-from lfcc_jax.models.network import Ratio
-from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
+from lfcc_jax.models.network import Ratio, Variant
+from lfcc_jax.models.tokens import SMALL, TAPS_OF_12, TokenNetwork
 
-# timm starts the biases of these layers at a millionth of a normal number, and not at zero as here.
+# timm draws the biases of these layers from a normal distribution with std 1e-6; here they start at zero.
 _xavier = nn.initializers.xavier_uniform()
 
 
 class Block(nn.Module):
-    """An MLP across tokens, then an MLP across channels, each behind a LayerNorm and beside a shortcut."""
+    """An MLP across tokens, then an MLP across channels, each with a LayerNorm before it and a shortcut."""
 
     token_hidden: int
     channel_hidden: int
@@ -40,12 +40,14 @@ class Mixer(TokenNetwork):
     """An MLP-Mixer; the mean of the final tokens is classified.
 
     Attributes:
-      token_ratio: hidden width of the MLP across tokens over `width`.
-      channel_ratio: hidden width of the MLP across channels over `width`.
+      token_ratio: Hidden width of the MLP across tokens, as a multiple of `width`.
+      channel_ratio: Hidden width of the MLP across channels, as a multiple of `width`.
     """
 
     token_ratio: Ratio = 0.5
     channel_ratio: Ratio = 4.0
+
+    family: ClassVar = "mlp"
 
     def block(self) -> Block:
         """Returns one block, detached."""
@@ -53,14 +55,16 @@ class Mixer(TokenNetwork):
         return Block(*hidden, self.dropout, self.dtype, parent=None)
 
 
-_PATCH16 = {"image_size": 224, "patch": 16, "crop": 0.875}
+_PATCH16 = {"image_size": 224, "patch": 16, "crop_fraction": 0.875}
 _PATCH4 = {"image_size": 32, "patch": 4}
 
 VARIANTS = {
-    "mixer_pico": (Mixer, {"patch": 2, "width": 48, "depth": 4}),
-    "mixer_nano": (Mixer, {"patch": 2, "width": 96, "depth": 4}),
-    "mixer_nano_32": (Mixer, _PATCH4 | {"width": 128, "depth": 8}),
-    "mixer_small_32": (Mixer, _PATCH4 | {"width": 384, "depth": 8}),
-    "mixer_s16_224": (Mixer, _PATCH16 | {"width": 512, "depth": 8}),
-    "mixer_b16_224": (Mixer, _PATCH16 | {"width": 768, "depth": 12, "taps": TAPS_OF_12}),
+    "mixer_pico": Variant(Mixer, {"patch": 2, "width": 48, "depth": 4}),
+    "mixer_nano": Variant(Mixer, {"patch": 2, "width": 96, "depth": 4}),
+    "mixer_nano_32": Variant(Mixer, _PATCH4 | {"width": 128, "depth": 8}),
+    "mixer_small_32": Variant(Mixer, _PATCH4 | {"width": 384, "depth": 8}),
+    "mixer_s16_224": Variant(Mixer, _PATCH16 | {"width": 512, "depth": 8}, in_timm=True),
+    "mixer_b16_224": Variant(
+        Mixer, _PATCH16 | {"width": 768, "depth": 12, "taps": TAPS_OF_12}, in_timm=True, small=SMALL
+    ),
 }

@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018), as in timm."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between
 from lfcc_jax.models.layers import BatchNorm, conv, uniform_init
-from lfcc_jax.models.network import IMAGENET, Network, Output
+from lfcc_jax.models.network import IMAGENET, Network, Output, Variant
 
 
 class Group(NamedTuple):
-    """Blocks of one size: how much they widen inside, their channels, their number, the stride of the first."""
+    """Equal blocks: their expansion factor, output channels, count, and the stride of the first."""
 
     expansion: int
     width: int
@@ -30,12 +30,12 @@ GROUPS = (
     Group(6, 160, 3, 2),
     Group(6, 320, 1, 1),
 )
-# The benchmark's first three stages end after these groups, and the fourth after the last convolution.
+# Groups after which the benchmark's first three stages end; the fourth ends after the last convolution.
 _STAGES = {1: "stage1", 2: "stage2", 4: "stage3"}
 
 
 class Block(nn.Module):
-    """Widens, convolves each channel by itself, narrows; with a shortcut where the size stays."""
+    """Expansion, depthwise convolution, linear projection; with a shortcut where the shape does not change."""
 
     expansion: int
     width: int
@@ -58,15 +58,17 @@ class Block(nn.Module):
 
 
 class MobileNetV2(Network):
-    """A MobileNetV2. BatchNorm's statistics are of the global batch, as in `ResNet`.
+    """A MobileNetV2. BatchNorm uses the statistics of the global batch, as in `ResNet`.
 
     Attributes:
-      multiplier: of all widths, which are then rounded to multiples of 8.
-      small: for images of tens of pixels: the first convolution and the second group keep the size.
+      multiplier: Factor of all widths, which are then rounded to multiples of 8.
+      small: Whether it is for small images (32 px): the first convolution and the second group have stride 1.
     """
 
     multiplier: Annotated[float, Between(0.01, 64)] = 1.0
     small: bool = False
+
+    family: ClassVar = "cnn"
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
@@ -92,17 +94,17 @@ class MobileNetV2(Network):
 
 
 def scaled_width(width: int, multiplier: float) -> int:
-    """Returns the multiple of 8 that is nearest to the product, or the next if that is below 90 % of it."""
+    """Returns `width * multiplier` rounded to a multiple of 8, or up to the next one if that loses over 10 %."""
     product = width * multiplier
     rounded = max(8, int(product + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * product else rounded
 
 
-_FIELDS = {"image_size": 224, "crop": 0.875} | IMAGENET
+_FIELDS = {"image_size": 224, "crop_fraction": 0.875} | IMAGENET
 
 VARIANTS = {
-    "mobilenetv2_050_32": (MobileNetV2, {"image_size": 32, "small": True, "multiplier": 0.5}),
-    "mobilenetv2_100_32": (MobileNetV2, {"image_size": 32, "small": True}),
-    "mobilenetv2_100": (MobileNetV2, _FIELDS),
-    "mobilenetv2_140": (MobileNetV2, _FIELDS | {"multiplier": 1.4}),
+    "mobilenetv2_050_32": Variant(MobileNetV2, {"image_size": 32, "small": True, "multiplier": 0.5}),
+    "mobilenetv2_100_32": Variant(MobileNetV2, {"image_size": 32, "small": True}),
+    "mobilenetv2_100": Variant(MobileNetV2, _FIELDS, in_timm=True, small={"multiplier": 0.25}),
+    "mobilenetv2_140": Variant(MobileNetV2, _FIELDS | {"multiplier": 1.4}, in_timm=True),
 }

@@ -1,6 +1,8 @@
-"""What every network of the zoo shares: its calling convention, its normalization, and what is known before it runs."""
+"""The base class of all networks: calling convention, normalization, classifier, and sizes known before it runs."""
 
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,15 +35,15 @@ class Output(NamedTuple):
 
     Attributes:
       logits: `[batch, classes]`, float32.
-      features: `stage1` .. `stage4` as maps `[batch, height, width, channels]` (tokens put back on their grid, class
-        token dropped) and `pooled` as `[batch, channels]`, the vector that the classifier reads.
+      features: Feature maps `stage1` to `stage4`, `[batch, height, width, channels]` (tokens on their grid, without the
+        class token), and `pooled`, `[batch, channels]`, the input of the classifier.
     """
 
     logits: Float[Array, "batch classes"]
     features: dict[str, Array]
 
 
-# Fields that several families have, with their bounds.
+# Types of fields that several families share, with their bounds.
 Width = Annotated[int, Between(1, 16384)]
 Depth = Annotated[int, Between(1, 512)]
 Heads = Annotated[int, Between(1, 512)]
@@ -59,23 +61,33 @@ def _is_dtype(value: Any) -> bool:
 
 
 class Network(nn.Module):
-    """Base of all networks: `logits, features = model.apply(variables, images, train=False)`.
+    """Base class of all networks: `logits, features = model.apply(variables, images, train=False)`.
 
-    Images are NHWC floats in [0, 1]; each network normalizes them itself, because teacher and student were usually
+    Images are NHWC floats in [0, 1]. Each network normalizes them itself, because teacher and student are usually
     trained with different constants.
 
+    The classifier is a linear layer called `head`, applied to `features["pooled"]`; `classify` creates it. Methods read
+    a teacher's classifier from `variables["params"]["head"]`, and `lfcc_jax.convert` replaces it.
+
+    A family overrides the class attributes below and `decays`, so that no other module has to know its fields or the
+    names of its parameters.
+
     Attributes:
-      num_classes: width of the classifier.
-      image_size: height and width of the images it is built for, in pixels.
-      image_channels: 3 for color, 1 for gray.
-      mean: subtracted from the image; one number, or one a channel.
-      std: what the image is then divided by; likewise.
-      crop: share of the resized image, along each side, that is kept when the network is evaluated.
-      interpolation: with which that image is resized, `bilinear` or `bicubic`.
-      dtype: Dtype of the computation, but for the classifier's. Parameters, statistics and logits stay float32.
-      dropout: Dropout rate of the pooled vector; some families drop inside their blocks, too.
-      remat: computes the inside of each block again in the backward pass instead of storing it.
-      scan: compiles equal blocks as one loop, which changes no parameter and no result; not where BatchNorm is.
+      num_classes: Number of classes.
+      image_size: Height and width of the images, in pixels.
+      image_channels: 3 for color, 1 for grayscale.
+      mean: Subtracted from the images; one number, or one per channel.
+      std: Divides the images after that; one number, or one per channel.
+      crop_fraction: Fraction of each side of the resized image that is kept in evaluation (timm's `crop_pct`).
+      interpolation: How images are resized in evaluation, `bilinear` or `bicubic`.
+      dtype: Dtype of the computation, except for the classifier's. Parameters, statistics and logits are float32.
+      dropout: Dropout rate of the pooled vector, and inside the blocks of some families.
+      remat: Whether to recompute the inside of each block in the backward pass instead of storing it.
+      scan: Whether to compile equal blocks as one loop, with the same parameters and results. No effect on networks
+        with BatchNorm.
+      family: What the network is made of. Recipes depend on it.
+      free_fields: Fields that may differ from those of a saved network whose variables are loaded: they matter only in
+        initialization, in training, or to the images.
     """
 
     num_classes: Annotated[int, Between(1, 10**7)]
@@ -83,29 +95,46 @@ class Network(nn.Module):
     image_channels: Annotated[int, Between(1, 1024)] = 3
     mean: Annotated[tuple[Annotated[float, Fraction], ...], Nonempty] = (0.5,)
     std: Annotated[tuple[Annotated[float, Positive], ...], Nonempty] = (0.5,)
-    crop: Annotated[float, Positive, AtMost(1)] = 1.0
+    crop_fraction: Annotated[float, Positive, AtMost(1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     dtype: Annotated[Any, Bound("'float32', 'bfloat16' or 'float64'", _is_dtype)] = jnp.float32
     dropout: Dropout = 0.0
     remat: bool = False
     scan: bool = False
 
+    family: ClassVar[Literal["cnn", "transformer", "mlp"]]
+    free_fields: ClassVar[frozenset[str]] = frozenset(
+        ("crop_fraction", "interpolation", "dtype", "dropout", "remat", "scan")
+    )
+
+    @classmethod
+    def decays(cls, name: str, leaf: Any) -> bool:
+        """Returns whether a parameter has weight decay: kernels do; biases, scales and other vectors do not.
+
+        Args:
+          name: The last part of the parameter's path, such as `kernel`.
+          leaf: The parameter, or its shape.
+        """
+        # Stacked blocks add a leading axis, so `ndim` alone does not identify biases and scales.
+        return leaf.ndim > 1 and name not in ("bias", "scale")
+
     def normalize(self, images: Float[Array, "batch height width channels"]) -> Array:
         """Returns `(images - mean) / std` in the compute dtype. The arithmetic is float32.
 
         Raises:
-          UserError: if images are no such floats, or there are neither one constant nor as many as channels.
+          UserError: if images are not floats of the expected shape, or `mean` or `std` has neither one number nor one
+            per channel.
         """
         channels = images.shape[-1]
         if images.ndim != 4 or channels != self.image_channels:
             raise UserError(
-                f"images are [batch, height, width, {self.image_channels}] here; got shape {list(images.shape)}"
+                f"images must have shape [batch, height, width, {self.image_channels}], got {list(images.shape)}"
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError(f"images are floats in [0, 1]; got {images.dtype}, to be divided by 255 perhaps")
+            raise UserError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255?")
         if {len(self.mean), len(self.std)} - {1, channels}:
             raise UserError(
-                f"images of {channels} channels need a mean and a std of {channels} numbers or one; "
+                f"mean and std must have 1 or {channels} numbers for images of {channels} channels, "
                 f"got mean={self.mean} and std={self.std}"
             )
         mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.mean, self.std))
@@ -118,9 +147,9 @@ class Network(nn.Module):
         kernel_init: Any,
         bias_init: Any = nn.initializers.zeros,
     ) -> Float[Array, "batch classes"]:
-        """Returns the logits of the pooled vectors, after dropout, from a layer called `head`.
+        """Returns the logits of the pooled vectors, after dropout, from a linear layer called `head`.
 
-        It computes in float32 (or wider) whatever `dtype` is: rounded to bfloat16, some of 1000 logits are equal.
+        The layer computes in float32 or wider, whatever `dtype` is: in bfloat16, some of 1000 logits would be equal.
         """
         x = nn.Dropout(self.dropout)(pooled, deterministic=not train)
         dtype = jnp.promote_types(self.dtype, jnp.float32)
@@ -140,16 +169,32 @@ class Network(nn.Module):
         return (1, size, size, self.image_channels)
 
     def variable_shapes(self) -> dict[str, Any]:
-        """Returns shapes and dtypes of all variables, computing nothing."""
+        """Returns shapes and dtypes of all variables, without computing them."""
         images = jax.ShapeDtypeStruct(self.image_shape(), jnp.float32)
         return jax.eval_shape(self.init, jax.random.key(0), images)
 
     def feature_info(self, image_size: int | None = None) -> dict[str, FeatureInfo]:
-        """Returns the size of every feature for images of `image_size` pixels, computing nothing."""
+        """Returns the size of every feature for images of `image_size` pixels, without computing them."""
         images = jax.ShapeDtypeStruct(self.image_shape(image_size), jnp.float32)
         _, features = jax.eval_shape(lambda x: self.init_with_output(jax.random.key(0), x)[0], images)
         return {name: FeatureInfo(*((1, 1, *f.shape)[-3:])) for name, f in features.items()}
 
 
-# The constants that most ImageNet networks normalize with.
+class Variant(NamedTuple):
+    """A named network.
+
+    Attributes:
+      network: Its class.
+      fields: Values of fields that differ from the class's defaults.
+      in_timm: Whether timm has a network of this name.
+      small: Values of fields that shrink it for smoke runs on a CPU, or None.
+    """
+
+    network: type[Network]
+    fields: Mapping[str, Any] = MappingProxyType({})
+    in_timm: bool = False
+    small: Mapping[str, Any] | None = None
+
+
+# Normalization constants of most ImageNet networks.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

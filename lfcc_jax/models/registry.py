@@ -1,22 +1,22 @@
-"""The registry of named variants: every network of the zoo, by timm's name or a shorter one."""
+"""The registry of networks, by timm's names or shorter ones."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
 from lfcc_jax.arguments import check_value, checked_arguments, signature
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import convnext, mixer, mobilenet, resmlp, resnet, swin, vit
-from lfcc_jax.models.network import Network
+from lfcc_jax.models.network import Network, Variant
 
-VARIANTS = {
-    name: variant
-    for family in (convnext, mixer, mobilenet, resmlp, resnet, swin, vit)
-    for name, variant in family.VARIANTS.items()
+VARIANTS: dict[str, Variant] = {
+    name: named
+    for module in (convnext, mixer, mobilenet, resmlp, resnet, swin, vit)
+    for name, named in module.VARIANTS.items()
 }
-# timm's names say the patch, window and image size; without them they are as clear here.
+# Unambiguous here without timm's suffixes for patch, window and image size.
 _SHORT = {
     "deit_tiny": "deit_tiny_patch16_224",
     "deit_small": "deit_small_patch16_224",
@@ -45,17 +45,17 @@ def create(name: str, num_classes: int, image_size: int | None = None, **overrid
     """Returns the network called `name`, not yet initialized.
 
     Args:
-      name: one of `list_models()`, as timm calls it, or without patch, window and image size (`swin_tiny`).
-      num_classes: width of the classifier.
-      image_size: height and width of the images, in pixels; that of the name if None.
-      **overrides: fields of the network's class that differ from the named variant, for example `dropout=0.1`.
+      name: One of `list_models()`, or a short name without patch, window and image size, such as `swin_tiny`.
+      num_classes: Number of classes.
+      image_size: Height and width of the images, in pixels; the named network's if None.
+      **overrides: Fields of the network's class that differ from the named network, for example `dropout=0.1`.
 
     Returns:
       A Linen module with the calling convention of `Network`.
 
     Raises:
-      UserError: if the name or a field is unknown (with the nearest one), a value is out of bounds, or no image size is
-        given and the name has none.
+      UserError: if the name or a field is unknown (with the nearest one), a value is out of bounds, or `image_size` is
+        None and the named network has none.
 
     Examples:
       >>> model = create("vit_nano", num_classes=10, image_size=8, image_channels=1)
@@ -81,7 +81,7 @@ def configured(
     Args:
       where: What to call the block in error messages, for example "config.student".
       name: As for `create`.
-      fields: Fields of the network's class that differ from the named variant.
+      fields: Fields of the network's class that differ from the named network.
       set_by_run: As for `checked_arguments`.
       read_by_caller: As for `checked_arguments`.
 
@@ -89,18 +89,39 @@ def configured(
       UserError: as `create`.
     """
     check_value(name, str, f"{where}.name")
-    full = full_name(name)
-    if full not in VARIANTS:
+    kind, preset, *_ = variant(name)
+    fields = {key: value for key, value in preset.items() if key not in set_by_run} | dict(fields)
+    if "image_size" not in {**fields, **set_by_run}:
+        raise UserError(f"network '{name}' has no default image size: set image_size, in pixels")
+    check_value(set_by_run.get("image_size", 1), signature(kind)["image_size"].annotation, "the size of the images")
+    arguments = checked_arguments(kind, fields, where, set_by_run, read_by_caller)
+    return kind(**arguments | {"dtype": jnp.dtype(arguments.get("dtype", jnp.float32))})
+
+
+def variant(name: str) -> Variant:
+    """Returns the class and the fields of the network called `name`; see `create`.
+
+    Raises:
+      UserError: if the name is unknown, with the nearest one.
+    """
+    if (full := full_name(name)) not in VARIANTS:
         raise unknown("network", name, [*VARIANTS, *_SHORT])
-    family, variant = VARIANTS[full]
-    variant = {key: value for key, value in variant.items() if key not in set_by_run}
-    if "image_size" not in {**variant, **fields, **set_by_run}:
-        raise UserError(f"network '{name}' is made for images of any size: give image_size, in pixels")
-    check_value(set_by_run.get("image_size", 1), signature(family)["image_size"].annotation, "the size of the images")
-    arguments = checked_arguments(family, {**variant, **fields}, where, set_by_run, read_by_caller)
-    return family(**arguments | {"dtype": jnp.dtype(arguments.get("dtype", jnp.float32))})
+    return VARIANTS[full]
+
+
+def family(name: str) -> Literal["cnn", "transformer", "mlp"]:
+    """Returns the family of the network called `name`; see `create`.
+
+    Raises:
+      UserError: if the name is unknown, with the nearest one.
+
+    Examples:
+      >>> family("resnet18"), family("swin_tiny"), family("mixer_b16")
+      ('cnn', 'transformer', 'mlp')
+    """
+    return variant(name).network.family
 
 
 def full_name(name: str) -> str:
-    """Returns the name with patch, window and image size that a short one stands for; every other as it is."""
+    """Returns the full name for a short one, and any other name unchanged."""
     return _SHORT.get(name, name)

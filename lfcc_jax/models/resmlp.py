@@ -1,14 +1,14 @@
 """ResMLP (Touvron et al., ResMLP: Feedforward networks for image classification with data-efficient training, 2021)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, as_last
-from lfcc_jax.models.network import IMAGENET, InitialScale, Ratio
-from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
+from lfcc_jax.models.network import IMAGENET, InitialScale, Ratio, Variant
+from lfcc_jax.models.tokens import SMALL, TAPS_OF_12, TokenNetwork
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -53,12 +53,23 @@ class ResMLP(TokenNetwork):
     """A ResMLP; the mean of the final tokens is classified.
 
     Attributes:
-      mlp_ratio: hidden width of the MLP over `width`.
-      layer_scale: initial value of both layer scales of each block.
+      mlp_ratio: Hidden width of the MLP, as a multiple of `width`.
+      layer_scale: Initial value of both layer scales of each block.
     """
 
     mlp_ratio: Ratio = 4.0
     layer_scale: InitialScale = 1e-4
+
+    family: ClassVar = "mlp"
+    free_fields: ClassVar = TokenNetwork.free_fields | {"layer_scale"}
+
+    @classmethod
+    def decays(cls, name: str, leaf: Any) -> bool:
+        """Returns whether a parameter has weight decay; see `Network.decays`.
+
+        Affine maps do, although they are vectors: timm stores them as [1, 1, channels], so all its recipes decay them.
+        """
+        return name in ("alpha", "beta") or super().decays(name, leaf)
 
     def block(self) -> Block:
         """Returns one block, detached."""
@@ -69,12 +80,16 @@ class ResMLP(TokenNetwork):
         return Affine(self.dtype, name="norm")
 
 
-_PATCH16 = {"image_size": 224, "patch": 16, "crop": 0.875} | IMAGENET
+_PATCH16 = {"image_size": 224, "patch": 16, "crop_fraction": 0.875} | IMAGENET
 _PATCH4 = {"image_size": 32, "patch": 4}
 
 VARIANTS = {
-    "resmlp_nano_32": (ResMLP, _PATCH4 | {"width": 128, "depth": 8, "layer_scale": 0.1}),
-    "resmlp_12_32": (ResMLP, _PATCH4 | {"width": 384, "depth": 12, "taps": TAPS_OF_12}),
-    "resmlp_12_224": (ResMLP, _PATCH16 | {"width": 384, "depth": 12, "taps": TAPS_OF_12}),
-    "resmlp_24_224": (ResMLP, _PATCH16 | {"width": 384, "depth": 24, "taps": (4, 8, 20, 24), "layer_scale": 1e-5}),
+    "resmlp_nano_32": Variant(ResMLP, _PATCH4 | {"width": 128, "depth": 8, "layer_scale": 0.1}),
+    "resmlp_12_32": Variant(ResMLP, _PATCH4 | {"width": 384, "depth": 12, "taps": TAPS_OF_12}),
+    "resmlp_12_224": Variant(
+        ResMLP, _PATCH16 | {"width": 384, "depth": 12, "taps": TAPS_OF_12}, in_timm=True, small=SMALL
+    ),
+    "resmlp_24_224": Variant(
+        ResMLP, _PATCH16 | {"width": 384, "depth": 24, "taps": (4, 8, 20, 24), "layer_scale": 1e-5}, in_timm=True
+    ),
 }

@@ -1,7 +1,7 @@
 """Residual networks (He et al., Deep Residual Learning for Image Recognition, 2016), as in timm and torchvision."""
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import BatchNorm, StemConv, conv, uniform_init
-from lfcc_jax.models.network import IMAGENET, Depth, Network, Output, Width
+from lfcc_jax.models.network import IMAGENET, Depth, Network, Output, Variant, Width
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the last norm starts at zero so that the block starts as its shortcut."""
+    """Two 3x3 convolutions and a shortcut. The last norm's scale starts at zero, and the block as its shortcut."""
 
     width: int
     stride: int = 1
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution, which has the stride, between two 1x1, and a shortcut; `width` is that of the result."""
+    """A strided 3x3 convolution between two 1x1 convolutions, and a shortcut; `width` counts output channels."""
 
     width: int
     stride: int = 1
@@ -63,17 +63,17 @@ _BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 class ResNet(Network):
     """Four stages of residual blocks.
 
-    Under `jit` on a sharded batch, BatchNorm's statistics are those of the global batch, on every device the same
-    (PyTorch's DistributedDataParallel normalizes each device's share by itself unless told otherwise).
+    Under `jit` on a sharded batch, BatchNorm uses the statistics of the global batch (PyTorch's DistributedDataParallel
+    uses those of each device's part, by default).
 
     Attributes:
-      widths: channels of the four stages.
-      blocks: blocks in each stage.
-      strides: of each stage's first block.
-      block: `basic` or `bottleneck`.
-      stem_width: channels of the first convolution; as the first stage's if 0.
-      small: for images of tens of pixels: begins with a 3x3 convolution instead of a 7x7 one and pooling, both with
-        stride 2.
+      widths: Number of channels of each of the four stages.
+      blocks: Number of blocks of each stage.
+      strides: Stride of the first block of each stage.
+      block: Kind of block, `basic` or `bottleneck`.
+      stem_width: Number of channels of the first convolution; that of the first stage if 0.
+      small: Whether it is for small images (32 px): a 3x3 stem with stride 1, instead of a 7x7 convolution and pooling,
+        both with stride 2.
     """
 
     widths: Annotated[tuple[Width, ...], Length(4)] = (64, 128, 256, 512)
@@ -82,6 +82,8 @@ class ResNet(Network):
     block: Literal["basic", "bottleneck"] = "basic"
     stem_width: Annotated[int, Between(0, 16384)] = 0
     small: bool = False
+
+    family: ClassVar = "cnn"
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
@@ -106,17 +108,27 @@ class ResNet(Network):
         return Output(self.classify(pooled, train, init, init), features)
 
 
-_LARGE = {"image_size": 224, "crop": 0.875, "interpolation": "bilinear"} | IMAGENET
+_LARGE = {"image_size": 224, "crop_fraction": 0.875, "interpolation": "bilinear"} | IMAGENET
 _DEEP = {"widths": (256, 512, 1024, 2048), "block": "bottleneck", "stem_width": 64}
 _ONE_EACH = {"blocks": (1, 1, 1, 1), "small": True}
 
 VARIANTS = {
-    "resnet_pico": (ResNet, _ONE_EACH | {"widths": (8, 16, 32, 64)}),
-    "resnet_nano": (ResNet, _ONE_EACH | {"widths": (16, 32, 64, 128)}),
-    "resnet_micro_32": (ResNet, _ONE_EACH | {"image_size": 32, "widths": (32, 64, 128, 256)}),
-    "resnet18_32": (ResNet, {"image_size": 32, "small": True, "blocks": (2, 2, 2, 2)}),
-    "resnet18": (ResNet, _LARGE | {"blocks": (2, 2, 2, 2)}),
-    "resnet34": (ResNet, _LARGE | {"blocks": (3, 4, 6, 3)}),
-    "resnet50": (ResNet, _LARGE | _DEEP | {"blocks": (3, 4, 6, 3)}),
-    "resnet101": (ResNet, _LARGE | _DEEP | {"blocks": (3, 4, 23, 3)}),
+    "resnet_pico": Variant(ResNet, _ONE_EACH | {"widths": (8, 16, 32, 64)}),
+    "resnet_nano": Variant(ResNet, _ONE_EACH | {"widths": (16, 32, 64, 128)}),
+    "resnet_micro_32": Variant(ResNet, _ONE_EACH | {"image_size": 32, "widths": (32, 64, 128, 256)}),
+    "resnet18_32": Variant(ResNet, {"image_size": 32, "small": True, "blocks": (2, 2, 2, 2)}),
+    "resnet18": Variant(
+        ResNet,
+        _LARGE | {"blocks": (2, 2, 2, 2)},
+        in_timm=True,
+        small={"blocks": (1, 1, 1, 1), "widths": (8, 16, 32, 64)},
+    ),
+    "resnet34": Variant(ResNet, _LARGE | {"blocks": (3, 4, 6, 3)}, in_timm=True),
+    "resnet50": Variant(
+        ResNet,
+        _LARGE | _DEEP | {"blocks": (3, 4, 6, 3)},
+        in_timm=True,
+        small={"blocks": (1, 1, 1, 1), "widths": (16, 32, 64, 128), "stem_width": 8},
+    ),
+    "resnet101": Variant(ResNet, _LARGE | _DEEP | {"blocks": (3, 4, 23, 3)}, in_timm=True),
 }

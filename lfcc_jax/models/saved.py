@@ -1,6 +1,5 @@
 """A trained network on disk: its variables, and a `network.json` with its description and digests of both."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lfcc_jax import storage
+from lfcc_jax.arguments import signature
 from lfcc_jax.digest import changes, digests, not_finite, some
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.network import Network
@@ -49,10 +49,10 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
     """Returns what `save` wrote about a network: its `network.json`.
 
     Args:
-      path: the directory, or the work directory of the run that wrote it.
+      path: The directory, or the work directory of the run that wrote it.
 
     Raises:
-      UserError: if nothing is there, or it is damaged.
+      UserError: if the directory has no network, or a damaged one.
     """
     about = _network_directory(path) / "network.json"
     made = storage.read_json(about)
@@ -77,32 +77,32 @@ def load(path: epath.PathLike) -> tuple[Network, Any]:
     """Returns a saved network and its variables, on the default device.
 
     Args:
-      path: the directory that `save` wrote, or the work directory of the run that did.
+      path: The directory that `save` wrote, or the work directory of the run that wrote it.
 
     Returns:
       The network, and its variables: `network.apply(variables, images, train=False)`.
 
     Raises:
-      UserError: if there is none, or it is damaged.
+      UserError: if the directory has no network, or a damaged one.
     """
     network = _create(_network_directory(path), describe(path))
     return network, load_variables(path, network)
 
 
 def load_variables(path: epath.PathLike, network: Network, shardings: Any = None) -> Any:
-    """Returns the variables that `save` wrote, if they are those of `network` and exactly as they were saved.
+    """Returns the variables that `save` wrote, after verifying that they fit `network` and are undamaged.
 
-    Networks that were saved before there were digests are loaded too.
+    Networks saved by versions without digests are loaded too.
 
     Args:
-      path: the directory, or the work directory of the run that wrote it.
-      network: what the variables are for.
-      shardings: where to put them, as a tree like the variables; on the default device if None.
+      path: The directory, or the work directory of the run that wrote it.
+      network: The network that will use the variables.
+      shardings: Shardings of the variables, as a tree of the same structure; the default device if None.
 
     Raises:
-      UserError: if nothing is there; if arrays are missing, unexpected or of another shape, five of which are named; if
-        the networks differ in what is no array, for example the number of heads; if an array is damaged, or contains
-        NaN or infinity.
+      UserError: if the directory has no network; if arrays are missing, unexpected or of another shape (the first five
+        are named); if the networks differ in a field that changes no shape, such as the number of heads; if an array is
+        damaged, or contains NaN or infinity.
     """
     directory = _network_directory(path)
     made = describe(path)
@@ -113,7 +113,7 @@ def load_variables(path: epath.PathLike, network: Network, shardings: Any = None
     with storage.errors_in_one_line(f"{files} is damaged"), ocp.StandardCheckpointer() as checkpointer:
         stored = checkpointer.metadata(files).item_metadata
         if stored is None:
-            raise UserError(f"{files} is damaged: it does not say what arrays it holds")
+            raise UserError(f"{files} is damaged: it has no list of arrays")
         _check_leaves(directory, made, stored.tree, shapes, network)
         _check_fields(directory, made, network)
         target = jax.tree.map(
@@ -131,11 +131,11 @@ def load_variables(path: epath.PathLike, network: Network, shardings: Any = None
 
 
 def fingerprint(description: Mapping[str, Any], variables: Any) -> str:
-    """Returns a digest of a network: of its variables, and of what else its predictions depend on.
+    """Returns a digest of everything that a network's predictions depend on: its description and variables.
 
     Args:
-      description: what `describe` returns.
-      variables: sharded in any way; every process must call this.
+      description: The result of `describe`.
+      variables: The network's variables, sharded in any way. Every process must call this.
     """
     return _sha256({key: description[key] for key in _DESCRIPTION} | {"digests": digests(variables)})
 
@@ -187,16 +187,9 @@ def _check_leaves(directory: epath.Path, made: Mapping[str, Any], stored: Any, s
         )
 
 
-# Fields that may differ from the saved network's.
-_FREE_FIELDS = (
-    *("parent", "name", "crop", "interpolation", "dtype", "remat", "scan", "dropout", "drop_path"),
-    *("narrow", "layer_scale"),  # used for initialization only
-)
-
-
 def _check_fields(directory: epath.Path, made: Mapping[str, Any], network: Network) -> None:
     stored = _create(directory, made)
-    fields = [field.name for field in dataclasses.fields(network) if field.name not in _FREE_FIELDS]
+    fields = [name for name in signature(type(network)) if name not in network.free_fields]
     wrong = [
         f"{name} is {getattr(stored, name, 'unknown')}, expected {getattr(network, name)}"
         for name in fields

@@ -1,4 +1,8 @@
-"""Equal blocks, one after the other, with their parameters stacked along a leading axis."""
+"""Applies equal blocks one after the other, with their parameters stacked along a leading axis.
+
+Not `nn.scan`: blocks may alternate, some outputs in the middle are features, and the parameters have one layout whether
+the blocks are compiled one by one or as a loop.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +15,7 @@ from lfcc_jax.models.network import Network
 
 
 def drop_path_rates(last: float, depth: int) -> tuple[float, ...]:
-    """Returns the rates of stochastic depth of `depth` blocks: from zero at the first to `last`, in equal steps."""
+    """Returns the stochastic depth rate of each of `depth` blocks, from zero at the first to `last` in equal steps."""
     return tuple(last * i / max(depth - 1, 1) for i in range(depth))
 
 
@@ -23,25 +27,24 @@ def stack(
     x: Array,
     train: bool,
     *,
-    ends: Sequence[int] | None = None,
+    taps: Sequence[int] | None = None,
 ) -> list[Array]:
-    """Applies `len(rates)` blocks whose parameters have the same shapes, and returns what some of them give.
+    """Applies `len(rates)` blocks with parameters of the same shapes, and returns the outputs of some of them.
 
-    The parameters of all blocks are one tree under `name`, each leaf with the blocks along its first axis, whether they
-    are compiled one by one or as a loop.
+    The parameters of all blocks are one tree under `name`, with the blocks along the first axis of each leaf.
 
     Args:
-      network: owns the parameters, and is inside its compact method; its `remat` and `scan` are heeded.
-      name: of the parameters.
-      blocks: detached modules (`parent=None`), called as `block(x, train, drop_path)` and returning an array like `x`.
-        They take turns: two of them alternate, as regular and shifted windows do.
-      rates: stochastic depth of each block; their number and every one of `ends` must be a multiple of `len(blocks)`.
-      x: the input.
-      train: whether blocks draw dropout and skip branches.
-      ends: after which blocks, counted from one, the result is wanted; after the last if None.
+      network: Owner of the parameters, inside its compact method. Its `remat` and `scan` apply.
+      name: Name of the parameters.
+      blocks: Detached modules (`parent=None`), called as `block(x, train, drop_path)` and returning an array like `x`.
+        Several of them take turns, as regular and shifted windows do.
+      rates: Stochastic depth rate of each block. Their number and all `taps` must be multiples of `len(blocks)`.
+      x: Input of the first block.
+      train: Whether to apply dropout and stochastic depth.
+      taps: Blocks, counted from one, whose outputs are returned; only the last if None.
 
     Returns:
-      One array for each of `ends`, all like `x`.
+      One array for each of `taps`, of the shape of `x`.
     """
     depth, turns = len(rates), len(blocks)
     params = network.param(name, _init, blocks[0], depth, x)
@@ -56,9 +59,9 @@ def stack(
         return x, None
 
     one_turn = jax.checkpoint(one_turn) if network.remat else one_turn
-    ends = tuple(ends or (depth,))
+    taps = tuple(taps or (depth,))
     results = []
-    for start, end in zip((0, *ends), ends, strict=False):
+    for start, end in zip((0, *taps), taps, strict=False):
         part = jax.tree.map(lambda leaf, a=start, b=end: leaf[a:b].reshape(-1, turns, *leaf.shape[1:]), stacked)
         x, _ = jax.lax.scan(one_turn, x, part, unroll=1 if network.scan else (end - start) // turns)
         results.append(x)

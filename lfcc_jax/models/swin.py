@@ -1,7 +1,7 @@
 """Swin Transformer (Liu et al., Hierarchical Vision Transformer using Shifted Windows, 2021), as in timm."""
 
 import functools
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -12,20 +12,31 @@ from jaxtyping import Array, Bool, Float, Int
 from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, PatchConv, kernel_init, patch_inits, trunc_normal
-from lfcc_jax.models.network import IMAGENET, Depth, Dropout, Heads, Network, Output, Patch, Ratio, Width
+from lfcc_jax.models.network import (
+    IMAGENET,
+    Depth,
+    Dropout,
+    Heads,
+    Network,
+    Output,
+    Patch,
+    Ratio,
+    Variant,
+    Width,
+)
 from lfcc_jax.models.stack import drop_path_rates, stack
 
-# What timm adds to the logit of a pair of tokens that were not neighbors before the shift.
-_APART = -100.0
+# Added to the attention logits of cells that share a window only by wrap-around, as in timm.
+_MASKED_LOGIT = -100.0
 
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias for each relative position.
 
     Attributes:
-      heads: must divide the width.
-      window: height and width of a window, in cells.
-      shift: by how many cells the windows are moved down and right.
+      heads: Number of heads; must divide the width.
+      window: Height and width of a window, in cells.
+      shift: Number of cells by which windows are moved down and right.
     """
 
     heads: int
@@ -52,7 +63,7 @@ class WindowAttention(nn.Module):
         logits = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=jnp.float32)
         logits = logits * (channels // heads) ** -0.5 + bias
         if any(self.shift):
-            logits = logits + jnp.where(strangers(padded, self.window, self.shift), _APART, 0.0)[None, :, None]
+            logits = logits + jnp.where(shift_mask(padded, self.window, self.shift), _MASKED_LOGIT, 0.0)[None, :, None]
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         x = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(x.shape)
         x = nn.Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x)
@@ -65,7 +76,7 @@ class WindowAttention(nn.Module):
 def to_windows(
     x: Float[Array, "batch height width channels"], window: tuple[int, int]
 ) -> Float[Array, "batch windows cells channels"]:
-    """Cuts maps into windows, which must divide them, row by row."""
+    """Cuts maps into windows, row by row; `window` must divide height and width."""
     batch, height, width, channels = x.shape
     rows, columns = window
     x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
@@ -75,7 +86,7 @@ def to_windows(
 def from_windows(
     x: Float[Array, "batch windows cells channels"], window: tuple[int, int], size: tuple[int, int]
 ) -> Float[Array, "batch height width channels"]:
-    """Puts the windows of `to_windows` back together, to maps of `size`."""
+    """Puts windows back together to maps of `size`; the inverse of `to_windows`."""
     (rows, columns), (height, width) = window, size
     x = x.reshape(x.shape[0], height // rows, width // columns, rows, columns, x.shape[-1])
     return jnp.swapaxes(x, 2, 3).reshape(x.shape[0], height, width, x.shape[-1])
@@ -91,10 +102,10 @@ def relative_positions(window: tuple[int, int]) -> Int[np.ndarray, "cells cells"
 
 
 @functools.lru_cache
-def strangers(
+def shift_mask(
     size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> Bool[np.ndarray, "windows cells cells"]:
-    """Returns which pairs of cells share a window only because the shift wrapped around an edge of the map."""
+    """Returns True for pairs of cells that share a window only because the shift wrapped around an edge of the map."""
     region = [np.digitize(np.arange(n), (n - w, n - s)) for n, w, s in zip(size, window, shift, strict=True)]
     region = 3 * region[0][:, None] + region[1][None]
     rows, columns = window
@@ -105,7 +116,7 @@ def strangers(
 
 
 class Block(nn.Module):
-    """Window attention and MLP, each behind a LayerNorm and beside a shortcut."""
+    """Window attention and MLP, each with a LayerNorm before it and a shortcut."""
 
     heads: int
     window: tuple[int, int]
@@ -129,17 +140,17 @@ class Block(nn.Module):
 
 
 class Swin(Network):
-    """A Swin Transformer. A stage's feature is taken before the next stage halves it, and before the last norm.
+    """A Swin Transformer. A stage's feature is taken before the next stage downsamples it, and before the last norm.
 
     Attributes:
-      patch: side of a patch, in pixels; it must divide the image.
-      width: channels of the first stage; each stage doubles them.
-      depths: blocks in each stage, regular and shifted windows in turn, so even.
-      heads: of each stage's attention.
-      window: side of a window, in cells; a smaller map is one window.
-      mlp_ratio: hidden width of the MLPs over the stage's.
-      narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
-      drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
+      patch: Side of a patch, in pixels; must divide the image.
+      width: Number of channels of the first stage; each stage doubles it.
+      depths: Number of blocks of each stage; even, because regular and shifted windows alternate.
+      heads: Number of attention heads of each stage.
+      window: Side of a window, in cells; a smaller map is one window.
+      mlp_ratio: Hidden width of the MLPs, as a multiple of the stage's.
+      narrow: Whether linear layers are initialized at 1 / sqrt(inputs) instead of timm's 0.02.
+      drop_path: Stochastic depth rate of the last block; it grows linearly from zero at the first.
     """
 
     patch: Patch = 4
@@ -150,6 +161,14 @@ class Swin(Network):
     mlp_ratio: Ratio = 4.0
     narrow: bool = False
     drop_path: Dropout = 0.0
+
+    family: ClassVar = "transformer"
+    free_fields: ClassVar = Network.free_fields | {"narrow", "drop_path"}
+
+    @classmethod
+    def decays(cls, name: str, leaf: Any) -> bool:
+        """Returns whether a parameter has weight decay; see `Network.decays`. Relative position biases do not."""
+        return name != "position_bias" and super().decays(name, leaf)
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool = False) -> Output:
@@ -197,21 +216,25 @@ def merge_patches(x: Float[Array, "batch height width channels"]) -> Float[Array
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, (height + 1) // 2, (width + 1) // 2, 4 * channels)
 
 
-_WINDOW7 = {"image_size": 224, "crop": 0.9} | IMAGENET
-# The benchmark's own two.
+_WINDOW7 = {"image_size": 224, "crop_fraction": 0.9} | IMAGENET
+# Variants of the benchmark that timm does not have.
 _TWO_EACH = {"depths": (2, 2, 2, 2), "heads": (2, 4, 8, 16), "drop_path": 0.1}
+_SMALL = {"width": 8, "depths": (2, 2, 2, 2), "heads": (1, 2, 2, 4)}
 _WINDOW4 = {"image_size": 32, "patch": 2, "window": 4, "depths": (2, 2, 2, 2), "narrow": True}
 
 VARIANTS = {
-    "swin_femto_32": (Swin, _WINDOW4 | {"width": 24, "heads": (1, 2, 4, 8)}),
-    "swin_pico_32": (Swin, _WINDOW4 | {"width": 48, "heads": (2, 4, 8, 16)}),
-    "swin_nano_32": (Swin, _WINDOW4 | {"width": 64, "depths": (2, 2, 6, 2), "heads": (2, 4, 8, 16)}),
-    "swin_tiny_patch4_window7_224": (Swin, _WINDOW7 | {"drop_path": 0.1}),
-    "swin_small_patch4_window7_224": (Swin, _WINDOW7 | {"depths": (2, 2, 18, 2), "drop_path": 0.1}),
-    "swin_base_patch4_window7_224": (
+    "swin_femto_32": Variant(Swin, _WINDOW4 | {"width": 24, "heads": (1, 2, 4, 8)}),
+    "swin_pico_32": Variant(Swin, _WINDOW4 | {"width": 48, "heads": (2, 4, 8, 16)}),
+    "swin_nano_32": Variant(Swin, _WINDOW4 | {"width": 64, "depths": (2, 2, 6, 2), "heads": (2, 4, 8, 16)}),
+    "swin_tiny_patch4_window7_224": Variant(Swin, _WINDOW7 | {"drop_path": 0.1}, in_timm=True, small=_SMALL),
+    "swin_small_patch4_window7_224": Variant(
+        Swin, _WINDOW7 | {"depths": (2, 2, 18, 2), "drop_path": 0.1}, in_timm=True
+    ),
+    "swin_base_patch4_window7_224": Variant(
         Swin,
         _WINDOW7 | {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "drop_path": 0.1},
+        in_timm=True,
     ),
-    "swin_nano_patch4_window7_224": (Swin, _WINDOW7 | _TWO_EACH | {"width": 64}),
-    "swin_pico_patch4_window7_224": (Swin, _WINDOW7 | _TWO_EACH | {"width": 48}),
+    "swin_nano_patch4_window7_224": Variant(Swin, _WINDOW7 | _TWO_EACH | {"width": 64}, small=_SMALL),
+    "swin_pico_patch4_window7_224": Variant(Swin, _WINDOW7 | _TWO_EACH | {"width": 48}, small=_SMALL),
 }

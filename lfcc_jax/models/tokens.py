@@ -1,4 +1,4 @@
-"""What networks of patch tokens share: ViT, MLP-Mixer and ResMLP differ in their blocks and in what is classified."""
+"""Base class of networks of patch tokens. ViT, MLP-Mixer and ResMLP differ in their blocks and in the pooling."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -11,19 +11,22 @@ from lfcc_jax.models.layers import LayerNorm, PatchConv
 from lfcc_jax.models.network import Depth, Dropout, Network, Output, Patch, Width
 from lfcc_jax.models.stack import drop_path_rates, stack
 
-# The benchmark's stages of a network of twelve blocks end after these.
+# Blocks after which the benchmark's stages end, in networks of twelve blocks.
 TAPS_OF_12 = (2, 4, 10, 12)
+# Fields that shrink a network of tokens for smoke runs.
+SMALL = {"width": 24, "depth": 4, "taps": (1, 2, 3, 4)}
 
 
 class TokenNetwork(Network):
-    """Patches become tokens, `depth` equal blocks transform them, one vector of them is classified.
+    """Patches become tokens, `depth` equal blocks transform them, and their pooled vector is classified.
 
     Attributes:
-      patch: side of a patch, in pixels; it must divide the image.
-      width: channels of a token.
-      depth: number of blocks.
-      taps: after which blocks the four stages end; evenly spaced if empty.
-      drop_path: stochastic depth of the last block; it grows linearly from zero at the first.
+      patch: Side of a patch, in pixels; must divide the image.
+      width: Number of channels of a token.
+      depth: Number of blocks.
+      taps: Blocks, counted from one, after which the four stages end; evenly spaced if empty.
+      drop_path: Stochastic depth rate of the last block; it grows linearly from zero at the first.
+      prefix: Number of tokens before those of the patches.
     """
 
     patch: Patch = 4
@@ -32,8 +35,8 @@ class TokenNetwork(Network):
     taps: Annotated[tuple[Depth, ...], Length(0, 4)] = ()
     drop_path: Dropout = 0.0
 
-    # Tokens in front of those of the patches.
     prefix: ClassVar[int] = 0
+    free_fields: ClassVar = Network.free_fields | {"drop_path"}
 
     @property
     def patch_inits(self) -> tuple[Any, Any]:
@@ -42,11 +45,11 @@ class TokenNetwork(Network):
 
     @property
     def head_init(self) -> Any:
-        """How the classifier starts: at zero, as in timm's MLP networks."""
+        """Initializer of the classifier: zero, as in timm's MLP networks."""
         return nn.initializers.zeros
 
     def embed(self, x: Float[Array, "batch patches width"], train: bool) -> Float[Array, "batch tokens width"]:
-        """Adds to the patches what the blocks need besides."""
+        """Returns the input of the first block: the tokens of the patches, here unchanged."""
         return x
 
     def block(self) -> nn.Module:
@@ -58,7 +61,7 @@ class TokenNetwork(Network):
         return LayerNorm(1e-6, self.dtype, name="norm")
 
     def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
-        """Returns the vector that is classified: the mean of the tokens."""
+        """Returns the input of the classifier: the mean of the tokens."""
         return x.mean(axis=1)
 
     @nn.compact
@@ -76,7 +79,7 @@ class TokenNetwork(Network):
         grid = x.shape[1:3]
         x = self.embed(x.reshape(x.shape[0], -1, self.width), train)
         rates = drop_path_rates(self.drop_path, self.depth)
-        stages = stack(self, "blocks", [self.block()], rates, x, train, ends=taps)
+        stages = stack(self, "blocks", [self.block()], rates, x, train, taps=taps)
         features = {
             f"stage{s}": x[:, self.prefix :].reshape(-1, *grid, self.width) for s, x in enumerate(stages, start=1)
         }
@@ -85,5 +88,5 @@ class TokenNetwork(Network):
 
 
 def even_taps(depth: int) -> tuple[int, ...]:
-    """Returns after which of `depth` equal blocks the four stages end: evenly spaced, the last after the last block."""
+    """Returns the blocks after which four stages of `depth` blocks end: evenly spaced, the last at the end."""
     return tuple(-(-depth * i // 4) for i in (1, 2, 3, 4))

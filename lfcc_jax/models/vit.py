@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
-from lfcc_jax.models.network import IMAGENET, Heads, Ratio
-from lfcc_jax.models.tokens import TAPS_OF_12, TokenNetwork
+from lfcc_jax.models.network import IMAGENET, Heads, Ratio, Variant
+from lfcc_jax.models.tokens import SMALL, TAPS_OF_12, TokenNetwork
 
 
 class Attention(nn.Module):
@@ -33,7 +33,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and beside a shortcut."""
+    """Attention and MLP, each with a LayerNorm before it and a shortcut."""
 
     heads: int
     hidden: int
@@ -55,19 +55,26 @@ class Block(nn.Module):
 
 
 class ViT(TokenNetwork):
-    """A plain Vision Transformer with a class token, which is classified, and learned positions.
+    """A plain Vision Transformer. The class token is classified, and position embeddings are learned.
 
     Attributes:
-      heads: of the attention; must divide `width`.
-      mlp_ratio: hidden width of the MLP over `width`.
-      narrow: starts linear layers at 1 / sqrt(inputs) instead of timm's 0.02.
+      heads: Number of attention heads; must divide `width`.
+      mlp_ratio: Hidden width of the MLP, as a multiple of `width`.
+      narrow: Whether linear layers are initialized at 1 / sqrt(inputs) instead of timm's 0.02.
     """
 
     heads: Heads = 3
     mlp_ratio: Ratio = 4.0
     narrow: bool = False
 
+    family: ClassVar = "transformer"
     prefix: ClassVar[int] = 1
+    free_fields: ClassVar = TokenNetwork.free_fields | {"narrow"}
+
+    @classmethod
+    def decays(cls, name: str, leaf: Any) -> bool:
+        """Returns whether a parameter has weight decay; see `Network.decays`. Class token and positions do not."""
+        return name not in ("class_token", "pos_embed") and super().decays(name, leaf)
 
     @property
     def patch_inits(self) -> tuple[Any, Any]:
@@ -76,11 +83,11 @@ class ViT(TokenNetwork):
 
     @property
     def head_init(self) -> Any:
-        """How the classifier starts."""
+        """Initializer of the classifier."""
         return kernel_init(self.narrow)
 
     def embed(self, x: Float[Array, "batch patches width"], train: bool) -> Float[Array, "batch tokens width"]:
-        """Puts the class token in front, and adds the positions."""
+        """Prepends the class token and adds the position embeddings."""
         token = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, self.width)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
         x = x + self.param("pos_embed", trunc_normal, (1, *x.shape[1:])).astype(self.dtype)
@@ -99,21 +106,21 @@ class ViT(TokenNetwork):
 
 
 _TINY = {"width": 192, "depth": 12, "heads": 3}
-_SMALL = {"width": 384, "depth": 12, "heads": 6}
+_SMALL_WIDTH = {"width": 384, "depth": 12, "heads": 6}
 _BASE = {"width": 768, "depth": 12, "heads": 12}
-_PATCH16 = {"image_size": 224, "patch": 16, "taps": TAPS_OF_12, "crop": 0.9}
+_PATCH16 = {"image_size": 224, "patch": 16, "taps": TAPS_OF_12, "crop_fraction": 0.9}
 _PATCH4 = {"image_size": 32, "patch": 4, "narrow": True}
 
 VARIANTS = {
-    "vit_pico": (ViT, {"patch": 2, "width": 48, "depth": 4, "heads": 3, "narrow": True}),
-    "vit_nano": (ViT, {"patch": 2, "width": 96, "depth": 4, "heads": 3, "narrow": True}),
-    "vit_nano_32": (ViT, _PATCH4 | {"width": 96, "depth": 8, "heads": 3}),
-    "vit_tiny_32": (ViT, _PATCH4 | _TINY | {"taps": TAPS_OF_12}),
-    "vit_small_32": (ViT, _PATCH4 | {"width": 384, "depth": 8, "heads": 6}),
-    "vit_tiny_patch16_224": (ViT, _PATCH16 | _TINY),
-    "vit_small_patch16_224": (ViT, _PATCH16 | _SMALL),
-    "vit_base_patch16_224": (ViT, _PATCH16 | _BASE),
-    "deit_tiny_patch16_224": (ViT, _PATCH16 | _TINY | IMAGENET),
-    "deit_small_patch16_224": (ViT, _PATCH16 | _SMALL | IMAGENET),
-    "deit_base_patch16_224": (ViT, _PATCH16 | _BASE | IMAGENET),
+    "vit_pico": Variant(ViT, {"patch": 2, "width": 48, "depth": 4, "heads": 3, "narrow": True}),
+    "vit_nano": Variant(ViT, {"patch": 2, "width": 96, "depth": 4, "heads": 3, "narrow": True}),
+    "vit_nano_32": Variant(ViT, _PATCH4 | {"width": 96, "depth": 8, "heads": 3}),
+    "vit_tiny_32": Variant(ViT, _PATCH4 | _TINY | {"taps": TAPS_OF_12}),
+    "vit_small_32": Variant(ViT, _PATCH4 | {"width": 384, "depth": 8, "heads": 6}),
+    "vit_tiny_patch16_224": Variant(ViT, _PATCH16 | _TINY, in_timm=True),
+    "vit_small_patch16_224": Variant(ViT, _PATCH16 | _SMALL_WIDTH, in_timm=True, small=SMALL | {"heads": 3}),
+    "vit_base_patch16_224": Variant(ViT, _PATCH16 | _BASE, in_timm=True),
+    "deit_tiny_patch16_224": Variant(ViT, _PATCH16 | _TINY | IMAGENET, in_timm=True, small=SMALL | {"heads": 3}),
+    "deit_small_patch16_224": Variant(ViT, _PATCH16 | _SMALL_WIDTH | IMAGENET, in_timm=True),
+    "deit_base_patch16_224": Variant(ViT, _PATCH16 | _BASE | IMAGENET, in_timm=True),
 }

@@ -137,7 +137,7 @@ def build(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None)
         raise UserError(
             f"config.losses must contain at least one loss with a weight. Known: {', '.join(methods.list_methods())}"
         )
-    block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
+    block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer", {"decays": student.decays})
     learning_rate = schedules.create(block.pop("learning_rate"), **timing, where="config.optimizer.learning_rate")
     optimizer = optimizers.create(**block, learning_rate=learning_rate)
     return Distillation(student, teacher, losses, weights, optimizer, learning_rate, run.ema_decay, total_steps)
@@ -155,7 +155,7 @@ def check_blocks(run: RunConfig) -> None:
             network(block, some, run.dtype, f"config.{whose}")
     for name, block in run.losses.items():
         _loss(name, block, count=2**31)
-    block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer")
+    block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer", {"decays": models.Network.decays})
     optimizers.create(**block | {"learning_rate": 1.0})  # a schedule needs the number of steps, and so the data
 
 

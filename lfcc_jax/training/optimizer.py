@@ -1,5 +1,6 @@
-"""Optimizers: gradient clipping, weight decay where it belongs, and SGD or AdamW."""
+"""Optimizers: SGD or AdamW, with gradient clipping and masked weight decay."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
@@ -7,16 +8,22 @@ import optax
 
 from lfcc_jax.arguments import Between, HalfOpenFraction, NonNegative, checked_arguments
 from lfcc_jax.errors import unknown
+from lfcc_jax.models import Network
 from lfcc_jax.training.schedules import Schedule
 
-# Those of equal blocks are stacked, and so have one axis more than a vector.
-_NEVER_DECAYED = ("bias", "scale", "pos_embed", "position_bias", "class_token", "rows", "columns")
-# Of ResMLP's affine maps. timm keeps them as [1, 1, channels], so that they decay in all recipes that use it.
-_DECAYED_VECTORS = ("alpha", "beta")
+# Whether a parameter has weight decay, given the last part of its path and its value; see `Network.decays`.
+DecayRule = Callable[[str, Any], bool]
+
+# Parameters of learned filters. They are logits: decay would turn every filter into the global mean.
+_FILTERS = ("rows", "columns")
 
 
 def create(
-    name: str, learning_rate: Schedule, clip_norm: Annotated[float, NonNegative] = 0.0, **settings: Any
+    name: str,
+    learning_rate: Schedule,
+    clip_norm: Annotated[float, NonNegative] = 0.0,
+    decays: DecayRule = Network.decays,
+    **settings: Any,
 ) -> optax.GradientTransformation:
     """Returns the optimizer called `name`.
 
@@ -24,6 +31,7 @@ def create(
       name: `sgd` or `adamw`.
       learning_rate: A function of the step.
       clip_norm: Maximum global norm of the gradient; 0 turns clipping off.
+      decays: Rule of weight decay: the student's `Network.decays`.
       **settings: Keyword arguments of the function of that name below.
 
     Raises:
@@ -33,47 +41,52 @@ def create(
     checked_arguments(create, {"name": name, "learning_rate": learning_rate, "clip_norm": clip_norm}, where)
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS, f"{where}.name")
-    arguments = checked_arguments(OPTIMIZERS[name], settings, where, {"learning_rate": learning_rate})
+    set_by_run = {"learning_rate": learning_rate, "mask": lambda params: decay_mask(params, decays)}
+    arguments = checked_arguments(OPTIMIZERS[name], settings, where, set_by_run)
     optimizer = OPTIMIZERS[name](**arguments)
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
 
 
 def sgd(
     learning_rate: Schedule,
+    mask: Callable[[Any], Any],
     momentum: Annotated[float, HalfOpenFraction] = 0.9,
     nesterov: bool = True,
     weight_decay: Annotated[float, NonNegative] = 0.0,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent as in PyTorch: weight decay is added to the gradient, before the momentum."""
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, decay_mask),
+        optax.add_decayed_weights(weight_decay, mask),
         optax.sgd(learning_rate, momentum, nesterov),
     )
 
 
 def adamw(
     learning_rate: Schedule,
+    mask: Callable[[Any], Any],
     b1: Annotated[float, HalfOpenFraction] = 0.9,
     b2: Annotated[float, HalfOpenFraction] = 0.999,
     eps: Annotated[float, Between(1e-30, 1)] = 1e-8,
     weight_decay: Annotated[float, NonNegative] = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019), as in PyTorch."""
-    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
+    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
 
 
-def decay_mask(params: Any) -> Any:
-    """Returns True for each weight that decays, the same as with timm.
+def decay_mask(params: Any, decays: DecayRule = Network.decays) -> Any:
+    """Returns True for each parameter that has weight decay.
 
-    Not biases, norms and other vectors, nor position and class tokens; but ResMLP's affine maps do. Nor the `rows` and
-    `columns` of learned filters, which are logits: decay would turn every filter into the global mean.
+    Args:
+      params: Parameters of a network, or of a student and the heads of its losses.
+      decays: The network's rule. Heads follow it too: apart from learned filters, which never decay, they consist of
+        kernels, biases and scales, on which all networks agree.
     """
 
-    def decays(path: tuple, leaf: jax.Array) -> bool:
-        name = getattr(path[-1], "key", None)
-        return name in _DECAYED_VECTORS or (leaf.ndim > 1 and name not in _NEVER_DECAYED)
+    def decides(path: tuple, leaf: jax.Array) -> bool:
+        name = getattr(path[-1], "key", "")
+        return name not in _FILTERS and decays(name, leaf)
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(decides, params)
 
 
 OPTIMIZERS = {"adamw": adamw, "sgd": sgd}

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import benchmark, schedules
+from configs import benchmark
 from lfcc_jax import convert, models
 from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError
+from lfcc_jax.methods import presets
+from lfcc_jax.training import schedules
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.distillation import build
 from lfcc_jax.training.optimizer import decay_mask
@@ -21,7 +23,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "timm_training.json
 PAIRS = [("cifar100", *pair) for pair in benchmark.CIFAR100_PAIRS] + [
     ("imagenet", *pair) for pair in benchmark.IMAGENET_PAIRS
 ]
-# Of the benchmark's networks, by the number of classes.
+# Number of parameters of the benchmark's networks, by number of classes.
 PARAMETERS = {
     ("resnet18", 100): 11_227_812,
     ("resnet18", 1000): 11_689_512,
@@ -54,11 +56,11 @@ IMAGES = {"cifar100": Images(100, 224, 3, 50_000), "imagenet": Images(1000, 224,
         (benchmark.imagenet, "swin_nano", "imagenet_token", 1251),
     ],
 )
-def test_learning_rates_are_timms_in_every_epoch(recipe, student, golden, steps):
+def test_recipes_have_timms_learning_rate_in_every_epoch(recipe, student, golden, steps):
     block = recipe(student)["optimizer"]["learning_rate"]
     epochs = len(GOLDEN[golden])
     rate = schedules.create(block, steps_per_epoch=steps, total_steps=epochs * steps, where="here")
-    for part in (0, steps // 2, steps - 1):  # nothing changes inside an epoch
+    for part in (0, steps // 2, steps - 1):  # constant within an epoch
         ours = jax.vmap(rate)(np.arange(epochs) * steps + part)
         np.testing.assert_allclose(ours, GOLDEN[golden], rtol=2e-6, atol=1e-7 * block["peak"])
     smooth = schedules.create(block | {"by_epoch": False}, steps_per_epoch=steps, total_steps=epochs * steps, where="")
@@ -66,11 +68,11 @@ def test_learning_rates_are_timms_in_every_epoch(recipe, student, golden, steps)
 
 
 @pytest.mark.parametrize("name", GOLDEN["decayed"])
-def test_the_weights_that_decay_are_timms(name):
-    shapes = models.create(name, 10).variable_shapes()
-    ones = jax.tree.map(
-        lambda s, decays: np.full(s.shape, decays, np.float32), shapes["params"], decay_mask(shapes["params"])
-    )
+def test_decay_mask_of_each_network_is_timms(name):
+    network = models.create(name, 10)
+    shapes = network.variable_shapes()
+    mask = decay_mask(shapes["params"], network.decays)
+    ones = jax.tree.map(lambda s, decays: np.full(s.shape, decays, np.float32), shapes["params"], mask)
     rest = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), {k: v for k, v in shapes.items() if k != "params"})
     state = convert.to_timm(name, {"params": ones, **rest})
     assert sorted(key for key, value in state.items() if value.any() and value.ndim) == GOLDEN["decayed"][name]
@@ -81,7 +83,7 @@ def config(dataset, argument):
 
 
 @pytest.mark.parametrize(("dataset", "teacher", "student"), PAIRS)
-def test_every_pair_is_a_config_with_the_benchmarks_networks(dataset, teacher, student):
+def test_config_of_every_pair_builds_the_benchmarks_networks(dataset, teacher, student):
     for method in ("scratch", "kd", "ofa", "lfcc"):
         run = read_config(config(dataset, f"teacher={teacher},student={student},method={method}"))
         distillation = build(run, IMAGES[dataset])
@@ -91,18 +93,18 @@ def test_every_pair_is_a_config_with_the_benchmarks_networks(dataset, teacher, s
                 continue
             size = sum(leaf.size for leaf in jax.tree.leaves(network.variable_shapes()["params"]))
             assert size == PARAMETERS[name, IMAGES[dataset].num_classes]
-        assert set(distillation.losses) == {"cross_entropy", *benchmark.losses(method, student)}
+        assert set(distillation.losses) == set(presets.losses(method, student))
 
 
 @pytest.mark.parametrize("dataset", ["cifar100", "imagenet"])
 @pytest.mark.parametrize("method", benchmark.METHODS)
-def test_every_method_is_a_config(dataset, method):
+def test_config_of_every_method_builds(dataset, method):
     run = read_config(config(dataset, f"method={method}"))
     assert build(run, IMAGES[dataset]).losses
 
 
 @pytest.mark.parametrize("dataset", ["cifar100", "imagenet"])
-def test_the_docstring_names_commands_that_exist(dataset):
+def test_config_docstrings_contain_only_valid_commands(dataset):
     text = importlib.import_module(f"configs.{dataset}").__doc__
     for argument in re.findall(r"--config=configs/\w+\.py:(\S+)", text):
         config(dataset, argument)
@@ -110,29 +112,27 @@ def test_the_docstring_names_commands_that_exist(dataset):
         importlib.import_module(module.removesuffix(".__main__"))
 
 
-def test_every_network_of_the_zoo_has_the_recipe_of_its_kind():
+def test_recipe_of_every_network_is_that_of_its_family():
     for name in models.list_models():
-        is_cnn = type(models.create(name, 10, None if name[-1].isdigit() else 32)).__name__ in (
-            "ResNet",
-            "MobileNetV2",
-            "ConvNeXt",
-        )
+        is_cnn = models.variant(name).network.__name__ in ("ResNet", "MobileNetV2", "ConvNeXt")
         for recipe in (benchmark.cifar100, benchmark.imagenet):
             assert (recipe(name)["optimizer"]["name"] == "sgd") == is_cnn, name
-        assert benchmark.losses("ofa", name)["ofa"]["branch"] == ("convolution" if is_cnn else "attention")
+        assert presets.losses("ofa", name)["ofa"]["branch"] == ("convolution" if is_cnn else "attention")
 
 
-def test_a_student_alone_needs_no_teacher():
+def test_config_of_scratch_has_no_teacher():
     run = config("cifar100", "teacher=swin_tiny,student=resnet18,method=scratch")
     assert run["teacher"]["name"] == ""
 
 
-def test_what_a_recipe_does_not_know_is_said():
-    with pytest.raises(UserError, match="runlocal: there is no small 'resnet34', but one of each of convnext_tiny"):
+def test_benchmark_configs_reject_unknown_names():
+    with pytest.raises(UserError, match="runlocal: 'resnet34' has no small variant; networks that have one: convnext_"):
         config("imagenet", "student=resnet34,runlocal")
     with pytest.raises(UserError, match="unknown method 'lfc'; did you mean 'lfcc'"):
-        benchmark.losses("lfc", "resnet18")
+        presets.losses("lfc", "resnet18")
     with pytest.raises(UserError, match="unknown method 'ofaa'; did you mean 'ofa'"):
         config("cifar100", "method=ofaa")
+    with pytest.raises(UserError, match="unknown network 'resnet_18'; did you mean 'resnet18'"):
+        config("imagenet", "student=resnet_18")
     with pytest.raises(UserError, match="unknown network 'resnet_18'; did you mean 'resnet18'"):
         config("imagenet", "student=resnet_18,runlocal")

@@ -1,4 +1,4 @@
-"""Every pair of the benchmark takes a step, made smaller, with its config's losses, optimizer and augmentation."""
+"""A training step of every pair of the benchmark, with small networks and the losses and optimizer of its config."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def name_of(config, *rest):
 
 
 PAIRS = [(cifar100, *pair) for pair in CIFAR100_PAIRS] + [(imagenet, *pair) for pair in IMAGENET_PAIRS]
-# One for each kind of student; the others are asked for with -m every_pair.
+# One CNN and one other student; -m every_pair runs the rest.
 ALWAYS = [(cifar100, "mixer_b16", "mobilenetv2_100"), (cifar100, "convnext_tiny", "resmlp_12")]
 RUNS = [
     pytest.param(
@@ -31,13 +31,13 @@ RUNS = [
     )
     for i, pair in enumerate(PAIRS)
     for method in ("scratch", "kd", "ofa", "lfcc")
-    # A student that learns alone is the same with every teacher.
+    # Without a teacher, all pairs with the same student are the same.
     if method != "scratch" or (pair[0], pair[2]) not in {(config, student) for config, _, student in PAIRS[:i]}
 ]
 
 
-def made_up(shapes):
-    """Returns arrays of some shapes: small random numbers, none of them zero; and zeros for what counts or adds up."""
+def random_arrays(shapes):
+    """Returns arrays of the given shapes with small positive random numbers; integers become zero."""
     rng = np.random.default_rng(0)
 
     def array(shape):
@@ -49,28 +49,28 @@ def made_up(shapes):
 
 
 @pytest.mark.parametrize(("config", "teacher", "student", "method"), RUNS)
-def test_a_pair_takes_a_step_by_a_method(config, teacher, student, method):
+def test_pair_takes_a_training_step(config, teacher, student, method):
     run = read_config(config.get_config(f"teacher={teacher},student={student},method={method},runlocal"))
     mesh = create_mesh(data=2)
     inputs = data.open_inputs(**as_dict(run.data))
     distillation = build(run, inputs.images)
     augment = inputs.augmentation
     if method != "lfcc":
-        # RandAugment takes as long to compile as the rest, and does not ask for the method.
+        # RandAugment takes as long to compile as the rest, and does not depend on the method.
         augment = dataclasses.replace(augment, policy=None)
     step = distillation.train_step(mesh, augment)
 
-    # Drawing initial weights takes longer to compile than all the rest.
-    state = made_up(distillation.state_shapes())
-    taught = made_up(distillation.teacher.variable_shapes()) if distillation.teacher else None
+    # Initialization takes longer to compile than all the rest.
+    state = random_arrays(distillation.state_shapes())
+    teacher_variables = random_arrays(distillation.teacher.variable_shapes()) if distillation.teacher else None
     state = jax.device_put(state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), replicated(mesh))
     before = jax.device_get(state.student["params"])
     batch = to_global(next(data.train_batches(inputs.train, run.batch_size, seed=0)), mesh)
-    state, metrics = step(state, taught, batch)
+    state, metrics = step(state, teacher_variables, batch)
     assert all(np.isfinite(value) for value in metrics.values()), metrics
     expected = {"scratch": set(), "kd": {"kd"}, "ofa": {"ofa/logits", "ofa/exits"}, "lfcc": {"kd", "lfcc"}}[method]
     assert set(metrics) == {"loss", "accuracy", "grad_norm", "cross_entropy", *expected}
     after = jax.device_get(state.student["params"])
-    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
-    # Not MobileNetV2's shifts before a convolution and a normalization, which takes them out again.
-    assert np.mean(moved) > 0.85
+    changed = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
+    # Biases of MobileNetV2 before a convolution and a normalization have no effect, since the latter removes them.
+    assert np.mean(changed) > 0.85

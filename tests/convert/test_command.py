@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, capsys):
+def test_command_converts_a_timm_file_to_a_teacher_and_back(checkpoint, tmp_path, capsys):
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "teacher")])
     assert "resnet18, 11,180,103 parameters, 7 classes" in capsys.readouterr().out
     about = models.describe(tmp_path / "teacher")
@@ -31,7 +31,7 @@ def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, caps
     assert origin["source"] == "resnet18.safetensors"
     assert origin["sha256"] == sha256(checkpoint)
     assert origin["mean"] == [0.485, 0.456, 0.406]
-    assert origin["crop"] == 0.875
+    assert origin["crop_fraction"] == 0.875
     assert origin["interpolation"] == "bilinear"
 
     variables = models.load_variables(tmp_path / "teacher", models.create("resnet18", 7))
@@ -49,15 +49,15 @@ def test_a_timm_file_becomes_a_teacher_and_comes_back(checkpoint, tmp_path, caps
         assert file.metadata()["model"] == "resnet18"
 
 
-def test_a_teacher_gets_a_new_head_and_its_own_constants(checkpoint, tmp_path):
+def test_command_sets_a_new_head_and_constants(checkpoint, tmp_path):
     out = tmp_path / "teacher"
     arguments = ["--head", "new", "--num-classes", "100", "--image-size", "64", "--mean", "0.5", "--std", "0.25"]
-    arguments += ["--crop", "0.95", "--interpolation", "bicubic"]
+    arguments += ["--crop-fraction", "0.95", "--interpolation", "bicubic"]
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(out), *arguments])
     about = models.describe(out)
     network = models.create(about["name"], about["num_classes"], about["image_size"], **about["overrides"])
     assert (network.num_classes, network.image_size, network.mean, network.std) == (100, 64, (0.5,), (0.25,))
-    assert (network.crop, network.interpolation) == (0.95, "bicubic")
+    assert (network.crop_fraction, network.interpolation) == (0.95, "bicubic")
     variables = models.load_variables(out, network)
     assert network.apply(variables, jax.numpy.ones((1, 64, 64, 3))).logits.shape == (1, 100)
 
@@ -68,14 +68,14 @@ def write_raw_safetensors(path, name, dtype, shape, data):
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
-def test_paths_may_be_relative_as_in_the_readme(checkpoint, tmp_path, monkeypatch):
+def test_command_takes_relative_paths(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", "runs/teacher"])
     main(["--to-timm", "--checkpoint", "runs/teacher", "--out", "runs/student.safetensors"])
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["student.safetensors", "teacher"]
 
 
-def test_a_failed_conversion_leaves_nothing_and_can_be_repeated(checkpoint, tmp_path, monkeypatch):
+def test_command_leaves_nothing_after_a_failure_and_can_be_repeated(checkpoint, tmp_path, monkeypatch):
     save, out = models.save, tmp_path / "teacher"
 
     def save_onto_a_full_disk(directory, variables, description):
@@ -92,7 +92,7 @@ def test_a_failed_conversion_leaves_nothing_and_can_be_repeated(checkpoint, tmp_
     assert models.load(out)[0].num_classes == 7
 
 
-def test_to_timm_says_in_one_line_what_it_cannot_write(checkpoint, tmp_path):
+def test_to_timm_reports_an_unwritable_path_in_one_line(checkpoint, tmp_path):
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "teacher")])
     (tmp_path / "file").write_text("precious")
     for out in ("/proc/x.safetensors", str(tmp_path / "file" / "x.safetensors")):
@@ -100,7 +100,7 @@ def test_to_timm_says_in_one_line_what_it_cannot_write(checkpoint, tmp_path):
             main(["--to-timm", "--checkpoint", str(tmp_path / "teacher"), "--out", out])
 
 
-def test_a_grayscale_network_comes_back(tmp_path):
+def test_command_converts_a_grayscale_network(tmp_path):
     settings = {"image_channels": 1, "mean": (0.5,), "std": (0.25,)}
     safetensors.numpy.save_file(state_of("resnet18", **settings), tmp_path / "gray.safetensors")
     arguments = ["--image-channels", "1", "--mean", "0.5", "--std", "0.25"]
@@ -121,7 +121,7 @@ def test_a_grayscale_network_comes_back(tmp_path):
         ("conv1.weight", np.int8(1), "conv1.weight is int8, not floating"),
     ],
 )
-def test_numbers_that_a_network_cannot_use_are_refused_by_the_name_of_their_tensor(name, value, message):
+def test_from_timm_names_tensors_with_unusable_values(name, value, message):
     state = state_of("resnet18")
     state[name] = state[name].astype(np.asarray(value).dtype)
     state[name].flat[0] = value
@@ -129,7 +129,7 @@ def test_numbers_that_a_network_cannot_use_are_refused_by_the_name_of_their_tens
         convert.from_timm("resnet18", state)
 
 
-def test_a_network_with_nan_is_not_exported():
+def test_to_timm_rejects_nan():
     variables = convert.from_timm("resnet18", state_of("resnet18"))
     variables["batch_stats"]["stem_norm"]["mean"][3] = np.nan
     with pytest.raises(UserError, match="bn1.running_mean has 1 of 64 numbers"):
@@ -137,7 +137,7 @@ def test_a_network_with_nan_is_not_exported():
 
 
 @pytest.mark.parametrize(("dtype", "numpy_dtype"), [("F16", np.float16), ("BF16", jax.numpy.bfloat16)])
-def test_half_precision_safetensors_are_read(tmp_path, dtype, numpy_dtype):
+def test_read_state_dict_reads_half_precision_safetensors(tmp_path, dtype, numpy_dtype):
     values = np.array([1.0, -0.333, 256.0], numpy_dtype)
     write_raw_safetensors(tmp_path / "x.safetensors", "a", dtype, [3], values.tobytes())
     read = read_state_dict(tmp_path / "x.safetensors")["a"]
@@ -145,7 +145,7 @@ def test_half_precision_safetensors_are_read(tmp_path, dtype, numpy_dtype):
     np.testing.assert_array_equal(read.astype(np.float32), values.astype(np.float32))
 
 
-def test_the_checkpoint_of_timms_trainer_is_read(tmp_path):
+def test_from_timm_reads_checkpoints_of_timms_trainer(tmp_path):
     torch = pytest.importorskip("torch")
     state = {key: torch.tensor(value) for key, value in state_of("resnet18").items()}
     arguments = argparse.Namespace(model="resnet18", lr=0.1)
@@ -154,7 +154,7 @@ def test_the_checkpoint_of_timms_trainer_is_read(tmp_path):
     np.testing.assert_array_equal(variables["params"]["head"]["bias"], state["fc.bias"].numpy())
 
 
-def test_numpy_and_torch_files_are_read(checkpoint, tmp_path):
+def test_read_state_dict_reads_numpy_and_torch_files(checkpoint, tmp_path):
     state = read_state_dict(checkpoint)
     np.savez(tmp_path / "x.npz", **state)
     assert all(np.array_equal(read_state_dict(tmp_path / "x.npz")[key], value) for key, value in state.items())
@@ -196,7 +196,7 @@ def test_numpy_and_torch_files_are_read(checkpoint, tmp_path):
         (["--to-timm", "--checkpoint", "full"], "no finished network in"),
     ],
 )
-def test_what_cannot_be_converted_ends_with_one_line(arguments, message, checkpoint, tmp_path, monkeypatch):
+def test_command_reports_invalid_input_in_one_line(arguments, message, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "text.npz").write_text("no arrays")

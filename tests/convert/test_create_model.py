@@ -1,4 +1,4 @@
-"""The printed `timm.create_model` call, as text, and run where timm is installed."""
+"""The printed `timm.create_model` call, as text, and executed if timm is installed."""
 
 import importlib.util
 
@@ -32,7 +32,7 @@ CASES = [
         {"block": "bottleneck", "widths": (64, 64, 64, 64), "blocks": (1, 1, 1, 1)},
         '"resnet50", num_classes=5, channels=(16, 16, 16, 16), layers=(1, 1, 1, 1)',
     ),
-    ("resnet18", 32, {"widths": (8, 8, 8, 8)}, None),  # so is its stem, which timm's is not
+    ("resnet18", 32, {"widths": (8, 8, 8, 8)}, None),  # the stem has 8 channels too, unlike timm's
     ("resnet18", 32, {"strides": (1, 2, 2, 1)}, None),
     ("resnet18_32", 32, {}, None),
     ("mobilenetv2_100", 32, {"multiplier": 1.4, "dropout": 0.2}, '"mobilenetv2_140", num_classes=5'),
@@ -74,7 +74,7 @@ IDS = [f"{name} {overrides}" for name, _, overrides, _ in CASES]
 
 
 @pytest.mark.parametrize(("name", "size", "overrides", "expected"), CASES, ids=IDS)
-def test_the_call_names_what_differs_from_timms_network(name, size, overrides, expected):
+def test_create_model_call_lists_differences_from_the_timm_network(name, size, overrides, expected):
     call = create_model_call(name, models.create(name, 5, size, **overrides), "x.safetensors")
     if expected is None:
         assert call is None
@@ -88,7 +88,7 @@ def test_the_call_names_what_differs_from_timms_network(name, size, overrides, e
     [case[:3] for case in CASES if case[3]],
     ids=[i for i, c in zip(IDS, CASES, strict=True) if c[3]],
 )
-def test_timm_runs_the_call_and_computes_the_same_logits(name, size, overrides, tmp_path):
+def test_create_model_call_gives_the_same_logits_in_timm(name, size, overrides, tmp_path):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     import torch

@@ -40,7 +40,7 @@ def errors(name, size, train=False, state=None, **overrides):
 
 
 @pytest.mark.parametrize(("name", "size", "train"), CASES)
-def test_a_network_gives_what_timm_gives(name, size, train):
+def test_networks_give_the_same_outputs_as_timm(name, size, train):
     found = errors(name, size, train)
     if train:
         # BatchNorm over few values amplifies float32's rounding from layer to layer, here and ten times more in torch.
@@ -50,7 +50,7 @@ def test_a_network_gives_what_timm_gives(name, size, train):
     assert max(found.values()) < TOLERANCE, found
 
 
-def test_every_network_for_224_pixels_is_compared_with_timm():
+def test_cases_cover_every_network_for_224_pixels():
     assert sorted(NAMES) == [name for name in models.list_models() if made_for(name) == 224]
 
 
@@ -102,7 +102,7 @@ def _same_padding(monkeypatch):
         ("resnet18", _same_padding),
     ],
 )
-def test_a_network_that_is_slightly_wrong_is_found_out(monkeypatch, name, wrong):
+def test_control_a_slightly_wrong_network_exceeds_the_tolerance(monkeypatch, name, wrong):
     state = state_of(name)
     wrong(monkeypatch)
     found = errors(name, 224, state=state)
@@ -111,7 +111,7 @@ def test_a_network_that_is_slightly_wrong_is_found_out(monkeypatch, name, wrong)
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_pico_patch4_window7_224"])
-def test_query_and_key_exchanged_are_found_out(name):
+def test_control_exchanged_query_and_key_exceed_the_tolerance(name):
     state = state_of(name)
     for key, value in state.items():
         if ".qkv." in key:
@@ -122,10 +122,10 @@ def test_query_and_key_exchanged_are_found_out(name):
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 @pytest.mark.parametrize("overrides", [{"scan": True}, {"remat": True}], ids=str)
-def test_a_loop_over_blocks_and_recomputation_change_nothing(name, overrides):
+def test_scan_and_remat_do_not_change_parity_with_timm(name, overrides):
     assert max(errors(name, 224, **overrides).values()) < TOLERANCE
 
 
-def test_bfloat16_is_near():
+def test_bfloat16_outputs_are_close_to_timm():
     found = errors("deit_tiny_patch16_224", 224, dtype=jnp.bfloat16)
     assert 1e-3 < found["logits"] < 3e-2

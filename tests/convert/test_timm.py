@@ -33,7 +33,7 @@ def state_of(name, num_classes=7, **overrides):
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_there_and_back_again_is_the_same_bit_for_bit(name):
+def test_from_timm_and_to_timm_are_inverse_bit_for_bit(name):
     state = state_of(name)
     variables = convert.from_timm(name, state)
     shapes = models.create(name, 7).variable_shapes()
@@ -45,7 +45,7 @@ def test_there_and_back_again_is_the_same_bit_for_bit(name):
         np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
-def test_tables_name_every_array_of_every_network_once():
+def test_tables_contain_every_array_of_every_network_once():
     for name in models.list_models():
         network = models.create(name, 7, image_size=models.create(name, 7, 32).image_size)
         rows = [row for row in table(network) if row.path is not None]
@@ -56,7 +56,7 @@ def test_tables_name_every_array_of_every_network_once():
         assert len({row.timm for row in rows}) == len(rows)
 
 
-def test_all_wrong_tensors_are_named_in_one_message():
+def test_from_timm_names_all_wrong_tensors_in_one_error():
     state = state_of("resnet18")
     del state["layer1.0.conv1.weight"], state["fc.weight"]
     state["layer9.weight"] = np.zeros(3)
@@ -74,7 +74,7 @@ def test_all_wrong_tensors_are_named_in_one_message():
     assert "\n" not in str(error.value)
 
 
-def test_all_wrong_variables_are_named_in_one_message():
+def test_to_timm_names_all_wrong_variables_in_one_error():
     variables = convert.from_timm("resnet18", state_of("resnet18"))
     del variables["params"]["stem_conv"]
     variables["params"]["extra"] = np.zeros(2)
@@ -96,12 +96,12 @@ def test_all_wrong_variables_are_named_in_one_message():
         ({"dpeth": 3}, "unknown key 'dpeth'"),
     ],
 )
-def test_what_cannot_be_converted_is_said(arguments, message):
+def test_from_timm_rejects_invalid_arguments(arguments, message):
     with pytest.raises(UserError, match=message):
         convert.from_timm(**({"name": "resnet18", "state_dict": state_of("resnet18")} | arguments))
 
 
-def test_the_head_is_kept_or_new():
+def test_from_timm_keeps_or_replaces_the_head():
     state = state_of("deit_tiny_patch16_224")
     kept = convert.from_timm("deit_tiny", state)["params"]
     new = convert.from_timm("deit_tiny", state, head="new", num_classes=100)["params"]
@@ -117,14 +117,14 @@ def test_the_head_is_kept_or_new():
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
-def test_what_trainers_wrap_around_a_checkpoint_is_taken_off(wrapper):
+def test_from_timm_removes_the_wrappers_of_trainers(wrapper):
     state = state_of("resnet18")
     wrapped = {wrapper: {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
     expected = convert.from_timm("resnet18", state)
     jax.tree.map(np.testing.assert_array_equal, convert.from_timm("resnet18", wrapped), expected)
 
 
-def test_the_authors_swin_is_understood():
+def test_from_timm_reads_the_authors_swin():
     name = "swin_pico_patch4_window7_224"
     state = state_of(name)
     authors = {}
@@ -138,7 +138,7 @@ def test_the_authors_swin_is_understood():
     jax.tree.map(np.testing.assert_array_equal, convert.from_timm(name, authors), convert.from_timm(name, state))
 
 
-def test_the_authors_convnext_is_understood():
+def test_from_timm_reads_the_authors_convnext():
     network = models.create("convnext_tiny", 7)
     authors = {
         "downsample_layers.0.0.weight": "stem.0.weight",
@@ -155,19 +155,19 @@ def test_the_authors_convnext_is_understood():
 
 
 @pytest.mark.parametrize("case", ["positions/14/10", "positions/14/24", "positions/4/7"])
-def test_position_embeddings_are_resized_as_timm_does(case, resized):
+def test_position_embeddings_are_resized_as_in_timm(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
     np.testing.assert_allclose(convert.positions.resize_positions(old, new.shape[1], prefix=1), new, atol=2e-6)
     assert np.abs(old).max() > 1
 
 
 @pytest.mark.parametrize("case", ["bias/7/12", "bias/7/8", "bias/7/5", "bias/4/7"])
-def test_position_biases_are_resized_as_timm_does(case, resized):
+def test_position_biases_are_resized_as_in_timm(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
     np.testing.assert_allclose(convert.positions.resize_position_bias(old, len(new)), new, atol=2e-5)
 
 
-def test_a_checkpoint_serves_another_image_size():
+def test_from_timm_converts_to_another_image_size():
     state = state_of("deit_tiny_patch16_224")
     variables = convert.from_timm("deit_tiny", state, image_size=160)
     assert variables["params"]["pos_embed"].shape == (1, 101, 192)
@@ -186,7 +186,7 @@ def test_a_checkpoint_serves_another_image_size():
         convert.from_timm("mixer_s16", state_of("mixer_s16_224"), image_size=160)
 
 
-def test_torch_tensors_are_taken_too():
+def test_from_timm_accepts_torch_tensors():
     torch = pytest.importorskip("torch")
     state = state_of("resnet18")
     tensors = {key: torch.tensor(value).to(torch.bfloat16) for key, value in state.items()}
@@ -197,7 +197,7 @@ def test_torch_tensors_are_taken_too():
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_timm_loads_what_was_written_and_gives_the_same(name, tmp_path):
+def test_timm_loads_exported_files_and_gives_the_same_logits(name, tmp_path):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     from safetensors.torch import load_file
@@ -220,12 +220,12 @@ def test_timm_loads_what_was_written_and_gives_the_same(name, tmp_path):
     assert np.linalg.norm(logits - expected) < 1e-5 * np.linalg.norm(expected)
 
 
-def test_every_family_is_here():
+def test_cases_cover_every_family():
     assert set(ONE_OF_EACH_FAMILY) <= set(NAMES)
     assert {type(models.create(name, 1)) for name in ONE_OF_EACH_FAMILY} == {type(models.create(n, 1)) for n in NAMES}
 
 
-def test_a_compiled_models_names_are_understood():
+def test_from_timm_reads_compiled_models():
     state = state_of("resnet18")
     compiled = {f"_orig_mod.module.{name}": value for name, value in state.items()}
     jax.tree.map(
@@ -233,7 +233,7 @@ def test_a_compiled_models_names_are_understood():
     )
 
 
-def test_positions_that_are_no_square_are_named_and_so_is_another_networks_checkpoint():
+def test_from_timm_names_positions_that_are_not_square_and_checkpoints_of_other_networks():
     state = state_of("deit_tiny_patch16_224")
     for tokens in (196, 198):
         wrong = state | {"pos_embed": np.zeros((1, tokens, 192), np.float32)}

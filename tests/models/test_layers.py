@@ -1,4 +1,4 @@
-"""Layers that compute a standard operation another way, against the plain operation."""
+"""Layers that compute a standard operation in another way, against the standard one."""
 
 import flax.linen as nn
 import jax
@@ -72,7 +72,7 @@ def test_stem_conv_equals_a_7x7_convolution_with_stride_2(height, width):
 
 
 @pytest.mark.parametrize("ours", [layers.PatchConv(5, 2, nn.initializers.lecun_normal()), layers.StemConv(5)])
-def test_a_transposed_kernel_is_not_within_the_tolerance(ours):
+def test_control_a_transposed_kernel_exceeds_the_tolerance(ours):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = ours.init(jax.random.key(1), x)
     transposed = jax.tree.map(lambda v: v.swapaxes(0, 1) if v.ndim == 4 else v, variables)
@@ -146,7 +146,7 @@ def test_batch_norm_is_exact_at_a_large_mean(shape):
     assert errors(nn.BatchNorm(False, momentum=0.9))[0] > 0.1
 
 
-def test_batch_norm_is_exact_where_the_first_image_is_unlike_the_others():
+def test_batch_norm_is_exact_if_the_first_image_differs_from_the_others():
     x = at_mean_100((32, 4, 4, 3)).at[0].set(0.0)
     expected, _, _ = normalized(x, (0, 1, 2))
     y, _ = layers.BatchNorm(True).apply(layers.BatchNorm(True).init(jax.random.key(0), x), x, mutable=["batch_stats"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lfcc_jax import models
+from lfcc_jax.arguments import signature
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import DropPath
 from lfcc_jax.models.stack import drop_path_rates
@@ -30,7 +31,7 @@ def small(name, **overrides):
 
 @functools.cache
 def variables_of(name):
-    """Freshly initialized, but for the classifier: some start at zero, and tell nothing of what is before them."""
+    """Returns initial variables with a random classifier: some start at zero, and would hide everything before them."""
     variables = jax.jit(small(name).init)(jax.random.key(0), images())
     head = variables["params"]["head"]
     head = head | {"kernel": jax.random.normal(jax.random.key(7), head["kernel"].shape)}
@@ -46,7 +47,7 @@ def images(seed=0, batch=4):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_network_returns_logits_and_the_features_it_announces(name):
+def test_networks_return_logits_and_the_features_of_feature_info(name):
     model = small(name)
     logits, features = run(model, variables_of(name), images(), train=False)
     assert logits.shape == (4, 5)
@@ -58,7 +59,7 @@ def test_every_network_returns_logits_and_the_features_it_announces(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shapes_of_variables_are_known_before_anything_runs(name):
+def test_variable_shapes_are_those_of_init(name):
     model = small(name)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.variable_shapes())
     made = jax.tree.map(lambda x: (x.shape, x.dtype), variables_of(name))
@@ -66,7 +67,7 @@ def test_shapes_of_variables_are_known_before_anything_runs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights_and_logits(name):
+def test_bfloat16_networks_keep_float32_weights_and_logits(name):
     model = small(name, dtype=jnp.bfloat16)
     logits, features = run(model, variables_of(name), images())
     assert {x.dtype for x in jax.tree.leaves(model.variable_shapes())} == {jnp.dtype("float32")}
@@ -89,7 +90,7 @@ def test_logits_of_a_bfloat16_network_are_computed_in_float32(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_dropout_acts_in_training_only(name):
+def test_dropout_is_active_in_training_only(name):
     model = small(name, dropout=0.5)
     variables = variables_of(name)
 
@@ -116,7 +117,7 @@ def test_stochastic_depth_keeps_the_mean_and_drops_whole_examples():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_image_does_not_change_what_another_gives(name):
+def test_outputs_of_an_image_do_not_depend_on_the_rest_of_the_batch(name):
     apply = jax.jit(small(name).apply)
     changed = images().at[0].set(0.0)
     before, after = apply(variables_of(name), images()), apply(variables_of(name), changed)
@@ -125,7 +126,7 @@ def test_one_image_does_not_change_what_another_gives(name):
     assert not np.allclose(before.logits[0], after.logits[0])
 
 
-def test_each_network_normalizes_with_its_own_constants():
+def test_networks_normalize_with_their_own_constants():
     plain = small("resnet_pico", mean=(0.0,), std=(1.0,))
     normalizing = small("resnet_pico", mean=(0.3,), std=(0.2,))
     variables = plain.init(jax.random.key(0), images())
@@ -133,7 +134,7 @@ def test_each_network_normalizes_with_its_own_constants():
     np.testing.assert_allclose(normalizing.apply(variables, images()).logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_tokens_are_put_back_where_their_patches_were():
+def test_token_features_are_at_the_positions_of_their_patches():
     model = small("vit_pico", depth=4)
     variables = model.init(jax.random.key(0), images())
     # With attention and MLP silenced, a token is its patch's embedding and position.
@@ -175,7 +176,7 @@ def test_tokens_are_put_back_where_their_patches_were():
             {"name": "resnet18", "block": "bottelneck"},
             "resnet18.block must be 'basic' or 'bottleneck', got 'bottelneck'",
         ),
-        ({"name": "resnet18", "image_channels": 1}, "images of 1 channels need a mean and a std of 1 numbers or one"),
+        ({"name": "resnet18", "image_channels": 1}, "mean and std must have 1 or 1 numbers"),
         (
             {"name": "vit_pico", "num_classes": 0},
             "vit_pico.num_classes must be an integer between 1 and 10000000, got 0",
@@ -187,7 +188,7 @@ def test_tokens_are_put_back_where_their_patches_were():
             {"name": "vit_pico", "std": (0.0,)},
             r"vit_pico.std must be a non-empty list of positive numbers, got \(0.0,\)",
         ),
-        ({"name": "vit_pico", "crop": 7}, "vit_pico.crop must be a positive number up to 1, got 7"),
+        ({"name": "vit_pico", "crop_fraction": 7}, "vit_pico.crop_fraction must be a positive number up to 1, got 7"),
         ({"name": "vit_pico", "interpolation": "bicubik"}, "must be 'bilinear' or 'bicubic', got 'bicubik'"),
         ({"name": "swin_femto_32", "depths": (2, 2, 2)}, "swin_femto_32.depths must be a list of 4 integers between"),
         ({"name": "vit_pico", "width": -48}, "vit_pico.width must be an integer between 1 and 16384, got -48"),
@@ -204,18 +205,18 @@ def test_networks_reject_invalid_fields(arguments, message):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (jnp.ones((1, 8, 8, 3), jnp.uint8), "images are floats in .* got uint8, to be divided by 255"),
-        (jnp.ones((1, 3, 8, 8)), r"images are \[batch, height, width, 3\] here; got shape \[1, 3, 8, 8\]"),
-        (jnp.ones((8, 8, 3)), r"got shape \[8, 8, 3\]"),
+        (jnp.ones((1, 8, 8, 3), jnp.uint8), r"images must be floats in \[0, 1\], got uint8; divide by 255"),
+        (jnp.ones((1, 3, 8, 8)), r"images must have shape \[batch, height, width, 3\], got \[1, 3, 8, 8\]"),
+        (jnp.ones((8, 8, 3)), r"got \[8, 8, 3\]"),
     ],
 )
-def test_images_of_another_kind_are_said(images, message):
+def test_networks_reject_images_of_another_shape_or_dtype(images, message):
     with pytest.raises(UserError, match=message):
         models.create("resnet_pico", 5, 8).init(jax.random.key(0), images)
 
 
-def test_a_network_of_any_size_needs_one():
-    with pytest.raises(UserError, match="network 'vit_pico' is made for images of any size: give image_size"):
+def test_networks_without_a_default_image_size_require_one():
+    with pytest.raises(UserError, match="network 'vit_pico' has no default image size: set image_size"):
         models.create("vit_pico", 10)
 
 
@@ -236,13 +237,13 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_networks_have_exactly_as_many_parameters_as_published(name):
+def test_networks_have_the_published_number_of_parameters(name):
     for classes, expected in zip((1000, 100), PARAMETERS[name], strict=True):
         shapes = models.create(name, classes).variable_shapes()["params"]
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
 
 
-# Height or width, and channels, of the benchmark's four stages at 224 pixels, and of the vector that is classified.
+# Side and channels of the benchmark's four stages at 224 pixels, and channels of the pooled vector.
 STAGES = {
     "resnet18": ((56, 64), (28, 128), (14, 256), (7, 512), 512),
     "resnet50": ((56, 256), (28, 512), (14, 1024), (7, 2048), 2048),
@@ -259,7 +260,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_stages_are_where_the_benchmark_has_them(name):
+def test_stages_have_the_sizes_of_the_benchmark(name):
     info = models.create(name, 10).feature_info()
     *stages, width = STAGES[name]
     assert [info[f"stage{s}"] for s in (1, 2, 3, 4)] == [(n, n, channels) for n, channels in stages]
@@ -269,8 +270,8 @@ def test_stages_are_where_the_benchmark_has_them(name):
 
 
 @pytest.mark.parametrize("name", ["convnext_pico_32", "vit_pico", "swin_femto_32"])
-@pytest.mark.parametrize("how", ["scan", "remat"])
-def test_a_loop_over_blocks_and_recomputation_change_no_gradient(name, how):
+@pytest.mark.parametrize("option", ["scan", "remat"])
+def test_scan_and_remat_do_not_change_gradients(name, option):
     def gradient(**overrides):
         model = small(name, drop_path=0.2, **overrides)
         variables = variables_of(name)
@@ -286,11 +287,11 @@ def test_a_loop_over_blocks_and_recomputation_change_no_gradient(name, how):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * max(float(jnp.abs(x).max()), 1e-3)),
         gradient(),
-        gradient(**{how: True}),
+        gradient(**{option: True}),
     )
 
 
-def test_batch_norm_networks_take_remat_too():
+def test_remat_does_not_change_batch_norm_networks():
     outputs = []
     for remat in (False, True):
         model = small("resnet_pico", remat=remat)
@@ -298,13 +299,13 @@ def test_batch_norm_networks_take_remat_too():
     jax.tree.map(np.testing.assert_array_equal, *outputs)
 
 
-def test_blocks_start_from_different_weights():
+def test_stacked_blocks_have_different_initial_weights():
     kernel = variables_of("vit_pico")["params"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (4, 12, 48)
     assert not np.array_equal(kernel[0], kernel[1])
 
 
-def test_stochastic_depth_grows_from_zero():
+def test_drop_path_rates_grow_from_zero():
     assert drop_path_rates(0.3, 4) == pytest.approx((0.0, 0.1, 0.2, 0.3))
     assert drop_path_rates(0.3, 1) == (0.0,)
     model = small("vit_pico", drop_path=0.9)
@@ -318,7 +319,7 @@ def test_stochastic_depth_grows_from_zero():
     assert not np.array_equal(first["stage4"], second["stage4"])
 
 
-# Tensors whose initialization is PyTorch's own in timm, with the bound of the uniform distribution.
+# Parameters with PyTorch's default initialization in timm, and the bound of the uniform distribution.
 UNIFORM = [
     ("resnet18", ("head", "kernel"), 512**-0.5),
     ("resnet18", ("head", "bias"), 512**-0.5),
@@ -328,7 +329,7 @@ UNIFORM = [
     ("deit_tiny", ("patch_embed", "kernel"), 768**-0.5),
     ("deit_tiny", ("patch_embed", "bias"), 768**-0.5),
 ]
-# He initialization by the outputs of a kernel, a normal distribution that is not truncated.
+# Parameters with Kaiming fan-out initialization, an untruncated normal distribution, and its std.
 NORMAL = [
     ("resnet18", ("stage1_block0", "conv1", "kernel"), (2 / (9 * 64)) ** 0.5),
     ("resnet18", ("stem_conv", "kernel"), (2 / (49 * 64)) ** 0.5),
@@ -338,7 +339,7 @@ NORMAL = [
 
 
 def initial_values(name, path):
-    """Returns one parameter of a fresh network; nothing else is computed."""
+    """Returns the initial value of one parameter."""
     model = models.create(name, 1000, image_size=32)
 
     @jax.jit
@@ -349,7 +350,7 @@ def initial_values(name, path):
 
 
 @pytest.mark.parametrize(("name", "path", "bound"), UNIFORM)
-def test_initial_values_are_uniform_where_timm_has_them_so(name, path, bound):
+def test_initial_values_are_uniform_as_in_timm(name, path, bound):
     x = initial_values(name, path)
     assert np.abs(x).max() <= bound
     # The standard error of the mean is std / sqrt(n); that of the deviation of a uniform variable is 0.45 of it.
@@ -359,9 +360,29 @@ def test_initial_values_are_uniform_where_timm_has_them_so(name, path, bound):
 
 
 @pytest.mark.parametrize(("name", "path", "std"), NORMAL)
-def test_initial_values_are_normal_where_timm_has_them_so(name, path, std):
+def test_initial_values_are_normal_as_in_timm(name, path, std):
     x = initial_values(name, path)
     assert abs(x.mean()) < 5 * std / x.size**0.5
     assert abs(x.std() - std) < 5 * std / (2 * x.size) ** 0.5
     # Truncation at two standard deviations, the usual one, leaves nothing beyond 2.28 of the distribution's own.
     assert np.abs(x).max() > 2.5 * std
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_state_a_family_and_only_free_fields_that_exist(name):
+    network = small(name)
+    assert models.family(name) == network.family
+    assert network.family in ("cnn", "transformer", "mlp")
+    assert network.free_fields <= set(signature(type(network)))
+
+
+def test_small_variants_are_valid_and_small():
+    for name in models.list_models():
+        if (fields := models.variant(name).small) is not None:
+            params = models.create(name, 10, 64, **fields).variable_shapes()["params"]
+            assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1_500_000, name
+
+
+def test_family_rejects_an_unknown_name():
+    with pytest.raises(UserError, match="unknown network 'resnet_18'; did you mean 'resnet18'"):
+        models.family("resnet_18")

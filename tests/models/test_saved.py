@@ -26,7 +26,7 @@ def variables_of(network):
 
 
 def edit(directory, **changes):
-    """Changes `network.json` as someone would by hand: without its digest. `...` removes a key."""
+    """Edits `network.json` and removes its digest. The value `...` removes a key."""
     made = json.loads((directory / "network.json").read_text()) | changes
     del made["sha256"]
     text = json.dumps({key: value for key, value in made.items() if value is not ...})
@@ -34,7 +34,7 @@ def edit(directory, **changes):
 
 
 def damaged(directory, network):
-    """Returns the error that loading a network raises, with the path of the directory left out."""
+    """Returns the error raised by loading a network, without the path of the directory."""
     errors = []
     for load in (models.load, lambda path: models.load_variables(path, network)):
         with pytest.raises(UserError) as error:
@@ -45,7 +45,7 @@ def damaged(directory, network):
     return errors[0]
 
 
-def test_a_network_is_loaded_from_its_directory_or_from_its_run(tmp_path, network):
+def test_load_variables_takes_the_directory_or_the_work_directory_of_the_run(tmp_path, network):
     variables = variables_of(network)
     models.save(tmp_path / "student", variables, DESCRIPTION)
     for path in (tmp_path / "student", tmp_path, str(tmp_path)):
@@ -53,11 +53,11 @@ def test_a_network_is_loaded_from_its_directory_or_from_its_run(tmp_path, networ
     assert models.describe(tmp_path).items() >= DESCRIPTION.items()
 
 
-def test_a_missing_network_is_refused(tmp_path, network):
+def test_load_rejects_a_directory_without_a_network(tmp_path, network):
     assert damaged(tmp_path / "nowhere", network).startswith("no finished network in DIRECTORY")
 
 
-def test_arrays_that_do_not_fit_are_named(tmp_path, network):
+def test_load_variables_names_arrays_that_do_not_fit(tmp_path, network):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     with pytest.raises(UserError, match="holds a resnet_pico with 10 classes, not this ResNet with 7") as error:
         models.load_variables(tmp_path, network.clone(num_classes=7))
@@ -77,7 +77,7 @@ def test_arrays_that_do_not_fit_are_named(tmp_path, network):
         models.load_variables(tmp_path / "vit", network)
 
 
-def test_a_network_that_differs_in_no_array_is_still_another_one(tmp_path):
+def test_load_variables_rejects_other_fields_even_if_all_shapes_match(tmp_path):
     overrides = {"image_channels": 1, "width": 12}
     made = models.create("vit_pico", 10, 8, **overrides)
     models.save(tmp_path, variables_of(made), DESCRIPTION | {"name": "vit_pico", "overrides": overrides})
@@ -86,21 +86,21 @@ def test_a_network_that_differs_in_no_array_is_still_another_one(tmp_path):
         models.load_variables(tmp_path, made.clone(heads=6, mean=(0.0,)))
 
 
-def test_a_network_without_digests_is_loaded(tmp_path, network):
+def test_load_accepts_a_network_without_digests(tmp_path, network):
     variables = variables_of(network)
     models.save(tmp_path, variables, DESCRIPTION)
     edit(tmp_path, digests=...)
     jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path)[1], variables)
 
 
-def test_variables_are_cast_to_float32_after_their_digests_were_verified(tmp_path, network):
+def test_load_variables_verifies_digests_before_casting_to_float32(tmp_path, network):
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables_of(network))
     models.save(tmp_path, halves, DESCRIPTION)
     loaded = models.load_variables(tmp_path, network)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(np.float32)), loaded, halves)
 
 
-def test_a_flipped_bit_in_the_variables_is_found_and_the_array_is_named(tmp_path, network):
+def test_load_detects_a_flipped_bit_and_names_the_array(tmp_path, network):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     file = max((tmp_path / "variables").rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
@@ -110,7 +110,7 @@ def test_a_flipped_bit_in_the_variables_is_found_and_the_array_is_named(tmp_path
     assert re.fullmatch(r"DIRECTORY/variables is damaged: params/stage\w+/\w+/kernel differs from what was saved", said)
 
 
-def test_a_changed_description_is_found(tmp_path, network):
+def test_load_detects_a_changed_description(tmp_path, network):
     models.save(tmp_path, variables_of(network), DESCRIPTION | {"overrides": OVERRIDES | {"std": (0.5,)}})
     file = tmp_path / "network.json"
     text = file.read_text()
@@ -119,7 +119,7 @@ def test_a_changed_description_is_found(tmp_path, network):
     assert damaged(tmp_path, network) == "DIRECTORY/network.json is damaged: it was changed after it was written"
 
 
-def test_variables_of_another_network_are_found_by_their_digests(tmp_path, network):
+def test_load_detects_variables_of_another_network_by_their_digests(tmp_path, network):
     models.save(tmp_path / "one", variables_of(network), DESCRIPTION)
     models.save(tmp_path / "two", jax.tree.map(lambda x: x + 1, variables_of(network)), DESCRIPTION)
     (tmp_path / "two" / "network.json").write_text((tmp_path / "one" / "network.json").read_text())
@@ -127,13 +127,13 @@ def test_variables_of_another_network_are_found_by_their_digests(tmp_path, netwo
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_variables_with_nan_are_neither_saved_nor_loaded(tmp_path, network, value):
+def test_save_and_load_reject_variables_with_nan(tmp_path, network, value):
     variables = variables_of(network)
     variables["batch_stats"]["stem_norm"]["mean"] *= value
     with pytest.raises(UserError, match="cannot be saved to .*: batch_stats/stem_norm/mean contains NaN or infinity"):
         models.save(tmp_path / "a", variables, DESCRIPTION)
     assert not (tmp_path / "a").exists()
-    # A network from before there was that check.
+    # A network saved before that check existed.
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     edit(tmp_path, digests=...)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -153,7 +153,7 @@ def test_variables_with_nan_are_neither_saved_nor_loaded(tmp_path, network, valu
         (b'{"name": "resnet_pico"}', "is damaged: it lacks num_classes, image_size"),
     ],
 )
-def test_a_file_that_is_no_description_is_refused(tmp_path, network, content, message):
+def test_load_rejects_a_file_that_is_not_a_description(tmp_path, network, content, message):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     (tmp_path / "network.json").write_bytes(content)
     assert damaged(tmp_path, network).startswith(f"DIRECTORY/network.json {message}")
@@ -177,7 +177,7 @@ def test_a_file_that_is_no_description_is_refused(tmp_path, network, content, me
         ({"image_size": -1}, "image_size"),
     ],
 )
-def test_an_invalid_description_is_refused(tmp_path, network, changes, message):
+def test_load_rejects_an_invalid_description(tmp_path, network, changes, message):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     edit(tmp_path, **changes)
     said = damaged(tmp_path, network)
@@ -185,7 +185,7 @@ def test_an_invalid_description_is_refused(tmp_path, network, changes, message):
     assert message in said
 
 
-def test_a_description_that_is_a_directory_is_refused(tmp_path, network):
+def test_load_rejects_a_description_that_is_a_directory(tmp_path, network):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     (tmp_path / "network.json").unlink()
     (tmp_path / "network.json").mkdir()
@@ -193,7 +193,7 @@ def test_a_description_that_is_a_directory_is_refused(tmp_path, network):
 
 
 @pytest.mark.parametrize("name", [".", "_METADATA", "manifest.ocdbt", "d"])
-def test_missing_files_are_reported_as_damage(tmp_path, network, name):
+def test_load_reports_missing_files_as_damage(tmp_path, network, name):
     models.save(tmp_path, variables_of(network), DESCRIPTION)
     path = tmp_path / "variables" / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()

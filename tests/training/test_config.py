@@ -1,8 +1,6 @@
 import pytest
 from ml_collections import ConfigDict, FieldReference
 
-from configs import digits
-from lfcc_jax import methods
 from lfcc_jax.config_files import parse_argument
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import read_config
@@ -49,21 +47,3 @@ def test_the_argument_of_a_config_file_is_typed_by_its_defaults():
 def test_an_argument_that_means_nothing_is_refused(argument):
     with pytest.raises(UserError, match="--config"):
         parse_argument(argument, method=("lfcc", "kd"), runlocal=False, width=3)
-
-
-@pytest.mark.parametrize("method", ["scratch", "kd", "lfcc", *digits.RIVALS])
-def test_every_method_of_the_digits_config_is_made_of_methods_that_there_are(method):
-    run = read_config(digits.get_config(f"method={method}"))
-    made = {}
-    for name, block in run.losses.items():
-        settings = {key: value for key, value in block.items() if key != "weight"}
-        made[name] = methods.create(name, **settings)
-    weighed = {name for name in made if run.losses[name]["weight"]}
-    parts = set(method.split("_")) if method not in ("crd_bank", "kd_standardized") else {method}
-    parts = {"scratch": set(), "lfcc": {"kd", "lfcc"}, "kd_standardized": {"kd"}}.get(method, parts)
-    assert weighed == {"cross_entropy", *parts}
-
-
-def test_the_digits_config_leaves_no_method_out():
-    used = {name for blocks in digits.RIVALS.values() for name in blocks}
-    assert {*used, "lfcc"} == set(methods.list_methods())

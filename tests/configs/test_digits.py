@@ -1,0 +1,43 @@
+import pytest
+
+from configs import digits
+from lfcc_jax import methods
+from lfcc_jax.methods import presets
+from lfcc_jax.training.config import read_config
+from lfcc_jax.training.distillation import Images, build
+
+# Parts of the methods whose name does not list them.
+PARTS = {
+    "scratch": set(),
+    "teacher": set(),
+    "lfcc": {"kd", "lfcc"},
+    "crd_bank": {"crd_bank"},
+    "kd_standardized": {"kd"},
+}
+
+
+@pytest.mark.parametrize("method", ["teacher", *presets.METHODS])
+def test_digits_config_of_every_method_builds_the_losses_of_its_name(method):
+    run = read_config(digits.get_config(f"method={method}"))
+    losses = build(run, Images(10, 8, 1, 1297)).losses
+    assert set(losses) == {"cross_entropy", *PARTS.get(method, method.split("_"))}
+
+
+def test_presets_contain_every_loss():
+    used = {loss for method in presets.METHODS for loss in presets.losses(method, "resnet18")}
+    assert used == set(methods.list_methods())
+
+
+def test_digits_config_changes_kd_but_not_standardized_kd():
+    changed = [digits.get_config(f"method={method}").losses.kd.temperature for method in ("kd", "kd_standardized")]
+    assert changed == [4.0, presets.losses("kd_standardized", "resnet18")["kd"]["temperature"]]
+
+
+def test_digits_config_lists_all_methods_but_those_with_dist():
+    assert set(presets.METHODS) - set(digits.METHODS) == {"lfcc_dist", "fitnet_dist"}
+
+
+def test_changes_of_a_preset_leave_the_preset_as_it_is():
+    before = presets.losses("kd", "resnet18")
+    presets.losses("kd", "resnet18", {"kd": {"temperature": 7.0}})["cross_entropy"]["weight"] = 3.0
+    assert presets.losses("kd", "resnet18") == before
