@@ -345,6 +345,7 @@ def _fitting(grids: Sequence[int], student_size: Size, teacher_size: Size, stage
     if not fitting:
         raise UserError(
             f"`grids` must contain a size up to {smallest} for {stage}, with maps of "
-            f"{'x'.join(map(str, student_size))} (student) and {'x'.join(map(str, teacher_size))} (teacher), got {list(grids)}"
+            f"{'x'.join(map(str, student_size))} (student) and {'x'.join(map(str, teacher_size))} (teacher), "
+            f"got {list(grids)}"
         )
     return fitting
