@@ -50,8 +50,7 @@ def at(student: Float[Array, "batch _ _ _"], teacher: Float[Array, "batch _ _ _"
       \frac{1}{HW} \Big| \frac{a(f^s)}{|a(f^s)|} - \frac{a(f^t)}{|a(f^t)|} \Big|^2, \qquad
       a(f)_{hw} = \frac{1}{C} \sum_c f_{hwc}^2
 
-    No gradient reaches the teacher. Constant factors are those of the authors' code, which differ
-    from the paper's.
+    No gradient reaches the teacher. Constant factors are those of the authors' code, which differ from the paper's.
 
     Args:
       student: Feature maps of the student, any floating dtype.
