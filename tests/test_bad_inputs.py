@@ -82,7 +82,7 @@ ROWS = [
     ({"student.image_size": 3}, "config.student.image_size is set by the run and cannot be configured"),
     ({"student.image_channels": 3}, "config.student.image_channels must be 1, as in the data, got 3"),
     ({"student.image_channels": 0}, "config.student.image_channels must be 1, as in the data, got 0"),
-    ({"student.mean": [0.5, 0.5, 0.5]}, "images of 1 channels need a mean and a std of 1 numbers or one"),
+    ({"student.mean": [0.5, 0.5, 0.5]}, "mean and std must have one number or one per channel, of which there are 1"),
     ({"student.std": [0]}, "config.student.std must be a non-empty list of positive numbers, got [0]"),
     ({"student.std": []}, "config.student.std must be a non-empty list of positive numbers, got []"),
     ({"student.crop_fraction": 0}, "config.student.crop_fraction must be a positive number up to 1, got 0"),

@@ -134,7 +134,7 @@ class Network(nn.Module):
             raise UserError(f"images must be floats in [0, 1], got {images.dtype}; divide by 255?")
         if {len(self.mean), len(self.std)} - {1, channels}:
             raise UserError(
-                f"mean and std must have 1 or {channels} numbers for images of {channels} channels, "
+                f"mean and std must have one number or one per channel, of which there are {channels}, "
                 f"got mean={self.mean} and std={self.std}"
             )
         mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.mean, self.std))

@@ -185,7 +185,7 @@ def test_read_state_dict_reads_numpy_and_torch_files(checkpoint, tmp_path):
             ["--model", "resnet18", "--image-channels", "1", "--mean", "0.5", "--std", "0.5"],
             "conv1.weight is [64, 3, 7, 7]",
         ),
-        (["--model", "resnet18", "--image-channels", "1"], "need a mean and a std"),
+        (["--model", "resnet18", "--image-channels", "1"], "mean and std must have one number or one per channel"),
         (["--model", "resnet18", "--checkpoint", "array.npz"], "array.npz is an .npy file of one array"),
         (["--model", "resnet18", "--checkpoint", "huge.npz"], "huge.npz does not fit into memory"),
         (

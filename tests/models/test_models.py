@@ -176,7 +176,10 @@ def test_token_features_are_at_the_positions_of_their_patches():
             {"name": "resnet18", "block": "bottelneck"},
             "resnet18.block must be 'basic' or 'bottleneck', got 'bottelneck'",
         ),
-        ({"name": "resnet18", "image_channels": 1}, "mean and std must have 1 or 1 numbers"),
+        (
+            {"name": "resnet18", "image_channels": 1},
+            "mean and std must have one number or one per channel, of which there are 1, got mean=",
+        ),
         (
             {"name": "vit_pico", "num_classes": 0},
             "vit_pico.num_classes must be an integer between 1 and 10000000, got 0",
