@@ -56,7 +56,7 @@ class CRDBank(Method):
       width: Channels of the codes.
       temperature: Divides the cosine similarities.
       momentum: Fraction of the old code that is kept in an update.
-      num_examples: Number of training images, which `batch["index"]` indexes; see `bind`.
+      num_examples: Number of training images, which `batch["index"]` indexes; see `for_run`.
     """
 
     set_by_run: ClassVar[tuple[str, ...]] = ("num_examples",)
@@ -66,7 +66,7 @@ class CRDBank(Method):
     momentum: Annotated[float, HalfOpenFraction] = 0.5
     num_examples: Annotated[int, NonNegative] = 0
 
-    def bind(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
         """Sets `num_examples`."""
         if num_examples is None:
             return self

@@ -28,7 +28,7 @@ class LFCC(Method):
       temperature: Divides the cosine similarities.
       negatives: "teacher", "both" or "symmetric"; see `info_nce`.
       standardize: Whether to standardize codes over the batch; see `lfcc_loss`.
-      mesh: Mesh over which the batch is split; see `bind`. With a mesh, one collective gathers the codes of all stages
+      mesh: Mesh over which the batch is split; see `for_run`. With a mesh, one collective gathers the codes of all stages
         and grids. Without one, XLA gathers each of them.
     """
 
@@ -43,7 +43,7 @@ class LFCC(Method):
     standardize: bool = True
     mesh: Mesh | None = None
 
-    def bind(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
         """Sets `mesh`."""
         return self if mesh is None else self.clone(mesh=mesh)
 

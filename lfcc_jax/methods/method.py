@@ -65,8 +65,8 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def bind(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
-        """Returns the method with the fields in `set_by_run` filled in. Not `nn.Module.bind`, which it overrides.
+    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+        """Returns the method with the fields in `set_by_run` filled in.
 
         Args:
           num_examples: Number of training images, if known.

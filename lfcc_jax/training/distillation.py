@@ -92,7 +92,7 @@ class Distillation:
           augment: As in `make_train_step`.
           program: Makes what is compiled of the step; see `Feed.program`.
         """
-        losses = {name: method.bind(mesh=mesh) for name, method in self.losses.items()}
+        losses = {name: method.for_run(mesh=mesh) for name, method in self.losses.items()}
         step = make_train_step(
             self.student, self.teacher, losses, self.weights, self.optimizer, self.ema_decay, augment
         )
@@ -201,6 +201,6 @@ def _loss(name: str, block: Block, count: int) -> methods.Method:
     if name not in methods.METHODS:
         raise unknown("method", name, methods.METHODS, "config.losses")
     method = methods.METHODS[name]
-    set_by_run = {field: getattr(method, field) for field in method.set_by_run}  # the defaults, until `bind`
+    set_by_run = {field: getattr(method, field) for field in method.set_by_run}  # the defaults, until `for_run`
     arguments = checked_arguments(method, block, f"config.losses.{name}", set_by_run, {"weight": schedules.Spec})
-    return method(**arguments).bind(num_examples=count)
+    return method(**arguments).for_run(num_examples=count)

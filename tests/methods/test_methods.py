@@ -274,20 +274,20 @@ def test_srrl_rejects_a_teacher_without_a_linear_head():
         methods.create("srrl").init(jax.random.key(0), BATCH, student, taught)
 
 
-def test_methods_bind_the_fields_that_the_run_sets():
+def test_for_run_sets_the_fields_that_the_run_sets():
     mesh = jax.make_mesh((8,), ("data",))
     for name in methods.list_methods():
         method = methods.create(name)
-        bound = method.bind(num_examples=20000, mesh=mesh)
+        bound = method.for_run(num_examples=20000, mesh=mesh)
         changed = {"crd_bank": {"num_examples": 20000}, "lfcc": {"mesh": mesh}}.get(name, {})
         assert tuple(changed) == method.set_by_run
         assert bound == method.clone(**changed)
-        assert method.bind() == method
+        assert method.for_run() == method
 
 
 def test_crd_bank_rejects_more_negatives_than_training_images():
     method = methods.create("crd_bank", num_negatives=9)
-    assert method.bind(num_examples=9).num_examples == 9
+    assert method.for_run(num_examples=9).num_examples == 9
     message = "config.losses.crd_bank.num_negatives must be at most the number of training images, 8, got 9"
     with pytest.raises(UserError, match=message):
-        method.bind(num_examples=8)
+        method.for_run(num_examples=8)
