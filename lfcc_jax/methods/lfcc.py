@@ -28,8 +28,8 @@ class LFCC(Method):
       temperature: Divides the cosine similarities.
       negatives: "teacher", "both" or "symmetric"; see `info_nce`.
       standardize: Whether to standardize codes over the batch; see `lfcc_loss`.
-      mesh: Mesh over which the batch is split; see `for_run`. With a mesh, one collective gathers the codes of all stages
-        and grids. Without one, XLA gathers each of them.
+      mesh: Mesh over which the batch is split; see `for_run`. With one, a single collective gathers the codes of all
+        stages and grids. Without one, XLA gathers each of them.
     """
 
     set_by_run: ClassVar[tuple[str, ...]] = ("mesh",)
