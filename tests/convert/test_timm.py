@@ -64,11 +64,11 @@ def test_from_timm_names_all_wrong_tensors_in_one_error():
     with pytest.raises(UserError) as error:
         convert.from_timm("resnet18", state)
     for part in (
-        "no checkpoint of resnet18: of 102 tensors 2 are missing and 1 have another shape, 1 are unexpected",
+        "not a checkpoint of resnet18: 2 of 102 tensors are missing, 1 have the wrong shape, 1 are unexpected",
         "fc.weight is missing",
         "layer1.0.conv1.weight is missing",
         "layer9.weight is unexpected",
-        "bn1.bias is [2, 2], not [64]",
+        "bn1.bias has shape [2, 2], expected [64]",
     ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -81,7 +81,11 @@ def test_to_timm_names_all_wrong_variables_in_one_error():
     variables["batch_stats"]["stem_norm"]["mean"] = np.zeros(3)
     with pytest.raises(UserError) as error:
         convert.to_timm("resnet18", variables)
-    for part in ("params/stem_conv/kernel is missing", "params/extra is unexpected", "stem_norm/mean is [3], not [64]"):
+    for part in (
+        "params/stem_conv/kernel is missing",
+        "params/extra is unexpected",
+        "stem_norm/mean has shape [3], expected [64]",
+    ):
         assert part in str(error.value)
 
 
@@ -90,9 +94,9 @@ def test_to_timm_names_all_wrong_variables_in_one_error():
     [
         ({"name": "resnet81"}, "unknown network 'resnet81'; did you mean 'resnet18'"),
         ({"num_classes": 100}, "has 7 classes, not 100"),
-        ({"head": "new"}, "a new head needs num_classes"),
-        ({"head": "nwe"}, "unknown treatment of the head 'nwe'; did you mean 'new'"),
-        ({"name": "resnet34"}, "no checkpoint of resnet34"),
+        ({"head": "new"}, "num_classes is required for a new head"),
+        ({"head": "nwe"}, "head: unknown value 'nwe'; did you mean 'new'"),
+        ({"name": "resnet34"}, "not a checkpoint of resnet34"),
         ({"dpeth": 3}, "unknown key 'dpeth'"),
     ],
 )
@@ -182,7 +186,7 @@ def test_from_timm_converts_to_another_image_size():
         169,
         49,
     ]
-    with pytest.raises(UserError, match=r"mlp_tokens.fc1.weight is \[256, 196\], not \[256, 100\]"):
+    with pytest.raises(UserError, match=r"mlp_tokens.fc1.weight has shape \[256, 196\], expected \[256, 100\]"):
         convert.from_timm("mixer_s16", state_of("mixer_s16_224"), image_size=160)
 
 
@@ -237,9 +241,9 @@ def test_from_timm_names_positions_that_are_not_square_and_checkpoints_of_other_
     state = state_of("deit_tiny_patch16_224")
     for tokens in (196, 198):
         wrong = state | {"pos_embed": np.zeros((1, tokens, 192), np.float32)}
-        with pytest.raises(UserError, match=rf"pos_embed is \[1, {tokens}, 192\], not \[1, 197, 192\]"):
+        with pytest.raises(UserError, match=rf"pos_embed has shape \[1, {tokens}, 192\], expected \[1, 197, 192\]"):
             convert.from_timm("deit_tiny", wrong)
-    with pytest.raises(UserError, match="no tensor has a name that is expected; .* of another network"):
+    with pytest.raises(UserError, match="no tensor name matches; expected names like .* from another network"):
         convert.from_timm("resnet18", state)
     with pytest.raises(UserError, match="num_classes must be an integer between 1 and 10000000, got 0"):
         convert.from_timm("deit_tiny", state, head="new", num_classes=0)

@@ -120,12 +120,12 @@ def png_that_claims(width, height):
 UNDECODABLE = {
     "truncated JPEG": (PHOTOGRAPH[: len(PHOTOGRAPH) // 2], "cannot be read: OSError: image file is truncated"),
     "truncated PNG": (encode(PIXELS)[:100], "cannot be read: "),
-    "empty": (b"", "the image is none of JPEG, PNG, GIF, BMP, TIFF, WEBP: b'', 0 bytes"),
-    "text": (b"not an image", "the image is none of JPEG, .*: b'not an image', 12 bytes"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the image is none of JPEG, "),
+    "empty": (b"", "the image must be one of JPEG, PNG, GIF, BMP, TIFF, WEBP, got 0 bytes: b''"),
+    "text": (b"not an image", "the image must be one of JPEG, .*, got 12 bytes: b'not an image'"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the image must be one of JPEG, "),
     "claims 10000 x 10000": (png_that_claims(10_000, 10_000), "the image must have at most 89,478,485 pixels"),
     "claims 30000 x 30000": (png_that_claims(30_000, 30_000), "cannot be read: DecompressionBombError"),
-    "32-bit TIFF": (encode(np.zeros((4, 4), np.float32), "TIFF"), "the image must have 8 or 16 bits a channel"),
+    "32-bit TIFF": (encode(np.zeros((4, 4), np.float32), "TIFF"), "the image must have 8 or 16 bits per channel"),
 }
 
 

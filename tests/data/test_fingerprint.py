@@ -31,5 +31,5 @@ def test_fingerprint_changes_with_encoded_images():
 
 
 def test_fingerprint_rejects_an_image_that_cannot_be_decoded():
-    with pytest.raises(UserError, match="example 0: the image is none of JPEG"):
+    with pytest.raises(UserError, match="example 0: the image must be one of JPEG"):
         fingerprint(Source([{"image": b"jpeg", "label": 0}], 5, 0, 3, "photos"))

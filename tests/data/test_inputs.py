@@ -37,7 +37,7 @@ def test_crops_to_the_images_own_size_happen():
         ({"augmentation": {"size": 8}}, "config.data.augmentation.size is set by the run and cannot be configured"),
         ({"workers": 100_000}, "config.data.workers must be an integer between 0 and 256, got 100000"),
         ({"augmentation": {"padding": 16}}, "padding must be less than the size of the images, 16, got 16"),
-        ({"augmentation": {"scale": (0.5, 1.0)}}, "scale needs config.data.image_size"),
+        ({"augmentation": {"scale": (0.5, 1.0)}}, "scale requires config.data.image_size"),
     ],
 )
 def test_open_inputs_rejects_invalid_arguments(settings, message):
@@ -48,7 +48,9 @@ def test_open_inputs_rejects_invalid_arguments(settings, message):
 def test_photographs_need_a_size_and_are_not_kept_in_device_memory(monkeypatch):
     photographs = data.Source([{"image": b"", "label": 0}], 10, 0, 3)
     monkeypatch.setattr("lfcc_jax.data.inputs.open_source", lambda *_: photographs)
-    with pytest.raises(UserError, match="config.data.image_size: missing"):
+    with pytest.raises(UserError, match="config.data.image_size is required"):
         data.open_inputs("photographs")
-    with pytest.raises(UserError, match="config.data.resident: the images of 'photographs' vary in size"):
+    with pytest.raises(
+        UserError, match="config.data.resident must be False, since the images of 'photographs' vary in size"
+    ):
         data.open_inputs("photographs", image_size=16, resident=True)

@@ -105,7 +105,7 @@ def test_files_outside_of_the_directory_are_rejected(make_data_set, template):
 def test_shard_lengths_that_are_wrong_are_rejected(make_data_set, length):
     path = make_data_set(EXAMPLES)
     rewrite(path, shardLengths=[length])
-    refused(path, rf"holds 4 examples, and {length} by dataset_info.json")
+    refused(path, rf"has 4 examples, but dataset_info.json says {length}")
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut in half", "7 bytes short", "noise"])

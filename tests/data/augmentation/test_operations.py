@@ -104,11 +104,11 @@ def test_parse_policy_rejects_invalid_policies(text, message):
 
 def test_counting_and_looking_up_by_products_as_on_a_tpu_gives_the_same():
     tables = jax.random.randint(jax.random.key(0), (3, 256), 0, 256).astype(jnp.float32)
-    np.testing.assert_array_equal(operations._count_by_products(PICTURE), operations.histogram(PICTURE))
+    np.testing.assert_array_equal(operations._count_with_matmul(PICTURE), operations.histogram(PICTURE))
     counts = [np.bincount(GOLDEN["picture"][..., c].ravel(), minlength=256) for c in range(3)]
     np.testing.assert_array_equal(operations.histogram(PICTURE), counts)
     expected = np.stack([np.asarray(tables)[c][GOLDEN["picture"][..., c]] for c in range(3)], axis=-1)
-    for look_up in (operations.look_up, operations._look_up_by_products):
+    for look_up in (operations.look_up, operations._look_up_with_matmul):
         np.testing.assert_array_equal(look_up(PICTURE, tables), expected)
 
 
