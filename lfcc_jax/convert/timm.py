@@ -125,7 +125,7 @@ def _classes(bias: np.ndarray | None, num_classes: int | None = None) -> int:
         return num_classes or 1
     if num_classes not in (None, len(bias)):
         raise UserError(
-            f"the checkpoint's classifier has {len(bias)} classes, not {num_classes}; head='new' (--head new) replaces it"
+            f"the checkpoint's classifier has {len(bias)} classes, not {num_classes}; use head='new' (--head new)"
         )
     return len(bias)
 

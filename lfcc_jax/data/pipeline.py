@@ -1,4 +1,4 @@
-"""Grain pipelines: endless and seeded for training, exact for evaluation. Each process gets its slice of the batches."""
+"""Grain pipelines: endless and seeded for training, exact for evaluation. Each process gets a slice of each batch."""
 
 import functools
 import multiprocessing.connection

@@ -63,26 +63,26 @@ def test_command_sets_a_new_head_and_constants(checkpoint, tmp_path):
 
 
 def write_raw_safetensors(path, name, dtype, shape, data):
-    """Writes a file of one tensor, of any dtype."""
+    """Writes a file with one tensor of any dtype."""
     header = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
-def test_command_takes_relative_paths(checkpoint, tmp_path, monkeypatch):
+def test_command_accepts_relative_paths(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", "runs/teacher"])
     main(["--to-timm", "--checkpoint", "runs/teacher", "--out", "runs/student.safetensors"])
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["student.safetensors", "teacher"]
 
 
-def test_command_leaves_nothing_after_a_failure_and_can_be_repeated(checkpoint, tmp_path, monkeypatch):
+def test_command_leaves_no_files_after_a_failure_and_can_be_repeated(checkpoint, tmp_path, monkeypatch):
     save, out = models.save, tmp_path / "teacher"
 
-    def save_onto_a_full_disk(directory, variables, description):
+    def save_to_a_full_disk(directory, variables, description):
         save(directory, variables, description)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(models, "save", save_onto_a_full_disk)
+    monkeypatch.setattr(models, "save", save_to_a_full_disk)
     command = ["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(out)]
     with pytest.raises(SystemExit, match="cannot write .*No space left on device"):
         main(command)

@@ -26,7 +26,7 @@ ONE_OF_EACH_FAMILY = [
 
 
 def state_of(name, num_classes=7, **overrides):
-    """Random tensors for a network, by timm's names."""
+    """Returns random tensors for a network, by timm's names."""
     shapes = models.create(name, num_classes, **overrides).variable_shapes()
     state = convert.to_timm(name, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes), **overrides)
     return random_state_dict({key: value.shape for key, value in state.items()})
@@ -49,10 +49,10 @@ def test_tables_contain_every_array_of_every_network_once():
     for name in models.list_models():
         network = models.create(name, 7, image_size=models.create(name, 7, 32).image_size)
         rows = [row for row in table(network) if row.path is not None]
-        found = collections.Counter(row.path for row in rows)
+        counts = collections.Counter(row.path for row in rows)
         shapes = flatten_dict(network.variable_shapes())
         stacked = {row.path for row in rows if row.block is not None}
-        assert found == {path: leaf.shape[0] if path in stacked else 1 for path, leaf in shapes.items()}
+        assert counts == {path: leaf.shape[0] if path in stacked else 1 for path, leaf in shapes.items()}
         assert len({row.timm for row in rows}) == len(rows)
 
 
@@ -121,7 +121,7 @@ def test_from_timm_keeps_or_replaces_the_head():
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
-def test_from_timm_removes_the_wrappers_of_trainers(wrapper):
+def test_from_timm_removes_trainer_wrappers(wrapper):
     state = state_of("resnet18")
     wrapped = {wrapper: {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
     expected = convert.from_timm("resnet18", state)
@@ -159,14 +159,14 @@ def test_from_timm_reads_the_authors_convnext():
 
 
 @pytest.mark.parametrize("case", ["positions/14/10", "positions/14/24", "positions/4/7"])
-def test_position_embeddings_are_resized_as_in_timm(case, resized):
+def test_resize_positions_matches_timm(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
     np.testing.assert_allclose(convert.positions.resize_positions(old, new.shape[1], prefix=1), new, atol=2e-6)
     assert np.abs(old).max() > 1
 
 
 @pytest.mark.parametrize("case", ["bias/7/12", "bias/7/8", "bias/7/5", "bias/4/7"])
-def test_position_biases_are_resized_as_in_timm(case, resized):
+def test_resize_position_bias_matches_timm(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
     np.testing.assert_allclose(convert.positions.resize_position_bias(old, len(new)), new, atol=2e-5)
 
@@ -177,7 +177,7 @@ def test_from_timm_converts_to_another_image_size():
     assert variables["params"]["pos_embed"].shape == (1, 101, 192)
     back = convert.to_timm("deit_tiny", variables, image_size=160)
     assert back["pos_embed"].shape == (1, 101, 192)
-    # At 128 pixels the last stages have 8 and 4 cells a side: their windows shrink, and so do their tables.
+    # At 128 pixels, the last stage has 4 cells per side, so its windows and tables shrink.
     state = state_of("swin_pico_patch4_window7_224")
     variables = convert.from_timm("swin_pico", state, image_size=128)
     assert [variables["params"][f"stage{s}_blocks"]["attn"]["position_bias"].shape[1] for s in (1, 2, 3, 4)] == [
@@ -201,7 +201,7 @@ def test_from_timm_accepts_torch_tensors():
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_timm_loads_exported_files_and_gives_the_same_logits(name, tmp_path):
+def test_exported_files_give_the_same_logits_in_timm(name, tmp_path):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     from safetensors.torch import load_file
@@ -212,7 +212,7 @@ def test_timm_loads_exported_files_and_gives_the_same_logits(name, tmp_path):
     network = models.create(name, 7)
     images = jax.random.uniform(jax.random.key(0), (2, 224, 224, 3))
     variables = jax.jit(network.init)(jax.random.key(0), images)
-    # A classifier that starts at zero tells nothing.
+    # A classifier initialized to zero would hide differences.
     variables["params"]["head"]["kernel"] = jax.random.normal(
         jax.random.key(1), variables["params"]["head"]["kernel"].shape
     )

@@ -1,4 +1,4 @@
-"""Data sets as TFDS leaves them on disk, made without TFDS's own writers: those need TensorFlow to encode images."""
+"""Prepared TFDS data sets, written without TFDS's own writers, which need TensorFlow to encode images."""
 
 import json
 
@@ -22,7 +22,7 @@ def _feature(value):
 
 @pytest.fixture
 def make_data_set(tmp_path):
-    """Makes a data set of the given examples, the same in `train` and `test`, and returns its directory."""
+    """Writes a data set with the given examples in both `train` and `test`, and returns its directory."""
 
     def make(examples, image=None, label=None, **others):
         directory = tmp_path / "made" / "1.0.0"

@@ -8,7 +8,7 @@ from lfcc_jax import data
 from lfcc_jax.errors import UserError
 
 
-def test_images_of_one_size_are_cropped_on_the_device_if_image_size_is_given():
+def test_image_size_enables_crops_on_the_device():
     plain = data.open_inputs("noise_10x16")
     assert (plain.image_size, plain.resized, plain.augmentation.size) == (16, False, 0)
     for size in (16, 24):
@@ -17,13 +17,13 @@ def test_images_of_one_size_are_cropped_on_the_device_if_image_size_is_given():
         assert cropped.augmentation.scale == (0.2, 0.3)
 
 
-def test_crops_to_the_images_own_size_happen():
+def test_crops_to_the_original_size_are_applied():
     inputs = data.open_inputs("noise_10x16", image_size=16, augmentation={"scale": (0.2, 0.3)})
     column = np.arange(16, dtype=np.uint8) * 17
-    ramps = np.broadcast_to(column[:, None], (8, 16, 16, 3))  # rising from top to bottom
+    ramps = np.broadcast_to(column[:, None], (8, 16, 16, 3))  # increasing from top to bottom
     cropped = jax.jit(inputs.augmentation.each)(jax.random.key(0), np.arange(8), ramps)
     heights = np.ptp(cropped, axis=(1, 2, 3))
-    # 20 % to 30 % of the area at an aspect of 3/4 to 4/3 is 38 % to 64 % of the height, plus the edges.
+    # 20 % to 30 % of the area at an aspect ratio of 3/4 to 4/3 is 38 % to 64 % of the height, plus the edges.
     assert heights.min() > 0.3
     assert heights.max() < 0.8
 
@@ -45,7 +45,7 @@ def test_open_inputs_rejects_invalid_arguments(settings, message):
         data.open_inputs("noise_10x16", **settings)
 
 
-def test_photographs_need_a_size_and_are_not_kept_in_device_memory(monkeypatch):
+def test_variable_size_images_require_image_size_and_cannot_be_resident(monkeypatch):
     photographs = data.Source([{"image": b"", "label": 0}], 10, 0, 3)
     monkeypatch.setattr("lfcc_jax.data.inputs.open_source", lambda *_: photographs)
     with pytest.raises(UserError, match="config.data.image_size is required"):

@@ -2,7 +2,7 @@
 
 The random numbers of an image depend only on the run's seed, the step, and the image's index in the data set, so its
 pixels do not depend on its position in the batch or on the number of processes. With a different number of devices,
-the order of summation changes about one pixel in ten thousand by one level of 255.
+a different order of summation may change one pixel in ten thousand by one level of 255.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ class Augmentation:
         return jnp.broadcast_to(jnp.asarray(values[:channels]), (channels,))
 
 
-def _is_range(scale: tuple[float, ...]) -> bool:
+def _valid(scale: tuple[float, ...]) -> bool:
     return len(scale) == 2 and scale[0] <= scale[1] <= 1
 
 
@@ -117,9 +117,7 @@ def create(
     num_classes: Annotated[int, Positive],
     size: Annotated[int, Between(0, 8192)] = 0,
     padding: Annotated[int, Between(0, 8192)] = 0,
-    scale: Annotated[
-        tuple[Annotated[float, Positive], ...], Bound("(min, max) with 0 < min <= max <= 1", _is_range)
-    ] = (
+    scale: Annotated[tuple[Annotated[float, Positive], ...], Bound("(min, max) with 0 < min <= max <= 1", _valid)] = (
         0.08,
         1.0,
     ),

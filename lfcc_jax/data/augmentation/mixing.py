@@ -44,12 +44,12 @@ def mix(
     both_enabled = how.mixup > 0 and how.cutmix > 0
     use_cutmix = jax.random.bernoulli(switch_key, how.switch) if both_enabled else jnp.asarray(how.cutmix > 0)
 
-    ratio = jax.random.beta(mixup_key, how.mixup, how.mixup) if how.mixup else jnp.ones(())
+    mixup_ratio = jax.random.beta(mixup_key, how.mixup, how.mixup) if how.mixup else jnp.ones(())
     cutmix_ratio = jax.random.beta(cutmix_key, how.cutmix, how.cutmix) if how.cutmix else jnp.ones(())
     inside, box_fraction = _box(box_key, height, width, jnp.sqrt(1 - cutmix_ratio))
     # Weights of the image itself, by pixel, and of its target; the rest is its partner's.
-    image_weight = jnp.where(use_cutmix, 1.0 - inside, ratio)
-    target_weight = jnp.where(use_cutmix, 1.0 - box_fraction, ratio)
+    image_weight = jnp.where(use_cutmix, 1.0 - inside, mixup_ratio)
+    target_weight = jnp.where(use_cutmix, 1.0 - box_fraction, mixup_ratio)
     apply = jax.random.bernoulli(apply_key, how.probability)
     image_weight, target_weight = jnp.where(apply, image_weight, 1.0), jnp.where(apply, target_weight, 1.0)
     image_weight = image_weight[None, :, :, None]

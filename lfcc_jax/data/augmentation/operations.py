@@ -118,7 +118,7 @@ def _look_up(image: Image, tables: Tables) -> Image:
     return jnp.stack([table[levels[..., c]] for c, table in enumerate(tables)], axis=-1)
 
 
-# A TPU scatters and gathers serially, but multiplies matrices fast. Each level is split into two hexadecimal digits, and
+# A TPU scatters and gathers serially, but multiplies matrices fast. Each level is split into two hexadecimal digits;
 # counts and lookups are matrix products of the digits' one-hot encodings.
 
 
