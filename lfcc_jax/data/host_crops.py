@@ -113,6 +113,6 @@ def resized_side(size: int, crop: float) -> int:
     return math.floor(size / crop)
 
 
-def _array(picture: Image.Image) -> np.ndarray:
-    pixels = np.asarray(picture, np.uint8)
+def _array(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image, np.uint8)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]

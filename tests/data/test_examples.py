@@ -31,7 +31,7 @@ def read_in_worker(source):
 
 
 def source_of(examples, image_size=0):
-    return data.Source(examples, 10, image_size, 3, "made", "train[:10%]")
+    return data.Source(examples, 10, image_size, 3, "toy", "train[:10%]")
 
 
 def source_with(**changed):
@@ -40,7 +40,7 @@ def source_with(**changed):
     return source_of([good | (changed if i == 5 else {}) for i in range(8)])
 
 
-WHERE = r"^data set 'made', split 'train\[:10%\]', example 5: "
+WHERE = r"^data set 'toy', split 'train\[:10%\]', example 5: "
 
 
 @pytest.mark.parametrize("read", [read_training, read_evaluation])
@@ -57,10 +57,10 @@ def test_load_rejects_labels_out_of_range(make_data_set, label, resident):
     examples = [{"image": PIXELS, "label": label if i == 5 else 1} for i in range(8)]
     path = make_data_set(examples, tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8))
     inputs = data.open_inputs(str(path), "train[:5]", "test[2:]", resident=resident)
-    with pytest.raises(UserError, match=rf"^data set 'made', split 'test\[2:\]', example 3: .* got {label}\b"):
+    with pytest.raises(UserError, match=rf"^data set 'toy', split 'test\[2:\]', example 3: .* got {label}\b"):
         inputs.load()
     inputs = data.open_inputs(str(path), "train", "test", resident=resident)
-    with pytest.raises(UserError, match=rf"^data set 'made', split 'train', example 5: .* got {label}\b"):
+    with pytest.raises(UserError, match=rf"^data set 'toy', split 'train', example 5: .* got {label}\b"):
         inputs.load()
     good = data.open_inputs(str(path), "train[:5]", "test[6:]", resident=resident).load()
     assert data.read_all(good.train)["label"].tolist() == [1] * 5

@@ -34,7 +34,7 @@ def tfrecords(tmp_path, data_dir):
 
 def test_to_array_record_keeps_examples_and_order(tfrecords, tmp_path, data_dir):
     lines = []
-    converted = to_array_record(tfrecords, tmp_path / "made", lines.append)
+    converted = to_array_record(tfrecords, tmp_path / "converted", lines.append)
     assert lines[-1].startswith("2/2 shards")
     for split in ("train", "test"):
         ours, theirs = data.open_source(str(converted), split), data.open_source("digits", split, data_dir)
@@ -46,8 +46,8 @@ def test_to_array_record_keeps_examples_and_order(tfrecords, tmp_path, data_dir)
 
 
 def test_command_prints_the_config_flag(tfrecords, tmp_path, capsys):
-    prepare.main([str(tfrecords), f"--out={tmp_path / 'made'}"])
-    assert f"--config.data.name={tmp_path / 'made'}" in capsys.readouterr().out
+    prepare.main([str(tfrecords), f"--out={tmp_path / 'converted'}"])
+    assert f"--config.data.name={tmp_path / 'converted'}" in capsys.readouterr().out
 
 
 def damage(path):
@@ -56,7 +56,7 @@ def damage(path):
 
 
 def test_to_array_record_rejects_invalid_input_and_leaves_no_target(tfrecords, tmp_path, data_dir):
-    target = tmp_path / "made"
+    target = tmp_path / "converted"
     with pytest.raises(UserError, match="is already in array_record"):
         to_array_record(f"{data_dir}/digits/1.0.0", target)
     with pytest.raises(UserError, match="has no dataset_info.json"):

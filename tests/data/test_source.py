@@ -28,7 +28,7 @@ def assert_rejected(path, message, split="train"):
 def test_read_decodes_images_of_one_size(make_data_set):
     source = data.open_source(str(make_data_set(EXAMPLES, F.Image(shape=(8, 8, 3)))), "test[1:]")
     assert (len(source.examples), source.num_classes, source.image_size) == (3, 10, 8)
-    assert (source.name, source.split) == ("made", "test[1:]")
+    assert (source.name, source.split) == ("toy", "test[1:]")
     np.testing.assert_array_equal(data.read(source, 0)["image"], PIXELS)
 
 
@@ -111,7 +111,7 @@ def test_open_source_rejects_wrong_shard_lengths(make_data_set, length):
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut in half", "7 bytes short", "noise"])
 def test_open_source_rejects_damaged_shards(make_data_set, damage):
     path = make_data_set(EXAMPLES)
-    (shard,) = path.glob("made-train*")
+    (shard,) = path.glob("toy-train*")
     content = shard.read_bytes()
     shard.unlink()
     if damage != "missing":
@@ -128,12 +128,12 @@ def test_open_source_rejects_damaged_shards(make_data_set, damage):
 
 def test_read_detects_a_flipped_bit(make_data_set):
     path = make_data_set(EXAMPLES)
-    (shard,) = path.glob("made-train*")
+    (shard,) = path.glob("toy-train*")
     content = bytearray(shard.read_bytes())
     content[content.index(b"IDAT") + 20] ^= 1
     shard.write_bytes(content)
     source = data.open_source(str(path), "train")
-    with pytest.raises(UserError, match="^data set 'made', split 'train', example 0: cannot be read: .*hash mismatch"):
+    with pytest.raises(UserError, match="^data set 'toy', split 'train', example 0: cannot be read: .*hash mismatch"):
         data.read(source, 0)
 
 

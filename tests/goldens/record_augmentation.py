@@ -17,7 +17,7 @@ QUANTILES = np.linspace(0.05, 0.95, 19)
 FILL = (124, 116, 104)
 
 
-def picture():
+def base_image():
     """Returns a smooth color image of 40 x 48 pixels with noise, with levels from 20 to 240."""
     y, x = np.mgrid[:40, :48]
     waves = [110 + 70 * np.sin(x / 7 + c) * np.cos(y / (5 + c)) for c in range(3)]
@@ -95,8 +95,8 @@ def main():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    image = Image.fromarray(picture())
-    golden = {"picture": picture(), "fill": np.array(FILL)}
+    image = Image.fromarray(base_image())
+    golden = {"picture": base_image(), "fill": np.array(FILL)}
     for name, (argument, result) in operations(image).items():
         golden[f"{name}/argument"], golden[f"{name}/result"] = np.float32(argument), np.asarray(result)
     for magnitude in (0.0, 4.5, 9.0, 10.0):

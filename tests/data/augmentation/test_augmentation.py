@@ -231,7 +231,7 @@ def test_mix_uses_cutmix_with_the_given_probability(switch):
 
 def test_color_jitter_matches_pillow_enhancements_in_random_order():
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
     enhancements = {
         "brightness": ImageEnhance.Brightness,
         "contrast": ImageEnhance.Contrast,
@@ -242,10 +242,10 @@ def test_color_jitter_matches_pillow_enhancements_in_random_order():
         known = jnp.array([operations.NAMES.index(name) for name in enhancements])
         order = jax.random.permutation(order_key, known)
         factors = jax.random.uniform(factor_key, (3,), minval=0.6, maxval=1.4)
-        expected = picture
-        for place, factor in zip(order, factors, strict=True):
-            expected = enhancements[operations.NAMES[int(place)]](expected).enhance(float(factor))
-        ours = color_jitter.color_jitter(key, jnp.asarray(np.asarray(picture), jnp.float32), 0.4, jnp.zeros(3))
+        expected = image
+        for index, factor in zip(order, factors, strict=True):
+            expected = enhancements[operations.NAMES[int(index)]](expected).enhance(float(factor))
+        ours = color_jitter.color_jitter(key, jnp.asarray(np.asarray(image), jnp.float32), 0.4, jnp.zeros(3))
         difference = np.abs(np.asarray(ours) - np.asarray(expected, np.float32))
         assert difference.max() <= 3  # one level in each of three steps
         assert difference.mean() < 0.5
