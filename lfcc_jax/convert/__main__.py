@@ -46,17 +46,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--crop-fraction", type=float, help="fraction of the resized image kept in evaluation (default: the network's)"
     )
     parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="how images are resized")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        if given.head == "keep" and given.num_classes is not None and given.num_classes < 1:
-            raise UserError(f"--num-classes must be positive, got {given.num_classes}")
-        if "://" in given.out:
-            raise UserError(f"--out must be a local path, got {given.out}; convert locally, then copy the result there")
-        if storage.is_remote(given.out):
-            raise UserError(
-                f"--out must be on a local disk, got '{given.out}'; gcloud storage cp copies it to a bucket"
-            )
-        if given.to_timm:
+        if args.head == "keep" and args.num_classes is not None and args.num_classes < 1:
+            raise UserError(f"--num-classes must be positive, got {args.num_classes}")
+        if "://" in args.out:
+            raise UserError(f"--out must be a local path, got {args.out}; convert locally, then copy the result there")
+        if storage.is_remote(args.out):
+            raise UserError(f"--out must be on a local disk, got '{args.out}'; gcloud storage cp copies it to a bucket")
+        if args.to_timm:
             from_run = (
                 "model",
                 "num_classes",
@@ -67,36 +65,36 @@ def main(arguments: list[str] | None = None) -> None:
                 "crop_fraction",
                 "interpolation",
             )
-            if refused := [name for name in from_run if getattr(given, name) is not None]:
-                names = ", ".join("--" + name.replace("_", "-") for name in refused)
+            if not_allowed := [name for name in from_run if getattr(args, name) is not None]:
+                names = ", ".join("--" + name.replace("_", "-") for name in not_allowed)
                 raise UserError(f"{names}: not allowed with --to-timm; taken from the run")
-            _student_to_timm(given)
-        elif given.model is None:
+            _student_to_timm(args)
+        elif args.model is None:
             raise UserError("--model is required, for example --model resnet18")
         else:
-            _teacher_from_timm(given)
+            _teacher_from_timm(args)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def _teacher_from_timm(given: argparse.Namespace) -> None:
-    out = Path(given.out).expanduser().absolute()
+def _teacher_from_timm(args: argparse.Namespace) -> None:
+    out = Path(args.out).expanduser().absolute()
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already exists; name another directory, or remove it")
-    overrides = {key: tuple(value) for key in ("mean", "std") if (value := getattr(given, key))}
+    overrides = {key: tuple(value) for key in ("mean", "std") if (value := getattr(args, key))}
     for key in ("crop_fraction", "interpolation", "image_channels"):
-        if (value := getattr(given, key)) is not None:
+        if (value := getattr(args, key)) is not None:
             overrides[key] = value
-    settings = {"num_classes": given.num_classes, "image_size": given.image_size}
+    settings = {"num_classes": args.num_classes, "image_size": args.image_size}
     # Validate the arguments before reading any file.
-    models.create(given.model, 1, given.image_size, **overrides).variable_shapes()
-    state = read_state_dict(given.checkpoint)
-    variables = from_timm(given.model, state, head=given.head, **settings, **overrides)
-    network = models.create(given.model, len(variables["params"]["head"]["bias"]), given.image_size, **overrides)
+    models.create(args.model, 1, args.image_size, **overrides).variable_shapes()
+    state = read_state_dict(args.checkpoint)
+    variables = from_timm(args.model, state, head=args.head, **settings, **overrides)
+    network = models.create(args.model, len(variables["params"]["head"]["bias"]), args.image_size, **overrides)
     origin = {
-        "source": Path(given.checkpoint).name,
-        "sha256": sha256(given.checkpoint),
-        "head": given.head,
+        "source": Path(args.checkpoint).name,
+        "sha256": sha256(args.checkpoint),
+        "head": args.head,
         "mean": network.mean,
         "std": network.std,
         "crop_fraction": network.crop_fraction,
@@ -104,7 +102,7 @@ def _teacher_from_timm(given: argparse.Namespace) -> None:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     description = {
-        "name": given.model,
+        "name": args.model,
         "num_classes": network.num_classes,
         "image_size": network.image_size,
         "overrides": overrides,
@@ -112,7 +110,7 @@ def _teacher_from_timm(given: argparse.Namespace) -> None:
     }
     _save(out, variables, description)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
-    print(f"{given.model}, {count:,} parameters, {network.num_classes} classes: {given.out}")
+    print(f"{args.model}, {count:,} parameters, {network.num_classes} classes: {args.out}")
 
 
 def _save(out: Path, variables: Any, description: dict[str, Any]) -> None:
@@ -128,17 +126,17 @@ def _save(out: Path, variables: Any, description: dict[str, Any]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _student_to_timm(given: argparse.Namespace) -> None:
-    about = models.describe(given.checkpoint)
-    network, variables = models.load(given.checkpoint)
+def _student_to_timm(args: argparse.Namespace) -> None:
+    about = models.describe(args.checkpoint)
+    network, variables = models.load(args.checkpoint)
     state = to_timm(about["name"], variables, image_size=about["image_size"], **about["overrides"])
     constants = {
         key: json.dumps(getattr(network, key))
         for key in ("image_size", "mean", "std", "crop_fraction", "interpolation")
     }
-    write_safetensors(given.out, state, {"model": about["name"]} | constants)
-    print(f"{about['name']}, {len(state)} tensors, {network.num_classes} classes: {given.out}")
-    call = create_model_call(about["name"], network, given.out)
+    write_safetensors(args.out, state, {"model": about["name"]} | constants)
+    print(f"{about['name']}, {len(state)} tensors, {network.num_classes} classes: {args.out}")
+    call = create_model_call(about["name"], network, args.out)
     print(call or f"timm cannot build this {about['name']}; the tensors have the names of the closest timm network")
 
 

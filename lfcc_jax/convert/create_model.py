@@ -13,9 +13,9 @@ from lfcc_jax.models.resnet import ResNet
 from lfcc_jax.models.swin import Swin
 from lfcc_jax.models.vit import ViT
 
-# For each class, the timm networks to start from if timm has none of the same name, and timm's names of our fields.
-# timm's Mixer and ResMLP have fixed widths and depths, and its ConvNeXt with patches of 2 pixels downsamples before the
-# first stage, which ours does not.
+# For each class, the timm networks to start from if timm has none of the same name, and timm's names for our fields.
+# timm's Mixer and ResMLP have fixed widths and depths. Unlike ours, its ConvNeXt with patches of 2 pixels downsamples
+# before the first stage.
 _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
     ConvNeXt: (("convnext_tiny",), {"widths": "dims", "depths": "depths"}),
     Mixer: (("mixer_s16_224", "mixer_b16_224"), {"image_size": "img_size"}),
@@ -57,7 +57,7 @@ def create_model_call(name: str, network: Network, path: str | Path) -> str | No
 
     Args:
       name: Name of the network; see `lfcc_jax.models.create`.
-      network: The network; its fields may differ from those of the name.
+      network: The network; its fields may differ from the defaults of that name.
       path: Path of the tensors, written by `lfcc_jax.convert.files.write_safetensors`.
 
     Returns:
@@ -69,30 +69,30 @@ def create_model_call(name: str, network: Network, path: str | Path) -> str | No
       >>> print(create_model_call("resnet18_32", models.create("resnet18_32", 10), "x.safetensors"))
       None
     """
-    bases, arguments = next(found for family, found in _FAMILIES.items() if isinstance(network, family))
-    own = (models.full_name(name),) if models.variant(name).in_timm else ()
-    for base in (*own, *bases):
-        changed = _changed(network, models.create(base, network.num_classes, network.image_size))
+    bases, arguments = next(entry for family, entry in _FAMILIES.items() if isinstance(network, family))
+    same_name = (models.full_name(name),) if models.variant(name).in_timm else ()
+    for base in (*same_name, *bases):
+        changed = _changed_fields(network, models.create(base, network.num_classes, network.image_size))
         if not changed.keys() <= arguments.keys():
             continue
-        given = {"num_classes": network.num_classes}
+        keywords = {"num_classes": network.num_classes}
         if network.image_channels != 3:
-            given["in_chans"] = network.image_channels
+            keywords["in_chans"] = network.image_channels
         if "image_size" in arguments:
-            given["img_size"] = network.image_size
-        given |= {arguments[field]: value for field, value in changed.items()}
-        listed = ", ".join(f"{key}={value!r}" for key, value in given.items())
+            keywords["img_size"] = network.image_size
+        keywords |= {arguments[field]: value for field, value in changed.items()}
+        listed = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
         return f'timm.create_model("{base}", {listed}, checkpoint_path="{path}")'
     return None
 
 
-def _changed(network: Network, base: Network) -> dict[str, object]:
-    """Returns the fields in which a network differs from another of its class, with timm's values."""
+def _changed_fields(network: Network, base: Network) -> dict[str, object]:
+    """Returns the fields that differ from `base`, a network of the same class, with values converted to timm's."""
     fields = [name for name in signature(type(network)) if name not in network.free_fields | {*_NOT_COMPARED}]
     ours, theirs = ({field: getattr(x, field) for field in fields} for x in (network, base))
     if isinstance(network, ResNet):
         for values in (ours, theirs):
             values["stem_width"] = values["stem_width"] or values["widths"][0]
-            narrowing = 4 if values["block"] == "bottleneck" else 1  # timm counts the channels inside a block
-            values["widths"] = tuple(width // narrowing for width in values["widths"])
+            expansion = 4 if values["block"] == "bottleneck" else 1  # timm counts the channels inside a block
+            values["widths"] = tuple(width // expansion for width in values["widths"])
     return {field: value for field, value in ours.items() if value != theirs[field]}

@@ -1,4 +1,4 @@
-"""Checkpoint files: `.safetensors` and `.npz` with numpy, torch's own where torch is installed."""
+"""Checkpoint files: `.safetensors` and `.npz` with numpy, and torch's formats if torch is installed."""
 
 import argparse
 import contextlib
@@ -22,12 +22,12 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
     """Returns the tensors of a checkpoint file by name, as numpy arrays or torch tensors.
 
     Args:
-      path: Ends in `.safetensors`, `.npz`, `.pth`, `.pth.tar`, `.pt` or `.bin`. All but the first two are torch's, and
-        are read without running any code that they may hold.
+      path: A `.safetensors`, `.npz`, `.pth`, `.pth.tar`, `.pt` or `.bin` file. All but the first two are torch's, and
+        are read without running any code in them.
 
     Raises:
-      UserError: If there is no such file, its kind is unknown, it is no checkpoint, it does not fit into memory, or
-        torch is not installed.
+      UserError: if the file does not exist, is not a checkpoint of a supported kind, does not fit into memory, or needs
+        torch, which is not installed.
     """
     path = Path(path)
     suffix = next((suffix for suffix in _READERS if path.name.endswith(suffix)), None)
@@ -41,26 +41,26 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is no {suffix} checkpoint of tensors alone; of a trainer's, save the state_dict by itself"
+            f"{path} is not a {suffix} checkpoint of tensors only; if it is a trainer's, save its state_dict alone"
         ) from error
     except _UNREADABLE as error:
-        raise UserError(f"{path} is no {suffix} checkpoint: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is not a {suffix} checkpoint: {' '.join(str(error).split())[:200]}") from error
     except MemoryError as error:
         raise UserError(f"{path} does not fit into memory: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, Mapping):
-        raise UserError(f"{path} holds a {type(state).__name__}, not tensors by name (a state dict)")
+        raise UserError(f"{path} must contain a state dict, got {type(state).__name__}")
     return dict(state)
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    """Writes tensors by name, and a few words about them, to a new file.
+    """Writes named tensors and string metadata to a new file.
 
     Raises:
-      UserError: If the file exists, cannot be written, or does not end in `.safetensors`.
+      UserError: if the file exists, cannot be written, or its name does not end in `.safetensors`.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"timm reads .safetensors; got {path}")
+        raise UserError(f"the name of the file must end in .safetensors, got {path}")
     if os.path.lexists(path):
         raise UserError(f"{path} already exists; name another file, or remove it")
     partial = path.with_name(f"{path.name}.partial")
@@ -76,7 +76,7 @@ def write_safetensors(path: str | Path, state: Mapping[str, np.ndarray], about: 
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 hash of a file, by which its origin can be told."""
+    """Returns the SHA-256 hash of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -84,7 +84,7 @@ def sha256(path: str | Path) -> str:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     arrays = np.load(path, allow_pickle=False)
     if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} is an .npy file of one array, not an .npz file of arrays by name")
+        raise UserError(f"{path} is an .npy file of one array, not an .npz file")
     with arrays:
         return dict(arrays)
 
@@ -100,15 +100,13 @@ def _read_torch(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError(
-            f"{path}: reading torch's files needs torch (pip install torch); .safetensors does not"
-        ) from error
-    # timm's trainer saves its arguments, too, which are harmless.
+        raise UserError(f"reading {path} requires torch (pip install torch); .safetensors files do not") from error
+    # timm's trainer also saves its arguments, which are harmless.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-# By safetensors' names. Its 8-bit floats mean nothing without scales, which every quantizer keeps in its own way.
+# Keyed by safetensors' names. 8-bit floats need scales, which every quantizer stores differently.
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,

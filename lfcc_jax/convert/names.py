@@ -1,4 +1,4 @@
-"""Renames tensors of checkpoints that differ from current timm: trainers' wrappers, authors' releases, older timm."""
+"""Renames tensors of trainers' checkpoints, authors' releases and older timm to the names used by current timm."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from lfcc_jax.models import Network
 from lfcc_jax.models.convnext import ConvNeXt
 from lfcc_jax.models.swin import Swin
 
-# Stored by older releases; now recomputed from the window size.
+# Stored by older timm releases; current timm recomputes them from the window size.
 _BUFFERS = re.compile(r"relative_position_index|attn_mask")
 _CONVNEXT_AUTHORS = (
     (r"^downsample_layers\.0\.", "stem."),
@@ -28,11 +28,11 @@ def timm_names(network: Network, state_dict: Mapping[str, Any]) -> dict[str, Any
             state_dict = state_dict[wrapper]
     state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state_dict.items()}
     if isinstance(network, ConvNeXt) and "downsample_layers.0.0.weight" in state:
-        state = {_renamed(name, _CONVNEXT_AUTHORS): value for name, value in state.items()}
+        state = {_rename(name, _CONVNEXT_AUTHORS): value for name, value in state.items()}
     if isinstance(network, Swin):
         state = {name: value for name, value in state.items() if not _BUFFERS.search(name)}
         state = {re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name): value for name, value in state.items()}
-        if "layers.0.downsample.reduction.weight" in state:  # now the first layer of the next stage
+        if "layers.0.downsample.reduction.weight" in state:  # current timm: in the next stage
             state = {
                 re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name): value
                 for name, value in state.items()
@@ -40,7 +40,7 @@ def timm_names(network: Network, state_dict: Mapping[str, Any]) -> dict[str, Any
     return state
 
 
-def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -1,4 +1,4 @@
-"""What depends on the image's size: position embeddings and relative-position tables, resized as timm does."""
+"""Resizes position embeddings and relative-position tables to another image size, as timm does."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from jaxtyping import Float
 def resize_positions(
     positions: Float[np.ndarray, "1 tokens width"], tokens: int, prefix: int
 ) -> Float[np.ndarray, "1 {tokens} width"]:
-    """Returns the position embedding of a square grid resized to another: bicubic, antialiased.
+    """Returns the position embedding of a square grid, resized to another grid: bicubic, antialiased.
 
     Args:
-      positions: of `prefix` tokens and a square grid of patches.
-      tokens: how many the result shall be for.
-      prefix: how many of both are not patches, and stay what they are.
+      positions: Embeddings of `prefix` tokens and a square grid of patches.
+      tokens: Number of tokens of the result, including `prefix`.
+      prefix: Number of leading tokens that are not patches; copied unchanged.
     """
     before, grid = positions[:, :prefix], positions[:, prefix:]
     old, new = (round((n - prefix) ** 0.5) for n in (positions.shape[1], tokens))
@@ -27,29 +27,29 @@ def resize_positions(
 def resize_position_bias(
     bias: Float[np.ndarray, "offsets heads"], offsets: int
 ) -> Float[np.ndarray, "{offsets} heads"]:
-    """Returns the bias table of a square window resized to that of another.
+    """Returns the bias table of a square window, resized to another window.
 
-    Offsets are stretched in a geometric progression, so that neighbors keep their own and only what is far is
-    interpolated, as in BEiT and timm; what is farther than a table reaches takes its edge.
+    As in BEiT and timm, known offsets are spread in a geometric progression, so that close neighbors keep their values
+    and only distant ones are interpolated. Offsets beyond the table take the value at its edge.
 
     Args:
-      bias: a row for each relative position in a square window.
-      offsets: how many rows the result shall have.
+      bias: One row for each relative position in a square window.
+      offsets: Number of rows of the result.
     """
     old, new = (round(n**0.5) for n in (bias.shape[0], offsets))
-    known = _stretched(old // 2, new // 2)
-    wanted = np.arange(-(new // 2), new // 2 + 1)
-    index = np.clip(np.searchsorted(known, wanted, side="right") - 1, 0, old - 2)
-    share = np.clip((wanted - known[index]) / (known[index + 1] - known[index]), 0, 1)
+    known = _geometric_offsets(old // 2, new // 2)
+    target = np.arange(-(new // 2), new // 2 + 1)
+    index = np.clip(np.searchsorted(known, target, side="right") - 1, 0, old - 2)
+    fraction = np.clip((target - known[index]) / (known[index + 1] - known[index]), 0, 1)
     weights = np.zeros((new, old))
-    weights[np.arange(new), index] = 1 - share
-    weights[np.arange(new), index + 1] = share
+    weights[np.arange(new), index] = 1 - fraction
+    weights[np.arange(new), index + 1] = fraction
     table = np.einsum("ai,bj,ijh->abh", weights, weights, bias.reshape(old, old, -1).astype(np.float64))
     return table.reshape(offsets, -1).astype(bias.dtype)
 
 
-def _stretched(old: int, new: int) -> np.ndarray:
-    """Returns where the 2 * old + 1 known offsets lie so that they reach as far as `new`: 1, 1 + q, 1 + q + q^2 ..."""
+def _geometric_offsets(old: int, new: int) -> np.ndarray:
+    """Returns 2 * old + 1 offsets that reach `new` on each side: 0, 1, 1 + q, 1 + q + q^2, ..., and their negatives."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         q = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Which of timm's tensors is which of our arrays: one table for each network family."""
+"""Maps timm's tensors to our arrays: one table for each network family."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from lfcc_jax.models.vit import ViT
 
 
 class Layout(NamedTuple):
-    """How the axes of a tensor differ."""
+    """Axis permutations between timm's layout and ours."""
 
     from_timm: Callable[[np.ndarray], np.ndarray]
     to_timm: Callable[[np.ndarray], np.ndarray]
@@ -29,9 +29,13 @@ VECTOR = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))  # [1, 1
 
 
 class Row(NamedTuple):
-    """One tensor of timm's: its name, the path of the array it is in here, its place in a stack of blocks, its layout.
+    """One tensor of timm.
 
-    A path of None is a tensor that is not kept: BatchNorm's count of batches, which is written as zero.
+    Attributes:
+      timm: Its name.
+      path: Path of our array. None if we have none: BatchNorm's count of batches, which is exported as zero.
+      block: Index in a stack of blocks, or None if the array is not stacked.
+      layout: Its layout.
     """
 
     timm: str
@@ -41,10 +45,10 @@ class Row(NamedTuple):
 
 
 def table(network: Network) -> list[Row]:
-    """Returns the rows of a network: every tensor of timm's and every array of ours, each once.
+    """Returns the rows of a network, which contain every timm tensor and every array of ours exactly once.
 
     Raises:
-      TypeError: for a family that timm does not have.
+      TypeError: if timm does not have this family.
     """
     for family, rows in _TABLES.items():
         if isinstance(network, family):
@@ -108,7 +112,7 @@ def _mobilenet(network: MobileNetV2) -> Iterator[Row]:
     yield from _batch_norm("bn1", "stem_norm")
     for g, group in enumerate(GROUPS):
         layers = [("conv_dw", "depthwise"), ("conv_pwl", "project")]
-        # timm calls the last convolution otherwise where nothing is widened.
+        # timm names the last convolution differently in blocks without expansion.
         layers = [("conv_pw", "expand"), *layers] if group.expansion > 1 else [layers[0], ("conv_pw", "project")]
         for b in range(group.count):
             timm, path = f"blocks.{g}.{b}", f"group{g}_block{b}"

@@ -1,4 +1,4 @@
-"""Images in: TFDS sources, Grain pipelines, augmentation on the device. Nothing here needs TensorFlow."""
+"""Input pipelines: TFDS sources, Grain, augmentation on the device. TensorFlow is not needed."""
 
 from lfcc_jax.data.device_crop import to_float
 from lfcc_jax.data.examples import read

@@ -1,4 +1,4 @@
-"""Test images of one size, resized on the device to the values that Pillow, and so timm, gives on the host."""
+"""Resizes and crops test images of one size on the device, with the same values as Pillow (and timm) on the host."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from lfcc_jax.data.host_crops import resized_side
 
-# Pillow's weights are integers of this many fractional bits; 8 bits of a pixel and 2 of overshoot fill an int32.
+# Fractional bits of Pillow's integer weights. With 8 bits of a pixel and 2 of overshoot, they fill an int32.
 _BITS = 22
 
 
@@ -19,9 +19,9 @@ def to_float(images: jax.Array) -> jax.Array:
 def central_crop(
     images: UInt8[Array, "batch height width channels"], size: int, crop: float = 1.0, interpolation: str = "bicubic"
 ) -> Float[Array, "batch size size channels"]:
-    """Returns the middle of square images that were resized to `size / crop` pixels, as floats in [0, 1].
+    """Returns the central crop of square images resized to `size / crop` pixels, as floats in [0, 1].
 
-    Every value is Pillow's: its integer weights, antialiased when shrinking, and a clipped, rounded image between the
+    All values equal Pillow's: integer weights, antialiasing when downsampling, and rounding and clipping between the
     horizontal and the vertical pass.
 
     Args:
@@ -42,13 +42,13 @@ def central_crop(
 
 
 def _weights(size: int, resized: int, interpolation: str) -> Int32[np.ndarray, "resized size"]:
-    """Returns the weight of each pixel in each resized one, as in Pillow's `precompute_coeffs`."""
+    """Returns the weight of each pixel in each resized pixel, as in Pillow's `precompute_coeffs`."""
     scale = size / resized
     stretch = max(scale, 1.0)
     reach = {"bilinear": 1, "bicubic": 2}[interpolation] * stretch
     center = (np.arange(resized)[:, None] + 0.5) * scale
     pixel = np.arange(size)
-    # int() and not floor: Pillow truncates.
+    # Pillow truncates.
     inside = (pixel >= np.trunc(center - reach + 0.5)) & (pixel < np.trunc(center + reach + 0.5))
     x = np.abs((pixel - center + 0.5) / stretch)
     if interpolation == "bilinear":

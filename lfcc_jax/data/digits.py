@@ -1,4 +1,4 @@
-"""The digits of scikit-learn as a TFDS data set: 1,797 real 8x8 scans, prepared without network or TensorFlow."""
+"""scikit-learn's digits as a TFDS data set: 1,797 scans of 8 x 8 pixels, prepared without network or TensorFlow."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # An Image feature would need TensorFlow to encode it; 64 bytes are better off as they are.
+        # Encoding an Image feature requires TensorFlow.
         features = {
             "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
             "label": tfds.features.ClassLabel(num_classes=10),
@@ -40,6 +40,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
         images, labels = load_digits(return_X_y=True)
         images = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-        # RandomState's stream is frozen, so the split is the same with every version of numpy.
+        # RandomState is frozen, so the split does not depend on the version of numpy.
         for index in np.random.RandomState(0).permutation(len(labels))[part]:
             yield int(index), {"image": images[index], "label": int(labels[index])}

@@ -1,4 +1,4 @@
-"""Reads one example of a source and checks it, in the one place through which every example passes."""
+"""Reads and checks one example. All pipelines read examples through this module."""
 
 from typing import Any
 
@@ -25,17 +25,17 @@ def read(source: Source, index: int) -> Example:
       int32 in `[0, num_classes)`; `index`: int32.
 
     Raises:
-      UserError: if the example cannot be read or decoded, its image is not uint8 or has another shape than the source
-        says, or its label is not a class. The message names data set, split and example.
+      UserError: if the example cannot be read or decoded, its image is not uint8 or not of the source's shape, or its
+        label is not a class. The message names the data set, the split and the example.
     """
     try:
         example = source.examples[index]
         image = _image(source, example["image"])
         label = _label(source, example["label"])
-    except Exception as error:  # readers and decoders of files from outside raise anything
-        what = "" if isinstance(error, UserError) else f"cannot be read: {type(error).__name__}: "
-        why = what + storage.one_line(error)
-        raise UserError(f"data set '{source.name}', split '{source.split}', example {index}: {why}") from error
+    except Exception as error:  # readers and decoders may raise anything
+        prefix = "" if isinstance(error, UserError) else f"cannot be read: {type(error).__name__}: "
+        reason = prefix + storage.one_line(error)
+        raise UserError(f"data set '{source.name}', split '{source.split}', example {index}: {reason}") from error
     return {"image": image, "label": label, "index": np.int32(index)}
 
 

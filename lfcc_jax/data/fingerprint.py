@@ -1,4 +1,4 @@
-"""Identifies a split by its content, so that other data under the same name is noticed."""
+"""Identifies a split by its content, to detect different data under the same name."""
 
 import hashlib
 from typing import Any
@@ -12,10 +12,10 @@ _SAMPLES = 8
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Returns what identifies a split: its sizes, and a digest of a few of its images with their labels.
+    """Returns the sizes of a split, and a digest of a few images and labels.
 
     Raises:
-      UserError: if one of them cannot be read.
+      UserError: if one of these images cannot be read.
     """
     digest = hashlib.sha256()
     for index in np.linspace(0, len(source.examples) - 1, _SAMPLES).astype(int).tolist():

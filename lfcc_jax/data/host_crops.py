@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from lfcc_jax.errors import UserError
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
-# Pillow warns of larger ones. The largest image of ImageNet has 61 million pixels.
+# Pillow warns about larger images. The largest in ImageNet has 61 million pixels.
 _LARGEST = 89_478_485
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -17,49 +17,49 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def decode(encoded: bytes, channels: int = 3) -> Image.Image:
     """Returns the image in encoded bytes, in mode `RGB`, or `L` if `channels` is 1.
 
-    Alpha is dropped and EXIF orientation ignored, as timm and torchvision do. 16-bit gray keeps its high byte, as
-    libpng and TensorFlow reduce it. Of an animation this is the first frame.
+    Alpha is dropped and EXIF orientation ignored, as in timm and torchvision. 16-bit grayscale keeps the high byte, as
+    in libpng and TensorFlow. Only the first frame of an animation is read.
 
     Args:
-      encoded: A JPEG, PNG, GIF, BMP, TIFF or WebP file.
+      encoded: Content of a JPEG, PNG, GIF, BMP, TIFF or WebP file.
       channels: 1 or 3.
 
     Raises:
       UserError: if the bytes are in another format or pixel type, or the image has more than 89 million pixels.
-      Exception: what Pillow raises for damaged files.
+      Exception: whatever Pillow raises for damaged files.
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(
-            f"the image is none of {', '.join(_FORMATS)}: {encoded[:16]!r}, {len(encoded):,} bytes"
+            f"the image must be one of {', '.join(_FORMATS)}, got {len(encoded):,} bytes: {encoded[:16]!r}"
         ) from error
     if image.width * image.height > _LARGEST:
         raise UserError(f"the image must have at most {_LARGEST:,} pixels, got {image.width} x {image.height}")
     image.load()
-    # Without alpha nothing is transparent, and Pillow would warn that the mark is lost.
+    # Avoids Pillow's warning that transparency is lost.
     image.info.pop("transparency", None)
     if image.mode in ("I;16", "I;16L", "I;16B"):
         # Pillow's own conversion clips at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise UserError(f"the image must have 8 or 16 bits a channel, got 32 (Pillow's mode {image.mode})")
+        raise UserError(f"the image must have 8 or 16 bits per channel, got 32 (Pillow's mode {image.mode})")
     return image.convert("L" if channels == 1 else "RGB")
 
 
 def random_crop(
     picture: Image.Image, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.08, 1.0)
 ) -> np.ndarray:
-    """Returns a random part of a picture, resized: torchvision's `RandomResizedCrop`, as timm uses it.
+    """Returns a random crop of an image, resized: torchvision's `RandomResizedCrop`, as timm uses it.
 
-    The part's area is uniform in `scale`, its aspect ratio log-uniform in [3/4, 4/3], its place uniform; the
-    interpolation is bilinear or bicubic at random. After ten parts that do not fit, the largest one in the middle.
+    The area of the crop is uniform in `scale`, its aspect ratio log-uniform in [3/4, 4/3], its position uniform; the
+    interpolation is bilinear or bicubic at random. If ten attempts do not fit, the largest central crop is used.
 
     Args:
-      picture: of any size.
-      size: side of the result, in pixels.
-      rng: of the random numbers.
-      scale: least and largest share of the picture's area.
+      picture: Image of any size.
+      size: Side of the result, in pixels.
+      rng: Random number generator.
+      scale: Smallest and largest fraction of the image's area in the crop.
 
     Returns:
       uint8 `[size, size, channels]`.
@@ -82,12 +82,12 @@ def random_crop(
 
 
 def central_crop(picture: Image.Image, size: int, crop: float = 1.0, interpolation: str = "bicubic") -> np.ndarray:
-    """Returns the middle of a picture whose shorter side was resized to `size / crop` pixels, as timm evaluates.
+    """Returns the central crop of an image whose shorter side is resized to `size / crop` pixels, as timm evaluates.
 
     Args:
-      picture: of any size.
-      size: side of the result, in pixels.
-      crop: share of the resized picture, along its shorter side, that is kept.
+      picture: Image of any size.
+      size: Side of the result, in pixels.
+      crop: Fraction of the resized image, along its shorter side, that is kept.
       interpolation: `bilinear` or `bicubic`.
 
     Returns:
@@ -100,7 +100,7 @@ def central_crop(picture: Image.Image, size: int, crop: float = 1.0, interpolati
     else:
         width, height = int(short * width / height), short
     left, top = round((width - size) / 2), round((height - size) / 2)
-    if width * height > _LARGEST:  # thousands of times longer than wide
+    if width * height > _LARGEST:  # a very long image: crop without resizing it whole
         zoom = max(picture.size) / max(width, height)
         box = (left * zoom, top * zoom, (left + size) * zoom, (top + size) * zoom)
         return _array(picture.resize((size, size), _FILTERS[interpolation], box=box))
@@ -109,10 +109,10 @@ def central_crop(picture: Image.Image, size: int, crop: float = 1.0, interpolati
 
 
 def resized_side(size: int, crop: float) -> int:
-    """Returns the side to which an image is resized so that its middle of `size` pixels is a share `crop` of it."""
+    """Returns the side to which an image is resized so that a crop of `size` pixels is a fraction `crop` of it."""
     return math.floor(size / crop)
 
 
-def _array(picture: Image.Image) -> np.ndarray:
-    pixels = np.asarray(picture, np.uint8)
+def _array(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image, np.uint8)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]

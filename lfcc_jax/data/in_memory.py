@@ -1,4 +1,4 @@
-"""Small data sets in memory: every example is read, and so checked, once a run and before training."""
+"""Keeps small data sets in memory. Every example is read, and thus checked, once before training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ import numpy as np
 from lfcc_jax.data.examples import read
 from lfcc_jax.data.source import Source
 
-# Size of the decoded images of one split, in bytes: six times all of CIFAR-100.
+# Maximum size of the decoded images of one split, in bytes: six times CIFAR-100.
 _LIMIT = 2**30
 
 
 def fits_in_memory(source: Source) -> bool:
-    """Returns whether images have one size and take at most 1 GiB."""
+    """Returns whether all images have the same size and take at most 1 GiB."""
     return 0 < len(source.examples) * source.image_size**2 * source.image_channels <= _LIMIT
 
 
@@ -22,19 +22,19 @@ def in_memory(source: Source) -> Source:
     """Returns the same source with its examples in memory.
 
     Raises:
-      UserError: for the first example that `examples.read` refuses.
+      UserError: for the first example that `examples.read` rejects.
     """
     return source._replace(examples=_Arrays(read_all(source)))
 
 
 def read_all(source: Source) -> dict[str, np.ndarray]:
-    """Returns all examples of a source whose images have one size.
+    """Returns all examples of a source whose images have the same size.
 
     Returns:
       `image` uint8 `[examples, H, W, C]` and `label` int32 `[examples]`.
 
     Raises:
-      UserError: for the first example that `examples.read` refuses.
+      UserError: for the first example that `examples.read` rejects.
     """
     if isinstance(source.examples, _Arrays):
         return source.examples.arrays
@@ -42,14 +42,14 @@ def read_all(source: Source) -> dict[str, np.ndarray]:
     images = np.empty((count, size, size, source.image_channels), np.uint8)
     labels = np.empty(count, np.int32)
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
-    in_turn = grain.MapDataset.range(count).map(lambda index: read(source, index)).to_iter_dataset(options)
-    for i, example in enumerate(in_turn):
+    examples = grain.MapDataset.range(count).map(lambda index: read(source, index)).to_iter_dataset(options)
+    for i, example in enumerate(examples):
         images[i], labels[i] = example["image"], example["label"]
     return {"image": images, "label": labels}
 
 
 class _Arrays(Sequence):
-    """Random access to `image` and `label` in arrays, which stay as they are."""
+    """Random access to examples in read-only arrays."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         for array in arrays.values():

@@ -23,8 +23,8 @@ class Images(NamedTuple):
 
     Attributes:
       num_classes: Number of classes.
-      size: Height and width of what the networks get, in pixels.
-      channels: 3 for color, 1 for gray.
+      size: Height and width of the networks' input, in pixels.
+      channels: 3 for color, 1 for grayscale.
       count: Number of training images.
     """
 
@@ -35,16 +35,16 @@ class Images(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Training and test images, and how networks see them.
+    """Training and test images, and how they are read and augmented.
 
     Attributes:
       train: Source of the training images.
       test: Source of the test images.
-      image_size: Height and width of what the networks get, in pixels.
+      image_size: Height and width of the networks' input, in pixels.
       resized: Whether images of one size are cropped and resized on the device, because `image_size` is given.
-      augmentation: What is done to training images on the device.
+      augmentation: Augmentation of training images on the device.
       workers: Number of processes that read and decode.
-      resident: Whether all images are read once, the training images into device memory.
+      resident: Whether all images are read in advance, the training images into device memory.
     """
 
     train: Source
@@ -63,32 +63,32 @@ class Inputs(NamedTuple):
 
     @property
     def host_shape(self) -> tuple[int, int, int]:
-        """The shape of a training image as it comes from the host."""
+        """The shape of a training image on the host."""
         size = self.train.image_size or self.image_size
         return size, size, self.train.image_channels
 
     def fingerprints(self) -> dict[str, Any]:
-        """Returns what identifies both sources, as JSON."""
+        """Returns the fingerprints of both sources, as JSON."""
         return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
 
     def load(self, log: Callable[[str], None] = lambda line: None) -> "Inputs":
         """Returns the same inputs with small images of one size in memory.
 
-        So every example is checked before training. What is left as it is (images that vary in size, splits of more
-        than 1 GiB, and those that worker processes read) is checked example by example, as it is read.
+        These are checked before training. All others (images that vary in size, splits of more than 1 GiB, and images
+        read by worker processes) are checked when they are read.
 
         Args:
-          log: Prints a line before images are read.
+          log: Called with a line before images are read.
 
         Raises:
-          UserError: for the first example that `examples.read` refuses.
+          UserError: for the first example that `examples.read` rejects.
         """
         if self.workers and not self.resident:  # processes share no memory
             return self
-        chosen = [self.resident or fits_in_memory(source) for source in (self.train, self.test)]
-        if count := sum(len(s.examples) for s, keep in zip((self.train, self.test), chosen, strict=True) if keep):
+        fits = [self.resident or fits_in_memory(source) for source in (self.train, self.test)]
+        if count := sum(len(s.examples) for s, keep in zip((self.train, self.test), fits, strict=True) if keep):
             log(f"reading {count:,} images into memory ...")
-        train, test = (in_memory(s) if keep else s for s, keep in zip((self.train, self.test), chosen, strict=True))
+        train, test = (in_memory(s) if keep else s for s, keep in zip((self.train, self.test), fits, strict=True))
         return self._replace(train=train, test=test)
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -112,8 +112,8 @@ class Inputs(NamedTuple):
 
         Args:
           batch_size: Global batch size.
-          crop_fraction: As the student's weights want it; for images that vary in size.
-          interpolation: As the student's weights want it; for images that vary in size.
+          crop_fraction: The student's; used for images that vary in size.
+          interpolation: The student's; used for images that vary in size.
         """
 
         def read() -> Iterator[Example]:
@@ -123,11 +123,11 @@ class Inputs(NamedTuple):
         return functools.partial(iter, list(read())) if self.resident else read
 
     def prepare_test(self, crop_fraction: float, interpolation: str) -> Callable[[jax.Array], jax.Array]:
-        """Returns what happens to test images on the device: uint8 images to floats in [0, 1], resized if need be.
+        """Returns the transform of test images on the device, from uint8 to floats in [0, 1], with a resize if needed.
 
         Args:
-          crop_fraction: As the student's weights want it; for images of one size.
-          interpolation: As the student's weights want it; for images of one size.
+          crop_fraction: The student's; used for images of one size.
+          interpolation: The student's; used for images of one size.
         """
         if not self.resized:
             return device_crop.to_float
@@ -149,35 +149,36 @@ def open_inputs(
     """Returns training and test images.
 
     Args:
-      name: as in `open_source`.
-      train_split: what to train on, in TFDS's notation.
-      test_split: what to evaluate on.
-      data_dir: as in `open_source`.
-      image_size: Side of what the networks get, in pixels. Training images are random crops resized to it, even if it
-        is the images' own size; test images are resized and cropped as the student's weights want it. 0 leaves images
-        as they are.
-      augmentation: keyword arguments of `lfcc_jax.data.augmentation.create`, but
-        `num_classes` and `size`.
-      workers: Number of processes that read and decode images; 0 uses threads in this process. Worth it
-        for photographs. Without them, splits of images of one size that take at most 1 GiB are kept in memory.
-      resident: whether all images are read at once, and training images live in the memory of every device; many steps
-        are then one program. Worth it for small images on a GPU or TPU; on a CPU such programs are slow.
+      name: As in `open_source`.
+      train_split: Training split, in TFDS's notation.
+      test_split: Test split.
+      data_dir: As in `open_source`.
+      image_size: Side of the networks' input, in pixels. Training images are random crops resized to it, even if it is
+        the images' own size; test images are resized and cropped with the student's settings. 0 keeps images
+        unchanged.
+      augmentation: Keyword arguments of `lfcc_jax.data.augmentation.create`, except `num_classes` and `size`.
+      workers: Number of processes that read and decode images; 0 uses threads in this process. Recommended for large
+        images. With 0, splits of images of one size that take at most 1 GiB are kept in memory.
+      resident: Whether to read all images in advance and to keep the training images in the memory of every device.
+        Many steps then run as one program. Recommended for small images on a GPU or TPU; slow on a CPU.
 
     Raises:
-      UserError: as `open_source`; for a key that is unknown, or a value that makes no sense.
+      UserError: as in `open_source`; if a key is unknown, or a value is invalid.
     """
     checked_arguments(open_inputs, locals(), "config.data")
     train, test = open_source(name, train_split, data_dir), open_source(name, test_split, data_dir)
     if not image_size and not train.image_size:
-        raise UserError(f"config.data.image_size: missing; the images of '{name}' vary in size, 224 is usual")
+        raise UserError(f"config.data.image_size is required, since the images of '{name}' vary in size; 224 is usual")
     if resident and not (train.image_size and test.image_size):
-        raise UserError(f"config.data.resident: the images of '{name}' vary in size, and are cropped on the host")
-    given = augmentation or {}
-    if "scale" in given and not image_size:
-        raise UserError("config.data.augmentation.scale needs config.data.image_size: without it nothing is cropped")
+        raise UserError(f"config.data.resident must be False, since the images of '{name}' vary in size")
+    settings = augmentation or {}
+    if "scale" in settings and not image_size:
+        raise UserError("config.data.augmentation.scale requires config.data.image_size: no crops without it")
     resized = bool(image_size and train.image_size)
     sizes = {"num_classes": train.num_classes, "size": image_size if resized else 0}
-    augment = augmentations.create(**checked_arguments(augmentations.create, given, "config.data.augmentation", sizes))
+    augment = augmentations.create(
+        **checked_arguments(augmentations.create, settings, "config.data.augmentation", sizes)
+    )
     side = train.image_size or image_size
     if augment.padding >= side:
         raise UserError(

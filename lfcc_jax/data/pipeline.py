@@ -1,4 +1,4 @@
-"""Grain pipelines: a seeded endless one for training, an exact one for evaluation. Both give this process's share."""
+"""Grain pipelines: endless and seeded for training, exact for evaluation. Each process gets a slice of each batch."""
 
 import functools
 import multiprocessing.connection
@@ -15,16 +15,16 @@ from lfcc_jax.data import host_crops
 from lfcc_jax.data.examples import Example, read
 from lfcc_jax.data.source import Source
 
-# How many batches are made at once, and wait, in a process; one of 1024 photographs at 224 pixels is 154 MB.
+# Threads and prefetched batches per process. A batch of 1024 images at 224 pixels is 154 MB.
 _READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 _READ_IN_WORKER = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 
 class Batches:
-    """Iterates over this process's slice of each global batch, made by threads or by worker processes.
+    """Iterates over this process's slice of each global batch, read by threads or by worker processes.
 
-    Its state is the number of batches taken, so a run may resume with another number of workers; Grain's own state of
-    worker processes has an entry for each of them.
+    Its state is the number of batches taken, so a run may resume with a different number of workers. Grain's own state
+    has one entry per worker process.
     """
 
     def __init__(self, batches: grain.MapDataset, workers: int):
@@ -48,12 +48,12 @@ class Batches:
         return {"next_index": self._taken}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continues after the batches that had been taken when `get_state` returned `state`."""
+        """Restores the position that `get_state` returned."""
         self.close()
         self._taken = state["next_index"]
 
     def close(self) -> None:
-        """Ends the threads or processes."""
+        """Stops the threads or processes."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -61,9 +61,9 @@ class Batches:
     def _read_from(self, batches: grain.MapDataset) -> grain.IterDataset:
         if not self._workers:
             return batches.to_iter_dataset(_READ)
-        _allow_grain_to_read_its_flags()
+        _mark_grain_flags_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=self._workers)
-        return batches.to_iter_dataset(_READ_IN_WORKER).mp_prefetch(options, worker_init_fn=_end_with_parent)
+        return batches.to_iter_dataset(_READ_IN_WORKER).mp_prefetch(options, worker_init_fn=_exit_with_parent)
 
 
 def train_batches(
@@ -75,48 +75,48 @@ def train_batches(
     scale: tuple[float, float] = (0.08, 1.0),
     workers: int = 0,
 ) -> Batches:
-    """Returns an endless, checkpointable iterator of this process's share of each global batch.
+    """Returns an endless, checkpointable iterator over this process's slice of each global batch.
 
-    Every epoch is a new shuffle without the examples that do not fill a batch. Shuffle and crops depend on the seed
-    and on the example's place in the global order alone; of each batch, processes get consecutive shares. So the global
+    Every epoch is reshuffled; examples that do not fill a batch are dropped. Shuffle and crops depend only on the seed
+    and on the example's position in the global order, and processes get consecutive slices of each batch, so the global
     batches are the same for any number of processes.
 
     Args:
-      source: What to read. Images of one size are left as they are.
+      source: Source to read. Images of one size are not cropped.
       batch_size: Global batch size; the process count must divide it.
-      seed: Seed of shuffle and crops.
-      image_size: For images that vary in size: side of the random crops, in pixels.
+      seed: Seed of the shuffle and the crops.
+      image_size: Side of the random crops, in pixels; for images that vary in size.
       scale: Smallest and largest fraction of the image in such a crop.
-      workers: Number of processes that read and decode; 0 uses threads in this process. They end with this process. A
-        script that uses them needs `if __name__ == "__main__"`, because they import it.
+      workers: Number of processes that read and decode; 0 uses threads in this process. Workers exit with this process
+        and import its main script, which therefore needs `if __name__ == "__main__"`.
 
     Returns:
       An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]`, and `index` int32 `[batch]`: each
-      example's position in the source. What `examples.read` refuses is raised by `next`.
+      example's position in the source. `next` raises the errors of `examples.read`.
     """
     dataset = train_order(source, batch_size, seed).map(functools.partial(read, source))
     if not source.image_size:
-        # Before the process's share is taken: grain seeds each element by its index, which must be the global one.
+        # Before slicing by process: Grain seeds each element by its index, which must be the global one.
         dataset = dataset.random_map(functools.partial(_random_crop, image_size, scale))
     dataset = dataset.batch(batch_size // jax.process_count(), drop_remainder=True)
     return Batches(dataset, workers)
 
 
 def train_order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
-    """Returns the numbers of the examples in the global order of training, epoch after epoch."""
+    """Returns the indices of the examples in the global order of training, over all epochs."""
     kept = steps_per_epoch(source, batch_size) * batch_size
     return grain.MapDataset.range(len(source.examples)).seed(seed).shuffle()[:kept].repeat()
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Returns how many full global batches the source holds."""
+    """Returns the number of full global batches in the source."""
     return len(source.examples) // batch_size
 
 
 def train_indices(source: Source, batch_size: int, *, seed: int) -> grain.DatasetIterator:
-    """Returns an endless, checkpointable iterator of this process's share of each global batch, as indices alone.
+    """Returns an endless, checkpointable iterator over the indices in this process's slice of each global batch.
 
-    They are the `index` int32 `[batch]` of what `train_batches` gives for the same arguments.
+    They equal `index`, int32 `[batch]`, of `train_batches` for the same arguments.
     """
     dataset = train_order(source, batch_size, seed).map(np.int32).batch(batch_size // jax.process_count())
     return iter(dataset[jax.process_index() :: jax.process_count()].to_iter_dataset())
@@ -131,28 +131,28 @@ def eval_batches(
     interpolation: str = "bicubic",
     workers: int = 0,
 ) -> Iterator[Example]:
-    """Yields every example exactly once, padded to full global batches, as this process's share of each.
+    """Yields this process's slice of each global batch: every example exactly once, padded to full batches.
 
     Args:
-      source: What to read. Images of one size are left as they are.
+      source: Source to read. Images of one size are not cropped.
       batch_size: Global batch size; the process count must divide it.
-      image_size: For images that vary in size: side of the central crop, in pixels.
-      crop: as in `host_crops.central_crop`.
-      interpolation: as in `host_crops.central_crop`.
-      workers: as in `train_batches`.
+      image_size: Side of the central crop, in pixels; for images that vary in size.
+      crop: As in `host_crops.central_crop`.
+      interpolation: As in `host_crops.central_crop`.
+      workers: As in `train_batches`.
 
     Yields:
-      `image`, `label`, and `mask` bool `[batch]`: False where an example only pads the last batch.
+      `image`, `label`, and `mask` bool `[batch]`: False for padding in the last batch.
     """
     total = len(source.examples)
     padded = -(-total // batch_size) * batch_size
 
     def example(index: int) -> Example:
-        found = read(source, min(index, total - 1))
-        image = found["image"]
+        decoded = read(source, min(index, total - 1))
+        image = decoded["image"]
         if not source.image_size:
             image = host_crops.central_crop(image, image_size, crop, interpolation)
-        return {"image": image, "label": found["label"], "mask": np.bool_(index < total)}
+        return {"image": image, "label": decoded["label"], "mask": np.bool_(index < total)}
 
     dataset = grain.MapDataset.range(padded).map(example).batch(batch_size // jax.process_count())
     yield from Batches(dataset, workers)
@@ -162,16 +162,16 @@ def _random_crop(size: int, scale: tuple[float, float], example: Example, rng: n
     return {**example, "image": host_crops.random_crop(example["image"], size, rng, scale)}
 
 
-def _allow_grain_to_read_its_flags() -> None:
-    # Starting a worker, Grain reads an absl flag of its own, which absl refuses in programs that parse no flags.
-    for module, known in flags.FLAGS.flags_by_module_dict().items():
+def _mark_grain_flags_as_parsed() -> None:
+    # Grain reads one of its absl flags to start a worker, which fails in programs that do not parse flags.
+    for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("grain."):
-            for flag in known:
+            for flag in module_flags:
                 flag.present = max(flag.present, 1)
 
 
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Makes a worker process end when its parent does, however that ends: Grain's workers would wait forever."""
+def _exit_with_parent(worker_index: int, worker_count: int) -> None:
+    """Makes a worker process exit when its parent does, even if that is killed. Grain's workers would wait forever."""
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])

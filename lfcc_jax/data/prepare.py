@@ -1,12 +1,12 @@
-"""Makes a data set readable: `python -m lfcc_jax.data.prepare cifar100`, or of an existing copy in TFRecords.
+"""Command line: prepares a TFDS data set as ArrayRecord, or converts an existing copy in TFRecord.
 
     python -m lfcc_jax.data.prepare cifar100
     python -m lfcc_jax.data.prepare imagenet2012 --manual-dir=ARCHIVES
     python -m lfcc_jax.data.prepare ~/tensorflow_datasets/imagenet2012/5.1.0 --out=DIRECTORY
 
-The first two download and build it, once, into TFDS's directory, and need TensorFlow for encoding images
+The first two download and build the data set in TFDS's directory, and need TensorFlow to encode images
 (pip install ".[tf]"). ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar come from image-net.org, with an account;
-they take 150 GB, and what is built of them as much again. The third needs neither TensorFlow nor network.
+they take 150 GB, and the built data set takes as much again. The third needs neither TensorFlow nor network.
 """
 
 import argparse
@@ -24,34 +24,34 @@ from lfcc_jax.errors import UserError, unknown
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line."""
+    """Parses the command line and runs it; on invalid input, exits with one line and status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m lfcc_jax.data.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", help="the name of a TFDS data set, or the directory of one in TFRecords")
-    parser.add_argument("--data-dir", help="where to build it; TFDS's own default if not given")
-    parser.add_argument("--manual-dir", help="where archives lie that cannot be downloaded, for example ImageNet's")
-    parser.add_argument("--out", help="for a copy in TFRecords: the directory to be made")
-    given = parser.parse_args(arguments)
+    parser.add_argument("data", help="name of a TFDS data set, or directory of a prepared one in TFRecord")
+    parser.add_argument("--data-dir", help="directory to build it in (default: TFDS's)")
+    parser.add_argument("--manual-dir", help="directory of archives that cannot be downloaded, for example ImageNet's")
+    parser.add_argument("--out", help="for a data set in TFRecord: a new directory")
+    args = parser.parse_args(arguments)
     try:
-        if given.data.startswith(("/", "~", ".")) or storage.is_remote(given.data) or os.path.isdir(given.data):
-            if not given.out:
-                raise UserError("--out: missing; give the directory to be made")
-            place = to_array_record(given.data, given.out)
+        if args.data.startswith(("/", "~", ".")) or storage.is_remote(args.data) or os.path.isdir(args.data):
+            if not args.out:
+                raise UserError("--out is required to convert a data set in TFRecord; give a new directory")
+            directory = to_array_record(args.data, args.out)
         else:
-            place = build(given.data, given.data_dir, given.manual_dir)
+            directory = build(args.data, args.data_dir, args.manual_dir)
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"{place} can be read: --config.data.name={place}")
+    print(f"prepared {directory}; to train on it, set --config.data.name={directory}")
 
 
 def build(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> epath.Path:
-    """Downloads and builds a data set of TFDS as ArrayRecord; returns its directory.
+    """Downloads a TFDS data set and builds it as ArrayRecord. Returns its directory.
 
     Raises:
-      UserError: for an unknown name, if TensorFlow is missing, or what TFDS says went wrong.
+      UserError: if the name is unknown, TensorFlow is not installed, or TFDS fails.
     """
     if re.split("[/:]", name)[0] not in tfds.list_builders(with_community_datasets=False):
         raise UserError(f"{unknown('data set', name, _SOME)} TFDS has many more.")

@@ -1,4 +1,4 @@
-"""Images of random pixels, to try a config or to time a step without a data set. There is nothing to learn."""
+"""Images of random pixels, to test a config or to time a step without a data set."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _MOST_CLASSES, _LARGEST = 100_000, 1024
 
 
 class Noise(Sequence):
-    """Color images of uniform random pixels, each with a random class. Each is made when it is read.
+    """Color images of uniform random pixels with random labels, generated when they are read.
 
     Args:
       count: Number of images.
@@ -34,15 +34,15 @@ class Noise(Sequence):
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
-    """Returns the number of classes and the image size that `noise_100x32` stands for, or None for another name.
+    """Parses a name like `noise_100x32` into the number of classes and the image size; returns None for other names.
 
     Raises:
-      UserError: for more than 100,000 classes or 1,024 pixels.
+      UserError: if there are more than 100,000 classes or 1,024 pixels per side.
     """
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         return None
-    classes, size = int(found[1]), int(found[2])
+    classes, size = int(match[1]), int(match[2])
     if classes > _MOST_CLASSES or size > _LARGEST:
         raise UserError(
             f"data set '{name}': noise has at most {_MOST_CLASSES:,} classes and {_LARGEST:,} pixels a side, "

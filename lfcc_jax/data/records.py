@@ -1,6 +1,6 @@
-"""A data set that TFDS has prepared as TFRecord, rewritten as ArrayRecord, which can be read in any order.
+"""Converts a prepared TFDS data set from TFRecord to ArrayRecord, which allows random access.
 
-Both formats hold the same serialized examples, so they are copied as they are, and TensorFlow is not needed.
+Both formats hold the same serialized examples, which are copied unchanged, so TensorFlow is not needed.
 """
 
 import struct
@@ -12,26 +12,26 @@ from etils import epath
 from lfcc_jax import storage
 from lfcc_jax.errors import UserError
 
-# Before each record its length and a checksum of the length, after it a checksum of its bytes.
+# Each record is preceded by its length and a checksum of the length, and followed by a checksum of its bytes.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), 4
 
 
 def to_array_record(
     source: epath.PathLike, target: epath.PathLike, progress: Callable[[str], None] = print
 ) -> epath.Path:
-    """Writes a prepared data set's examples, in the same shards and order, into another directory.
+    """Copies a prepared data set to a new directory as ArrayRecord, with the same shards and order.
 
     Args:
       source: Directory that contains `dataset_info.json`; it may be in a bucket.
-      target: Directory on a local disk, created once all is written.
-      progress: Called with a line about every shard.
+      target: New directory on a local disk. It appears only when it is complete.
+      progress: Called with a line after each shard.
 
     Returns:
       `target`.
 
     Raises:
-      UserError: if the source is no such directory, or not in TFRecord, or a shard is cut off (checksums are not
-        verified); if the target exists, is in a bucket, or cannot be written.
+      UserError: if the source is not a prepared data set in TFRecord, or a shard is missing or truncated (checksums are
+        not verified); if the target exists, is in a bucket, or cannot be written.
     """
     if storage.is_remote(target):
         raise UserError(
@@ -42,9 +42,9 @@ def to_array_record(
         raise UserError(f"{source} has no dataset_info.json; give the directory of one version, for example .../5.1.0")
     info = storage.read_json(source / "dataset_info.json")
     if info.get("fileFormat", "tfrecord") != "tfrecord":
-        raise UserError(f"{source} is in {info['fileFormat']} already; only TFRecord is converted")
+        raise UserError(f"{source} is already in {info['fileFormat']}; only TFRecord is converted")
     if target.exists():
-        raise UserError(f"{target} exists already; give another directory")
+        raise UserError(f"{target} already exists; give another directory")
     storage.check_writable(target, "--out")
     partial = target.parent / f"{target.name}.partial"
     storage.make_directory(partial)
@@ -52,16 +52,14 @@ def to_array_record(
     total, done = sum(map(len, splits.values())), 0
     for split, lengths in splits.items():
         for shard, length in enumerate(lengths):
-            place = f"{shard:05d}-of-{len(lengths):05d}"
-            found = sorted(source.glob(f"*-{split}.tfrecord-{place}"))
-            if len(found) != 1:
-                raise UserError(
-                    f"{source}: there should be one file *-{split}.tfrecord-{place}; there are {len(found)}"
-                )
-            name = found[0].name.replace(".tfrecord-", ".array_record-")
-            count = _copy(found[0], partial / name)
+            suffix = f"{shard:05d}-of-{len(lengths):05d}"
+            files = sorted(source.glob(f"*-{split}.tfrecord-{suffix}"))
+            if len(files) != 1:
+                raise UserError(f"{source} must contain one file *-{split}.tfrecord-{suffix}, found {len(files)}")
+            name = files[0].name.replace(".tfrecord-", ".array_record-")
+            count = _copy(files[0], partial / name)
             if count != length:
-                raise UserError(f"{found[0]} is damaged: it holds {count} examples, and should hold {length}")
+                raise UserError(f"{files[0]} is damaged: expected {length} examples, got {count}")
             done += 1
             progress(f"{done}/{total} shards  {name}")
     for path in source.iterdir():
@@ -75,7 +73,7 @@ def to_array_record(
 def _copy(source: epath.Path, target: epath.Path) -> int:
     count = 0
     with storage.errors_in_one_line(f"cannot write {target}"):
-        # Groups of one record are what random access wants.
+        # For random access, each record is a group.
         writer = ArrayRecordWriter(str(target), "group_size:1")
         for record in _tfrecords(source):
             writer.write(record)

@@ -1,4 +1,4 @@
-"""Where images come from: a TFDS data set by name or by directory, read with random access and no TensorFlow."""
+"""Opens TFDS data sets by name or by directory, with random access and without TensorFlow."""
 
 import concurrent.futures
 import contextlib
@@ -17,8 +17,8 @@ from lfcc_jax import storage
 from lfcc_jax.data import random_images
 from lfcc_jax.errors import UserError, unknown
 
-_OURS = ("digits",)
-# How many images of noise there are in each split.
+_BUILT_IN = ("digits",)
+# Number of noise images in each split.
 _NOISE = {"train": 1024, "test": 256}
 
 
@@ -30,7 +30,7 @@ class Source(NamedTuple):
         `examples.read` checks them.
       num_classes: Labels are in `[0, num_classes)`.
       image_size: Height and width of the images, in pixels; 0 if they vary.
-      image_channels: 3 for color, 1 for gray.
+      image_channels: 3 for color, 1 for grayscale.
       name: Name of the data set.
       split: Name of the split, in TFDS's notation.
     """
@@ -44,21 +44,21 @@ class Source(NamedTuple):
 
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:
-    """Returns one split of a data set, preparing it first if this package can.
+    """Returns one split of a data set. `digits` is prepared if necessary.
 
     Args:
-      name: `digits`; the name of a data set prepared under `data_dir`; the path of a prepared directory, the one that
-        holds `dataset_info.json`; or `noise_100x32` for random images, of 100 classes and 32 pixels.
-      split: in TFDS's notation, for example `test` or `train[:20%]`.
-      data_dir: where prepared data sets lie; TFDS's own default if empty.
+      name: `digits`; the name of a data set prepared in `data_dir`; the path of a prepared directory that contains
+        `dataset_info.json`; or `noise_100x32` for random images of 100 classes and 32 pixels.
+      split: Split in TFDS's notation, for example `test` or `train[:20%]`.
+      data_dir: Directory of prepared data sets; TFDS's default if empty.
 
     Returns:
       The source.
 
     Raises:
-      UserError: if there is no such data set or split; if its description is damaged, its images are not uint8 with 1
-        or 3 channels, or its labels are not classes; or if a shard is missing, is damaged, or holds another number of
-        examples than the description says. Examples themselves are checked when they are read.
+      UserError: if the data set or split does not exist; if its description is damaged, its images are not uint8 with 1
+        or 3 channels, or its labels are not classes; or if a shard is missing, damaged, or has the wrong number of
+        examples. Examples themselves are checked when they are read.
     """
     if sizes := random_images.parse_name(name):
         if split not in _NOISE:
@@ -71,18 +71,18 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
                 f"'{path}'; copy it to the disk of every host: gcloud storage cp --recursive {path} DIRECTORY"
             )
     builder = _builder(name, data_dir)
-    with _explained(f"data set '{name}'"):
-        base, splits, shown = re.match(r"\w*", split).group(), builder.info.splits, builder.info.name
+    with _user_errors(f"data set '{name}'"):
+        base, splits, dataset_name = re.match(r"\w*", split).group(), builder.info.splits, builder.info.name
         size, channels, classes = _check_features(builder.info.features)
         for info in splits.values():
             if "/" in info.filename_template.template:
                 raise UserError(f"its files must be in its directory, got {info.filename_template.template}")
     if base not in (*splits, "all"):
         raise unknown("split", base, splits, f"data set '{name}'")
-    # Images are decoded by this package, whatever other libraries are installed.
+    # Images are always decoded by this package, to be independent of installed libraries.
     is_encoded = isinstance(builder.info.features["image"], tfds.features.Image)
     decoders = {"image": tfds.decode.SkipDecoding()} if is_encoded else None
-    with _explained(f"data set '{name}': split '{split}' cannot be read"):
+    with _user_errors(f"data set '{name}': split '{split}' cannot be read"):
         if (file_format := builder.info.file_format.value) != "array_record":
             raise UserError(
                 f"its files must be in array_record, got {file_format}; see python -m lfcc_jax.data.prepare --help"
@@ -91,19 +91,19 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         if not len(examples):
             raise UserError("it is empty")
         _check_shards(splits[split].file_instructions)
-    return Source(examples, classes, size, channels, shown, split)
+    return Source(examples, classes, size, channels, dataset_name, split)
 
 
 @contextlib.contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Turns whatever TFDS raises for files that it cannot use into one line."""
+def _user_errors(where: str) -> Iterator[None]:
+    """Turns any exception from TFDS into a one-line `UserError`."""
     try:
         yield
     except Exception as error:
-        raise UserError(f"{where}: {_why(error)}") from error
+        raise UserError(f"{where}: {_one_line(error)}") from error
 
 
-def _why(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {storage.one_line(error)}"
 
 
@@ -125,24 +125,25 @@ def _check_features(features: Any) -> tuple[int, int, int]:
 
 
 def _check_shards(shards: Sequence[Any]) -> None:
-    """Raises unless every file of a split can be opened and holds as many examples as the data set says."""
+    """Raises unless every file of a split can be opened and has the expected number of examples."""
 
     def count(shard: Any) -> int | UserError:
         try:
             reader = ArrayRecordReader(str(shard.filename), "readahead_buffer_size:0")
-            found = reader.num_records()
-            reader.close()  # raises what was wrong with the file
+            num_examples = reader.num_records()
+            reader.close()  # raises errors from reading the file
         except RuntimeError as error:
             return UserError(f"{shard.filename} is missing or damaged: {storage.one_line(error)}")
-        return found
+        return num_examples
 
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        for shard, found in zip(shards, pool.map(count, shards), strict=True):
-            if isinstance(found, UserError):
-                raise found
-            if found != shard.examples_in_shard:
+        for shard, num_examples in zip(shards, pool.map(count, shards), strict=True):
+            if isinstance(num_examples, UserError):
+                raise num_examples
+            if num_examples != shard.examples_in_shard:
                 raise UserError(
-                    f"{shard.filename} holds {found} examples, and {shard.examples_in_shard} by dataset_info.json"
+                    f"{shard.filename} has {num_examples} examples, but dataset_info.json says "
+                    f"{shard.examples_in_shard}"
                 )
 
 
@@ -151,19 +152,21 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if root.exists() and not root.is_dir():
         raise UserError(f"config.data.data_dir must be a directory, got the file {root}")
     if name == "digits":
-        with _explained(f"data set 'digits' cannot be prepared in {root}; set config.data.data_dir"):
+        with _user_errors(f"data set 'digits' cannot be prepared in {root}; set config.data.data_dir"):
             return _digits(data_dir)
     if name and (epath.Path(name).expanduser() / "dataset_info.json").exists():
         return _from_directory(epath.Path(name).expanduser())
-    # NAME/VERSION or NAME/CONFIG/VERSION; a deeper look would walk through all that was ever downloaded there.
+    # NAME/VERSION or NAME/CONFIG/VERSION. A recursive glob would walk through all downloads.
     prepared = [path for depth in ("*/*", "*/*/*") for path in sorted(root.glob(f"{depth}/dataset_info.json"))]
-    mine = [path.parent for path in prepared if path.relative_to(root).parts[0] == name]
-    if len({path.parent for path in mine}) > 1:
-        raise UserError(f"data set '{name}' has several configs; pass the path of one: {', '.join(map(str, mine))}")
-    if mine:
-        return _from_directory(max(mine, key=lambda path: tfds.core.Version(path.name)))
-    known = unknown("data set", name, {*_OURS, *(p.relative_to(root).parts[0] for p in prepared)}, f"data_dir {root}")
-    raise UserError(f"{known} TFDS's are made by python -m lfcc_jax.data.prepare NAME.")
+    matches = [path.parent for path in prepared if path.relative_to(root).parts[0] == name]
+    if len({path.parent for path in matches}) > 1:
+        raise UserError(f"data set '{name}' has several configs; pass the path of one: {', '.join(map(str, matches))}")
+    if matches:
+        return _from_directory(max(matches, key=lambda path: tfds.core.Version(path.name)))
+    error = unknown(
+        "data set", name, {*_BUILT_IN, *(p.relative_to(root).parts[0] for p in prepared)}, f"data_dir {root}"
+    )
+    raise UserError(f"{error} To download it from TFDS, run python -m lfcc_jax.data.prepare NAME.")
 
 
 def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
@@ -181,8 +184,8 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _from_directory(directory: epath.Path) -> tfds.core.DatasetBuilder:
-    with _explained(f"data set '{directory}'"):
-        # TFDS imports the module of every feature class that the file names.
+    with _user_errors(f"data set '{directory}'"):
+        # TFDS imports the module of every feature class named in the file.
         if others := [
             name
             for name in _class_names(storage.read_json(directory / "features.json"))
@@ -193,7 +196,7 @@ def _from_directory(directory: epath.Path) -> tfds.core.DatasetBuilder:
 
 
 def _class_names(node: Any) -> Iterator[str]:
-    """Yields every Python class that a part of features.json names."""
+    """Yields all Python classes named in a part of features.json."""
     if isinstance(node, list):
         for item in node:
             yield from _class_names(item)

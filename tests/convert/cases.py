@@ -1,4 +1,4 @@
-"""What is compared with timm: networks, image sizes, evaluation and training mode."""
+"""Cases compared with timm: networks, image sizes, evaluation and training mode."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ NAMES = [
     "vit_small_patch16_224",
     "vit_base_patch16_224",
 ]
-# Sizes at which a stage's map is odd, and windows are padded, smaller than seven, or not shifted.
+# Sizes with odd feature maps, and with windows that are padded, smaller than seven, or not shifted.
 OTHER_SIZES = [
     ("resnet18", 90, False),
     ("mobilenetv2_100", 90, False),
@@ -39,6 +39,6 @@ CASES = [(n, 224, False) for n in NAMES] + [(n, 224, True) for n in WITH_BATCH_N
 
 
 def samples(x, count=300):
-    """Returns some of the values of an array, always the same ones for its size."""
+    """Returns a sample of an array's values; the indices depend only on its size."""
     x = np.asarray(x).reshape(-1)
     return x[np.random.RandomState(x.size % 2**32).randint(x.size, size=count)]

@@ -1,4 +1,4 @@
-"""What timm recorded, and the way to its networks, which only a machine with torch can build."""
+"""Golden values from timm, and the import path of its networks, which need torch."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A network's weights from the names of its tensors alone, so that a golden need not hold them."""
+"""Random weights that depend only on tensor names and shapes, so that goldens do not have to store them."""
 
 import re
 import zlib
@@ -7,12 +7,12 @@ import numpy as np
 
 
 def random_state_dict(shapes):
-    """Returns float32 arrays of `shapes`, by timm's names, at scales that keep every part of a network alive."""
+    """Returns float32 arrays of `shapes`, by timm's names, at scales at which all parts of a network matter."""
     return {name: _tensor(name, shape) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
 
 
 def _tensor(name, shape):
-    random = np.random.RandomState(zlib.crc32(name.encode()))  # its numbers are frozen by numpy's policy
+    random = np.random.RandomState(zlib.crc32(name.encode()))  # a frozen generator
     x = random.standard_normal(int(np.prod(shape))).reshape(shape)
     if name.endswith("running_var"):
         x = 0.5 + random.uniform(size=shape)
@@ -21,10 +21,10 @@ def _tensor(name, shape):
     elif name.endswith("relative_position_bias_table"):
         x = 0.5 * x
     elif re.match(r"pos_embed|cls_token|patch_embed\.proj|stem\.0|stem\.proj", name):
-        # Small, so that the epsilon of the first norm can be told from another.
+        # Small, so that the epsilon of the first norm has an effect.
         x = 0.03 * x / np.sqrt(np.prod(shape[1:]) if x.ndim == 4 else 1)
     elif name.endswith(("alpha", "weight")) and max(shape) == x.size:
-        # Branches that add little keep a deep network in training mode from amplifying rounding errors.
+        # Small residual branches keep deep networks in training mode from amplifying rounding errors.
         x = (0.3 if re.search(r"\.bn[23]\.", name) else 1.0) * (1 + 0.2 * x)
     elif name.endswith("weight"):
         x = x / np.sqrt(np.prod(shape[1:]))

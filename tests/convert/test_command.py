@@ -63,26 +63,26 @@ def test_command_sets_a_new_head_and_constants(checkpoint, tmp_path):
 
 
 def write_raw_safetensors(path, name, dtype, shape, data):
-    """Writes a file of one tensor, of any dtype."""
+    """Writes a file with one tensor of any dtype."""
     header = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
-def test_command_takes_relative_paths(checkpoint, tmp_path, monkeypatch):
+def test_command_accepts_relative_paths(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", "runs/teacher"])
     main(["--to-timm", "--checkpoint", "runs/teacher", "--out", "runs/student.safetensors"])
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["student.safetensors", "teacher"]
 
 
-def test_command_leaves_nothing_after_a_failure_and_can_be_repeated(checkpoint, tmp_path, monkeypatch):
+def test_command_leaves_no_files_after_a_failure_and_can_be_repeated(checkpoint, tmp_path, monkeypatch):
     save, out = models.save, tmp_path / "teacher"
 
-    def save_onto_a_full_disk(directory, variables, description):
+    def save_to_a_full_disk(directory, variables, description):
         save(directory, variables, description)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(models, "save", save_onto_a_full_disk)
+    monkeypatch.setattr(models, "save", save_to_a_full_disk)
     command = ["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(out)]
     with pytest.raises(SystemExit, match="cannot write .*No space left on device"):
         main(command)
@@ -118,7 +118,7 @@ def test_command_converts_a_grayscale_network(tmp_path):
         ("layer1.0.bn1.running_var", np.inf, "layer1.0.bn1.running_var has 1 of 64 numbers that are NaN or infinite"),
         ("layer1.0.bn1.running_var", -1.0, "layer1.0.bn1.running_var has negative variances"),
         ("fc.bias", np.float64(1e200), "fc.bias has 1 of 7 numbers that are NaN or infinite in float32"),
-        ("conv1.weight", np.int8(1), "conv1.weight is int8, not floating"),
+        ("conv1.weight", np.int8(1), "conv1.weight must be floating-point, got int8"),
     ],
 )
 def test_from_timm_names_tensors_with_unusable_values(name, value, message):
@@ -171,8 +171,8 @@ def test_read_state_dict_reads_numpy_and_torch_files(checkpoint, tmp_path):
         ([], "--model is required"),
         (["--model", "resnet18", "--checkpoint", "nowhere.safetensors"], "no checkpoint file at nowhere.safetensors"),
         (["--model", "resnet18", "--checkpoint", "x.onnx"], "unknown kind of checkpoint file '.onnx'"),
-        (["--model", "resnet18", "--checkpoint", "text.safetensors"], "is no .safetensors checkpoint"),
-        (["--model", "resnet18", "--checkpoint", "text.npz"], "is no .npz checkpoint"),
+        (["--model", "resnet18", "--checkpoint", "text.safetensors"], "is not a .safetensors checkpoint"),
+        (["--model", "resnet18", "--checkpoint", "text.npz"], "is not a .npz checkpoint"),
         (["--model", "resnet34"], "layer1.2.bn1.bias is missing"),
         (["--model", "resnet18", "--num-classes", "0"], "--num-classes must be positive, got 0"),
         (["--to-timm", "--mean", "0.5", "--model", "resnet18"], "--model, --mean: not allowed with --to-timm"),
@@ -183,7 +183,7 @@ def test_read_state_dict_reads_numpy_and_torch_files(checkpoint, tmp_path):
         (["--model", "resnet18", "--out", "gs://bucket/teacher"], "--out must be a local path"),
         (
             ["--model", "resnet18", "--image-channels", "1", "--mean", "0.5", "--std", "0.5"],
-            "conv1.weight is [64, 3, 7, 7]",
+            "conv1.weight has shape [64, 3, 7, 7], expected [64, 1, 7, 7]",
         ),
         (["--model", "resnet18", "--image-channels", "1"], "mean and std must have one number or one per channel"),
         (["--model", "resnet18", "--checkpoint", "array.npz"], "array.npz is an .npy file of one array"),
@@ -192,7 +192,7 @@ def test_read_state_dict_reads_numpy_and_torch_files(checkpoint, tmp_path):
             ["--model", "resnet18", "--checkpoint", "float8.safetensors"],
             "float8.safetensors has tensors of dtype F8_E4M3",
         ),
-        (["--model", "resnet18", "--checkpoint", "newline.safetensors"], "the first is 'new\\nline'"),
+        (["--model", "resnet18", "--checkpoint", "newline.safetensors"], "got names like 'new\\nline'"),
         (["--to-timm", "--checkpoint", "full"], "no finished network in"),
     ],
 )

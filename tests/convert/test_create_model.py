@@ -1,4 +1,4 @@
-"""The printed `timm.create_model` call, as text, and executed if timm is installed."""
+"""The printed `timm.create_model` call, as text and executed if timm is installed."""
 
 import importlib.util
 
@@ -32,7 +32,7 @@ CASES = [
         {"block": "bottleneck", "widths": (64, 64, 64, 64), "blocks": (1, 1, 1, 1)},
         '"resnet50", num_classes=5, channels=(16, 16, 16, 16), layers=(1, 1, 1, 1)',
     ),
-    ("resnet18", 32, {"widths": (8, 8, 8, 8)}, None),  # the stem has 8 channels too, unlike timm's
+    ("resnet18", 32, {"widths": (8, 8, 8, 8)}, None),  # the stem also has 8 channels, unlike timm's
     ("resnet18", 32, {"strides": (1, 2, 2, 1)}, None),
     ("resnet18_32", 32, {}, None),
     ("mobilenetv2_100", 32, {"multiplier": 1.4, "dropout": 0.2}, '"mobilenetv2_140", num_classes=5'),
@@ -44,7 +44,7 @@ CASES = [
         {"widths": (8, 16, 24, 32), "depths": (1, 1, 2, 1)},
         '"convnext_tiny", num_classes=5, dims=(8, 16, 24, 32), depths=(1, 1, 2, 1)',
     ),
-    ("convnext_pico_32", 32, {}, None),  # its patches are of 2 pixels
+    ("convnext_pico_32", 32, {}, None),  # its patches have 2 pixels
     ("convnext_tiny", 32, {"mlp_ratio": 2.0}, None),
     (
         "vit_pico",

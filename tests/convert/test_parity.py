@@ -1,4 +1,4 @@
-"""Every network against numbers that timm gave in float64, on weights made from their names; no torch is needed."""
+"""Every network against timm's float64 outputs on weights derived from tensor names. Torch is not needed."""
 
 from pathlib import Path
 
@@ -40,21 +40,21 @@ def errors(name, size, train=False, state=None, **overrides):
 
 
 @pytest.mark.parametrize(("name", "size", "train"), CASES)
-def test_networks_give_the_same_outputs_as_timm(name, size, train):
-    found = errors(name, size, train)
+def test_network_matches_timm(name, size, train):
+    relative_errors = errors(name, size, train)
     if train:
-        # BatchNorm over few values amplifies float32's rounding from layer to layer, here and ten times more in torch.
-        assert found["logits"] < TOLERANCE
+        # BatchNorm over few values amplifies float32 rounding from layer to layer (in torch ten times more).
+        assert relative_errors["logits"] < TOLERANCE
         with jax.enable_x64(True):
-            found = errors(name, size, train, dtype=jnp.float64)
-    assert max(found.values()) < TOLERANCE, found
+            relative_errors = errors(name, size, train, dtype=jnp.float64)
+    assert max(relative_errors.values()) < TOLERANCE, relative_errors
 
 
 def test_cases_cover_every_network_for_224_pixels():
-    assert sorted(NAMES) == [name for name in models.list_models() if made_for(name) == 224]
+    assert sorted(NAMES) == [name for name in models.list_models() if default_image_size(name) == 224]
 
 
-def made_for(name):
+def default_image_size(name):
     try:
         return models.create(name, 1).image_size
     except UserError:
@@ -105,9 +105,9 @@ def _same_padding(monkeypatch):
 def test_control_a_slightly_wrong_network_exceeds_the_tolerance(monkeypatch, name, wrong):
     state = state_of(name)
     wrong(monkeypatch)
-    found = errors(name, 224, state=state)
-    assert found["logits"] > TOLERANCE
-    assert found["stage4"] > TOLERANCE
+    relative_errors = errors(name, 224, state=state)
+    assert relative_errors["logits"] > TOLERANCE
+    assert relative_errors["stage4"] > TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_pico_patch4_window7_224"])
@@ -127,5 +127,5 @@ def test_scan_and_remat_do_not_change_parity_with_timm(name, overrides):
 
 
 def test_bfloat16_outputs_are_close_to_timm():
-    found = errors("deit_tiny_patch16_224", 224, dtype=jnp.bfloat16)
-    assert 1e-3 < found["logits"] < 3e-2
+    relative_errors = errors("deit_tiny_patch16_224", 224, dtype=jnp.bfloat16)
+    assert 1e-3 < relative_errors["logits"] < 3e-2

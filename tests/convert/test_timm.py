@@ -26,7 +26,7 @@ ONE_OF_EACH_FAMILY = [
 
 
 def state_of(name, num_classes=7, **overrides):
-    """Random tensors for a network, by timm's names."""
+    """Returns random tensors for a network, by timm's names."""
     shapes = models.create(name, num_classes, **overrides).variable_shapes()
     state = convert.to_timm(name, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes), **overrides)
     return random_state_dict({key: value.shape for key, value in state.items()})
@@ -49,10 +49,10 @@ def test_tables_contain_every_array_of_every_network_once():
     for name in models.list_models():
         network = models.create(name, 7, image_size=models.create(name, 7, 32).image_size)
         rows = [row for row in table(network) if row.path is not None]
-        found = collections.Counter(row.path for row in rows)
+        counts = collections.Counter(row.path for row in rows)
         shapes = flatten_dict(network.variable_shapes())
         stacked = {row.path for row in rows if row.block is not None}
-        assert found == {path: leaf.shape[0] if path in stacked else 1 for path, leaf in shapes.items()}
+        assert counts == {path: leaf.shape[0] if path in stacked else 1 for path, leaf in shapes.items()}
         assert len({row.timm for row in rows}) == len(rows)
 
 
@@ -64,11 +64,11 @@ def test_from_timm_names_all_wrong_tensors_in_one_error():
     with pytest.raises(UserError) as error:
         convert.from_timm("resnet18", state)
     for part in (
-        "no checkpoint of resnet18: of 102 tensors 2 are missing and 1 have another shape, 1 are unexpected",
+        "not a checkpoint of resnet18: 2 of 102 tensors are missing, 1 have the wrong shape, 1 are unexpected",
         "fc.weight is missing",
         "layer1.0.conv1.weight is missing",
         "layer9.weight is unexpected",
-        "bn1.bias is [2, 2], not [64]",
+        "bn1.bias has shape [2, 2], expected [64]",
     ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -81,7 +81,11 @@ def test_to_timm_names_all_wrong_variables_in_one_error():
     variables["batch_stats"]["stem_norm"]["mean"] = np.zeros(3)
     with pytest.raises(UserError) as error:
         convert.to_timm("resnet18", variables)
-    for part in ("params/stem_conv/kernel is missing", "params/extra is unexpected", "stem_norm/mean is [3], not [64]"):
+    for part in (
+        "params/stem_conv/kernel is missing",
+        "params/extra is unexpected",
+        "stem_norm/mean has shape [3], expected [64]",
+    ):
         assert part in str(error.value)
 
 
@@ -90,9 +94,9 @@ def test_to_timm_names_all_wrong_variables_in_one_error():
     [
         ({"name": "resnet81"}, "unknown network 'resnet81'; did you mean 'resnet18'"),
         ({"num_classes": 100}, "has 7 classes, not 100"),
-        ({"head": "new"}, "a new head needs num_classes"),
-        ({"head": "nwe"}, "unknown treatment of the head 'nwe'; did you mean 'new'"),
-        ({"name": "resnet34"}, "no checkpoint of resnet34"),
+        ({"head": "new"}, "num_classes is required for a new head"),
+        ({"head": "nwe"}, "head: unknown value 'nwe'; did you mean 'new'"),
+        ({"name": "resnet34"}, "not a checkpoint of resnet34"),
         ({"dpeth": 3}, "unknown key 'dpeth'"),
     ],
 )
@@ -117,7 +121,7 @@ def test_from_timm_keeps_or_replaces_the_head():
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
-def test_from_timm_removes_the_wrappers_of_trainers(wrapper):
+def test_from_timm_removes_trainer_wrappers(wrapper):
     state = state_of("resnet18")
     wrapped = {wrapper: {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
     expected = convert.from_timm("resnet18", state)
@@ -155,14 +159,14 @@ def test_from_timm_reads_the_authors_convnext():
 
 
 @pytest.mark.parametrize("case", ["positions/14/10", "positions/14/24", "positions/4/7"])
-def test_position_embeddings_are_resized_as_in_timm(case, resized):
+def test_resize_positions_matches_timm(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
     np.testing.assert_allclose(convert.positions.resize_positions(old, new.shape[1], prefix=1), new, atol=2e-6)
     assert np.abs(old).max() > 1
 
 
 @pytest.mark.parametrize("case", ["bias/7/12", "bias/7/8", "bias/7/5", "bias/4/7"])
-def test_position_biases_are_resized_as_in_timm(case, resized):
+def test_resize_position_bias_matches_timm(case, resized):
     old, new = resized[f"{case}/old"], resized[f"{case}/new"]
     np.testing.assert_allclose(convert.positions.resize_position_bias(old, len(new)), new, atol=2e-5)
 
@@ -173,7 +177,7 @@ def test_from_timm_converts_to_another_image_size():
     assert variables["params"]["pos_embed"].shape == (1, 101, 192)
     back = convert.to_timm("deit_tiny", variables, image_size=160)
     assert back["pos_embed"].shape == (1, 101, 192)
-    # At 128 pixels the last stages have 8 and 4 cells a side: their windows shrink, and so do their tables.
+    # At 128 pixels, the last stage has 4 cells per side, so its windows and tables shrink.
     state = state_of("swin_pico_patch4_window7_224")
     variables = convert.from_timm("swin_pico", state, image_size=128)
     assert [variables["params"][f"stage{s}_blocks"]["attn"]["position_bias"].shape[1] for s in (1, 2, 3, 4)] == [
@@ -182,7 +186,7 @@ def test_from_timm_converts_to_another_image_size():
         169,
         49,
     ]
-    with pytest.raises(UserError, match=r"mlp_tokens.fc1.weight is \[256, 196\], not \[256, 100\]"):
+    with pytest.raises(UserError, match=r"mlp_tokens.fc1.weight has shape \[256, 196\], expected \[256, 100\]"):
         convert.from_timm("mixer_s16", state_of("mixer_s16_224"), image_size=160)
 
 
@@ -197,7 +201,7 @@ def test_from_timm_accepts_torch_tensors():
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_timm_loads_exported_files_and_gives_the_same_logits(name, tmp_path):
+def test_exported_files_give_the_same_logits_in_timm(name, tmp_path):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     from safetensors.torch import load_file
@@ -208,7 +212,7 @@ def test_timm_loads_exported_files_and_gives_the_same_logits(name, tmp_path):
     network = models.create(name, 7)
     images = jax.random.uniform(jax.random.key(0), (2, 224, 224, 3))
     variables = jax.jit(network.init)(jax.random.key(0), images)
-    # A classifier that starts at zero tells nothing.
+    # A classifier initialized to zero would hide differences.
     variables["params"]["head"]["kernel"] = jax.random.normal(
         jax.random.key(1), variables["params"]["head"]["kernel"].shape
     )
@@ -237,9 +241,9 @@ def test_from_timm_names_positions_that_are_not_square_and_checkpoints_of_other_
     state = state_of("deit_tiny_patch16_224")
     for tokens in (196, 198):
         wrong = state | {"pos_embed": np.zeros((1, tokens, 192), np.float32)}
-        with pytest.raises(UserError, match=rf"pos_embed is \[1, {tokens}, 192\], not \[1, 197, 192\]"):
+        with pytest.raises(UserError, match=rf"pos_embed has shape \[1, {tokens}, 192\], expected \[1, 197, 192\]"):
             convert.from_timm("deit_tiny", wrong)
-    with pytest.raises(UserError, match="no tensor has a name that is expected; .* of another network"):
+    with pytest.raises(UserError, match="no tensor name matches; expected names like .* from another network"):
         convert.from_timm("resnet18", state)
     with pytest.raises(UserError, match="num_classes must be an integer between 1 and 10000000, got 0"):
         convert.from_timm("deit_tiny", state, head="new", num_classes=0)

@@ -1,4 +1,4 @@
-"""Data sets as TFDS leaves them on disk, made without TFDS's own writers: those need TensorFlow to encode images."""
+"""Prepared TFDS data sets, written without TFDS's own writers, which need TensorFlow to encode images."""
 
 import json
 
@@ -22,10 +22,10 @@ def _feature(value):
 
 @pytest.fixture
 def make_data_set(tmp_path):
-    """Makes a data set of the given examples, the same in `train` and `test`, and returns its directory."""
+    """Writes a data set with the given examples in both `train` and `test`, and returns its directory."""
 
     def make(examples, image=None, label=None, **others):
-        directory = tmp_path / "made" / "1.0.0"
+        directory = tmp_path / "toy" / "1.0.0"
         directory.mkdir(parents=True)
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)) if image is None else image,
@@ -34,7 +34,7 @@ def make_data_set(tmp_path):
         features = {name: feature for name, feature in (features | others).items() if feature}
         tfds.features.FeaturesDict(features).save_config(str(directory))
         for split in ("train", "test"):
-            writer = ArrayRecordWriter(str(directory / f"made-{split}.array_record-00000-of-00001"), "group_size:1")
+            writer = ArrayRecordWriter(str(directory / f"toy-{split}.array_record-00000-of-00001"), "group_size:1")
             for example in examples:
                 record = tf_example_pb2.Example()
                 for name, value in example.items():
@@ -46,7 +46,7 @@ def make_data_set(tmp_path):
             {"filepathTemplate": template, "name": split, "numBytes": "1", "shardLengths": [str(len(examples))]}
             for split in ("train", "test")
         ]
-        info = {"fileFormat": "array_record", "name": "made", "version": "1.0.0", "splits": splits}
+        info = {"fileFormat": "array_record", "name": "toy", "version": "1.0.0", "splits": splits}
         (directory / "dataset_info.json").write_text(json.dumps(info))
         return directory
 

@@ -1,4 +1,4 @@
-"""Image files in memory, to make data sets of."""
+"""Encodes images for test data sets."""
 
 import io
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def encode(image, file_format="PNG", **options):
-    """The bytes of an image file."""
+    """Returns the content of an image file."""
     file = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     image.save(file, file_format, **options)

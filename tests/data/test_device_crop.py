@@ -1,4 +1,4 @@
-"""Test images resized on the device, against Pillow."""
+"""Device-side resizing of test images against Pillow."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ GOLDEN = dict(np.load(Path(__file__).parents[1] / "goldens" / "augmentation.npz"
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("size", "crop"), [(16, 1.0), (16, 0.875), (5, 0.9), (40, 0.95), (224, 0.9)])
 @pytest.mark.parametrize("side", [1, 8, 28, 33])
-def test_every_value_is_pillows(side, size, crop, interpolation):
+def test_central_crop_equals_pillow(side, size, crop, interpolation):
     rng = np.random.default_rng(0)
     checkers = np.indices((side, side)).sum(0)[:, :, None] % 2 * 255 * np.ones(3)
     images = np.stack([rng.integers(0, 256, (side, side, 3)), checkers]).astype(np.uint8)
@@ -26,7 +26,7 @@ def test_every_value_is_pillows(side, size, crop, interpolation):
     np.testing.assert_array_equal(np.rint(ours), pillows)
 
 
-def test_test_images_are_resized_and_cropped_as_timm_does():
+def test_central_crop_equals_timm():
     images = jnp.asarray(GOLDEN["picture"][None, :40, :40])
     for key in (key for key in GOLDEN if key.startswith("central/")):
         _, size, crop, interpolation = key.split("/")
@@ -36,7 +36,7 @@ def test_test_images_are_resized_and_cropped_as_timm_does():
         assert np.abs(255 * central_crop(images, int(size), float(crop), other)[0] - GOLDEN[key]).max() > 2
 
 
-def test_rounding_once_after_both_passes_is_not_pillows():
+def test_control_rounding_once_after_both_passes_differs_from_pillow():
     image = np.random.default_rng(0).integers(0, 2, (8, 8, 3), np.uint8) * 255
     once = jnp.clip(jnp.round(jax.image.resize(image.astype(jnp.float32), (32, 32, 3), "cubic")), 0, 255)
     assert np.abs(once - host_crops.central_crop(Image.fromarray(image), 32)).max() > 2

@@ -30,6 +30,6 @@ def test_fingerprint_changes_with_encoded_images():
     assert digests[0] != digests[1]
 
 
-def test_fingerprint_rejects_an_image_that_cannot_be_decoded():
-    with pytest.raises(UserError, match="example 0: the image is none of JPEG"):
+def test_fingerprint_rejects_an_undecodable_image():
+    with pytest.raises(UserError, match="example 0: the image must be one of JPEG"):
         fingerprint(Source([{"image": b"jpeg", "label": 0}], 5, 0, 3, "photos"))

@@ -8,7 +8,7 @@ from lfcc_jax import data
 from lfcc_jax.errors import UserError
 
 
-def test_images_of_one_size_are_cropped_on_the_device_if_image_size_is_given():
+def test_image_size_enables_crops_on_the_device():
     plain = data.open_inputs("noise_10x16")
     assert (plain.image_size, plain.resized, plain.augmentation.size) == (16, False, 0)
     for size in (16, 24):
@@ -17,13 +17,13 @@ def test_images_of_one_size_are_cropped_on_the_device_if_image_size_is_given():
         assert cropped.augmentation.scale == (0.2, 0.3)
 
 
-def test_crops_to_the_images_own_size_happen():
+def test_crops_to_the_original_size_are_applied():
     inputs = data.open_inputs("noise_10x16", image_size=16, augmentation={"scale": (0.2, 0.3)})
     column = np.arange(16, dtype=np.uint8) * 17
-    ramps = np.broadcast_to(column[:, None], (8, 16, 16, 3))  # rising from top to bottom
+    ramps = np.broadcast_to(column[:, None], (8, 16, 16, 3))  # increasing from top to bottom
     cropped = jax.jit(inputs.augmentation.each)(jax.random.key(0), np.arange(8), ramps)
     heights = np.ptp(cropped, axis=(1, 2, 3))
-    # 20 % to 30 % of the area at an aspect of 3/4 to 4/3 is 38 % to 64 % of the height, plus the edges.
+    # 20 % to 30 % of the area at an aspect ratio of 3/4 to 4/3 is 38 % to 64 % of the height, plus the edges.
     assert heights.min() > 0.3
     assert heights.max() < 0.8
 
@@ -37,7 +37,7 @@ def test_crops_to_the_images_own_size_happen():
         ({"augmentation": {"size": 8}}, "config.data.augmentation.size is set by the run and cannot be configured"),
         ({"workers": 100_000}, "config.data.workers must be an integer between 0 and 256, got 100000"),
         ({"augmentation": {"padding": 16}}, "padding must be less than the size of the images, 16, got 16"),
-        ({"augmentation": {"scale": (0.5, 1.0)}}, "scale needs config.data.image_size"),
+        ({"augmentation": {"scale": (0.5, 1.0)}}, "scale requires config.data.image_size"),
     ],
 )
 def test_open_inputs_rejects_invalid_arguments(settings, message):
@@ -45,10 +45,12 @@ def test_open_inputs_rejects_invalid_arguments(settings, message):
         data.open_inputs("noise_10x16", **settings)
 
 
-def test_photographs_need_a_size_and_are_not_kept_in_device_memory(monkeypatch):
+def test_variable_size_images_require_image_size_and_cannot_be_resident(monkeypatch):
     photographs = data.Source([{"image": b"", "label": 0}], 10, 0, 3)
     monkeypatch.setattr("lfcc_jax.data.inputs.open_source", lambda *_: photographs)
-    with pytest.raises(UserError, match="config.data.image_size: missing"):
+    with pytest.raises(UserError, match="config.data.image_size is required"):
         data.open_inputs("photographs")
-    with pytest.raises(UserError, match="config.data.resident: the images of 'photographs' vary in size"):
+    with pytest.raises(
+        UserError, match="config.data.resident must be False, since the images of 'photographs' vary in size"
+    ):
         data.open_inputs("photographs", image_size=16, resident=True)

@@ -1,4 +1,4 @@
-"""A data set in TFRecords becomes one in ArrayRecord, with the same examples in the same order."""
+"""Conversion of data sets from TFRecord to ArrayRecord."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from lfcc_jax.errors import UserError
 
 @pytest.fixture
 def tfrecords(tmp_path, data_dir):
-    """The digits as TFDS would have prepared them in TFRecords. Their checksums are not looked at."""
+    """The digits in TFRecord, with invalid checksums, which are not verified."""
     source, target = f"{data_dir}/digits/1.0.0", tmp_path / "digits" / "1.0.0"
     shutil.copytree(source, target)
     for path in target.glob("*.array_record-*"):
@@ -32,22 +32,22 @@ def tfrecords(tmp_path, data_dir):
     return target
 
 
-def test_examples_are_the_same_in_the_same_order(tfrecords, tmp_path, data_dir):
-    told = []
-    made = to_array_record(tfrecords, tmp_path / "made", told.append)
-    assert told[-1].startswith("2/2 shards")
+def test_to_array_record_keeps_examples_and_order(tfrecords, tmp_path, data_dir):
+    lines = []
+    converted = to_array_record(tfrecords, tmp_path / "converted", lines.append)
+    assert lines[-1].startswith("2/2 shards")
     for split in ("train", "test"):
-        ours, theirs = data.open_source(str(made), split), data.open_source("digits", split, data_dir)
+        ours, theirs = data.open_source(str(converted), split), data.open_source("digits", split, data_dir)
         assert len(ours.examples) == len(theirs.examples)
         for i in range(0, len(ours.examples), 97):
             np.testing.assert_array_equal(ours.examples[i]["image"], theirs.examples[i]["image"])
             assert ours.examples[i]["label"] == theirs.examples[i]["label"]
-    assert tfds.builder_from_directory(made).info.splits["train"].num_examples == 1297
+    assert tfds.builder_from_directory(converted).info.splits["train"].num_examples == 1297
 
 
-def test_the_command_says_where_to_read_it(tfrecords, tmp_path, capsys):
-    prepare.main([str(tfrecords), f"--out={tmp_path / 'made'}"])
-    assert f"--config.data.name={tmp_path / 'made'}" in capsys.readouterr().out
+def test_command_prints_the_config_flag(tfrecords, tmp_path, capsys):
+    prepare.main([str(tfrecords), f"--out={tmp_path / 'converted'}"])
+    assert f"--config.data.name={tmp_path / 'converted'}" in capsys.readouterr().out
 
 
 def damage(path):
@@ -55,9 +55,9 @@ def damage(path):
     path.write_bytes(content[:-7])
 
 
-def test_what_cannot_be_converted_is_said_and_nothing_is_left_that_looks_whole(tfrecords, tmp_path, data_dir):
-    target = tmp_path / "made"
-    with pytest.raises(UserError, match="is in array_record already"):
+def test_to_array_record_rejects_invalid_input_and_leaves_no_target(tfrecords, tmp_path, data_dir):
+    target = tmp_path / "converted"
+    with pytest.raises(UserError, match="is already in array_record"):
         to_array_record(f"{data_dir}/digits/1.0.0", target)
     with pytest.raises(UserError, match="has no dataset_info.json"):
         to_array_record(tmp_path, target)
@@ -66,14 +66,14 @@ def test_what_cannot_be_converted_is_said_and_nothing_is_left_that_looks_whole(t
     with pytest.raises(UserError, match="ends in the middle of a record"):
         to_array_record(tfrecords, target, lambda _: None)
     shard.write_bytes(b"")
-    with pytest.raises(UserError, match="holds 0 examples, and should hold 500"):
+    with pytest.raises(UserError, match="is damaged: expected 500 examples, got 0"):
         to_array_record(tfrecords, target, lambda _: None)
     shard.unlink()
-    with pytest.raises(UserError, match="there should be one file"):
+    with pytest.raises(UserError, match="must contain one file"):
         to_array_record(tfrecords, target, lambda _: None)
     assert not target.exists()
     target.mkdir()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         to_array_record(tfrecords, target)
 
 
@@ -81,15 +81,15 @@ def test_what_cannot_be_converted_is_said_and_nothing_is_left_that_looks_whole(t
     ("arguments", "message"),
     [
         (["cifar1000"], "unknown data set 'cifar1000'; did you mean 'cifar10"),
-        (["."], "--out: missing"),
+        (["."], "--out is required"),
     ],
 )
-def test_a_command_that_cannot_work_says_why(arguments, message):
+def test_command_rejects_invalid_arguments(arguments, message):
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         prepare.main(arguments)
 
 
-def test_noise_is_the_same_every_time_it_is_read_and_has_the_size_its_name_says():
+def test_noise_is_deterministic_and_has_the_size_in_its_name():
     source = data.open_source("noise_10x16", "train")
     assert (source.num_classes, source.image_size, source.image_channels) == (10, 16, 3)
     first, again = source.examples[5], source.examples[5]

@@ -1,4 +1,4 @@
-"""Prepared data sets that are damaged, or that hold something else than images with classes."""
+"""Prepared data sets that are damaged or do not contain images with classes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ EXAMPLES = [{"image": encode(PIXELS), "label": 1}] * 4
 F = tfds.features
 
 
-def refused(path, message, split="train"):
+def assert_rejected(path, message, split="train"):
     with pytest.raises(UserError, match=message) as caught:
         data.open_source(str(path), split)
     assert str(caught.value).startswith(f"data set '{path}'")
@@ -25,10 +25,10 @@ def refused(path, message, split="train"):
     assert len(str(caught.value)) < 500
 
 
-def test_encoded_images_of_one_size_are_decoded(make_data_set):
+def test_read_decodes_images_of_one_size(make_data_set):
     source = data.open_source(str(make_data_set(EXAMPLES, F.Image(shape=(8, 8, 3)))), "test[1:]")
     assert (len(source.examples), source.num_classes, source.image_size) == (3, 10, 8)
-    assert (source.name, source.split) == ("made", "test[1:]")
+    assert (source.name, source.split) == ("toy", "test[1:]")
     np.testing.assert_array_equal(data.read(source, 0)["image"], PIXELS)
 
 
@@ -49,26 +49,26 @@ def test_encoded_images_of_one_size_are_decoded(make_data_set):
         ({"label": F.ClassLabel()}, "labels must be a ClassLabel with num_classes, got ClassLabel"),
     ],
 )  # fmt: skip
-def test_features_that_are_not_images_with_classes_are_rejected(make_data_set, features, message):
-    refused(make_data_set([], **features), message)
+def test_open_source_rejects_unsupported_features(make_data_set, features, message):
+    assert_rejected(make_data_set([], **features), message)
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", "\x00\xff", '{"name": 5}', '{"name": "x", "splits": 3}'])
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
-def test_damaged_descriptions_are_rejected(make_data_set, file, content):
+def test_open_source_rejects_damaged_descriptions(make_data_set, file, content):
     path = make_data_set(EXAMPLES)
     (path / file).write_text(content)
-    refused(path, ".")
+    assert_rejected(path, ".")
 
 
-def test_a_missing_features_file_is_named(make_data_set):
+def test_open_source_names_a_missing_features_file(make_data_set):
     path = make_data_set(EXAMPLES)
     (path / "features.json").unlink()
-    refused(path, "features.json")
+    assert_rejected(path, "features.json")
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_no_module_that_features_name_is_imported(make_data_set, monkeypatch, tmp_path, nested):
+def test_open_source_imports_no_module_named_in_features(make_data_set, monkeypatch, tmp_path, nested):
     path = make_data_set(EXAMPLES)
     (tmp_path / "evil_module.py").write_text("import pathlib\npathlib.Path(__file__).with_name('touched').touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -80,7 +80,7 @@ def test_no_module_that_features_name_is_imported(make_data_set, monkeypatch, tm
     else:
         features["featuresDict"]["features"]["image"]["pythonClassName"] = "evil_module.Feature"
     (path / "features.json").write_text(json.dumps(features))
-    refused(path, "features.json must name features of TFDS only, got 'evil_module.Feature'")
+    assert_rejected(path, "features.json must name features of TFDS only, got 'evil_module.Feature'")
     assert not (tmp_path / "touched").exists()
     # Negative control: TFDS alone imports it.
     with pytest.raises(ValueError, match="Unrecognized FeatureConnector"):
@@ -95,23 +95,23 @@ def rewrite(path, **changes):
 
 
 @pytest.mark.parametrize("template", ["../{SPLIT}-{SHARD_X_OF_Y}", "/etc/{SPLIT}", "a/../../{SPLIT}-{SHARD_X_OF_Y}"])
-def test_files_outside_of_the_directory_are_rejected(make_data_set, template):
+def test_open_source_rejects_files_outside_of_the_directory(make_data_set, template):
     path = make_data_set(EXAMPLES)
     rewrite(path, filepathTemplate=template)
-    refused(path, "its files must be in its directory")
+    assert_rejected(path, "its files must be in its directory")
 
 
 @pytest.mark.parametrize("length", ["3", "5", "1000000000000"])
-def test_shard_lengths_that_are_wrong_are_rejected(make_data_set, length):
+def test_open_source_rejects_wrong_shard_lengths(make_data_set, length):
     path = make_data_set(EXAMPLES)
     rewrite(path, shardLengths=[length])
-    refused(path, rf"holds 4 examples, and {length} by dataset_info.json")
+    assert_rejected(path, rf"has 4 examples, but dataset_info.json says {length}")
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut in half", "7 bytes short", "noise"])
-def test_damaged_shards_are_rejected(make_data_set, damage):
+def test_open_source_rejects_damaged_shards(make_data_set, damage):
     path = make_data_set(EXAMPLES)
-    (shard,) = path.glob("made-train*")
+    (shard,) = path.glob("toy-train*")
     content = shard.read_bytes()
     shard.unlink()
     if damage != "missing":
@@ -122,29 +122,29 @@ def test_damaged_shards_are_rejected(make_data_set, damage):
             "noise": np.random.default_rng(0).bytes(len(content)),
         }
         shard.write_bytes(changed[damage])
-    refused(path, f"split 'train' cannot be read: .*{shard.name} is missing or damaged: ")
-    assert len(data.open_source(str(path), "test").examples) == 4  # the other split is whole
+    assert_rejected(path, f"split 'train' cannot be read: .*{shard.name} is missing or damaged: ")
+    assert len(data.open_source(str(path), "test").examples) == 4  # the other split is intact
 
 
-def test_a_flipped_byte_is_found_when_the_example_is_read(make_data_set):
+def test_read_detects_a_flipped_bit(make_data_set):
     path = make_data_set(EXAMPLES)
-    (shard,) = path.glob("made-train*")
+    (shard,) = path.glob("toy-train*")
     content = bytearray(shard.read_bytes())
     content[content.index(b"IDAT") + 20] ^= 1
     shard.write_bytes(content)
     source = data.open_source(str(path), "train")
-    with pytest.raises(UserError, match="^data set 'made', split 'train', example 0: cannot be read: .*hash mismatch"):
+    with pytest.raises(UserError, match="^data set 'toy', split 'train', example 0: cannot be read: .*hash mismatch"):
         data.read(source, 0)
 
 
-def test_tfrecords_are_rejected(make_data_set):
+def test_open_source_rejects_tfrecord(make_data_set):
     path = make_data_set(EXAMPLES)
     info = json.loads((path / "dataset_info.json").read_text()) | {"fileFormat": "tfrecord"}
     (path / "dataset_info.json").write_text(json.dumps(info))
-    refused(path, "must be in array_record, got tfrecord; see python -m lfcc_jax.data.prepare --help")
+    assert_rejected(path, "must be in array_record, got tfrecord; see python -m lfcc_jax.data.prepare --help")
 
 
-def test_a_data_dir_that_is_a_file_or_cannot_be_written_is_rejected(tmp_path):
+def test_open_source_rejects_a_data_dir_that_is_a_file_or_not_writable(tmp_path):
     file = tmp_path / "file"
     file.touch()
     for name in ("digits", "cifar100"):
@@ -154,7 +154,7 @@ def test_a_data_dir_that_is_a_file_or_cannot_be_written_is_rejected(tmp_path):
         data.open_source("digits", "train", str(file / "below"))
 
 
-def test_digits_whose_files_are_damaged_are_rejected(data_dir, tmp_path):
+def test_open_source_rejects_damaged_digits(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "tfds")
     (shard,) = (tmp_path / "tfds").glob("digits/*/digits-train*")
     shard.write_bytes(shard.read_bytes()[:1000])
@@ -163,6 +163,6 @@ def test_digits_whose_files_are_damaged_are_rejected(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["noise_10x100000", "noise_10x1025", "noise_100001x8"])
-def test_noise_that_takes_too_much_memory_is_rejected(name):
+def test_open_source_rejects_noise_that_is_too_large(name):
     with pytest.raises(UserError, match=f"data set '{name}': noise has at most 100,000 classes and 1,024 pixels"):
         data.open_source(name, "train")

@@ -1,4 +1,4 @@
-"""Worker processes of a plain script, which parses no flags."""
+"""Worker processes of a script that does not parse absl flags."""
 
 import signal
 import subprocess
@@ -16,12 +16,12 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_start_in_a_plain_script_and_end_if_it_is_killed(tmp_path):
+def test_workers_start_in_a_plain_script_and_exit_when_it_is_killed(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, tmp_path / "script.py"], **pipes) as script:
         line = script.stdout.readline()
         script.send_signal(signal.SIGKILL)
-        # Every process that the script started holds these pipes: they end when the last one does.
+        # All child processes hold these pipes, which close when the last process exits.
         _, errors = script.communicate(timeout=60)
     assert line == "(16,)\n", errors

@@ -1,10 +1,10 @@
-"""Records torch's adaptive average pooling: `python tests/goldens/record_box.py`, where torch is installed."""
+"""Records torch's adaptive average pooling: `python tests/goldens/record_box.py`. Needs torch."""
 
 from pathlib import Path
 
 import numpy as np
 
-# Windows that divide the axis, that overlap, one that is the whole of it and one that is the axis itself.
+# Windows that divide the axis, windows that overlap, one window for the whole axis, and the identity.
 SIZES = [(4, 2), (7, 4), (14, 4), (14, 7), (56, 7), (56, 4), (10, 3), (13, 5), (9, 1), (6, 6), (7, 2), (28, 5)]
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Records what timm's networks give on random weights, in float64: `python tests/goldens/record_timm.py`.
+"""Records outputs of timm's networks on random weights in float64: `python tests/goldens/record_timm.py`.
 
-Needs `pip install torch torchvision timm`. Takes a minute and a half on 2 CPU cores.
+Needs `pip install torch torchvision timm`. Takes 90 seconds on 2 CPU cores.
 """
 
 import sys
@@ -39,7 +39,7 @@ def main():
 
 
 def resized():
-    """What timm makes of position embeddings (class token and n x n patches) and bias tables for other sizes."""
+    """Returns position embeddings (class token and n x n patches) and bias tables, resized by timm."""
     random, golden = np.random.RandomState(0), {}
     for old, new in ((14, 10), (14, 24), (4, 7)):
         x = random.standard_normal((1, 1 + old * old, 5)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Records timm's learning rates, epoch by epoch, and which weights it decays: `python record_timm_training.py`."""
+"""Records timm's learning rate in each epoch and the weights it decays: `python record_timm_training.py`."""
 
 import json
 from pathlib import Path
@@ -23,11 +23,11 @@ def rates(scheduler, epochs, peak, **settings):
     """Returns the learning rate of each epoch."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     schedule = scheduler(optimizer, warmup_prefix=False, **settings)
-    found = [optimizer.param_groups[0]["lr"]]
+    learning_rates = [optimizer.param_groups[0]["lr"]]
     for epoch in range(1, epochs):
         schedule.step(epoch)
-        found.append(optimizer.param_groups[0]["lr"])
-    return found
+        learning_rates.append(optimizer.param_groups[0]["lr"])
+    return learning_rates
 
 
 def decayed(name):

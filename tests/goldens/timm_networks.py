@@ -1,11 +1,11 @@
-"""timm's networks as the benchmark builds them, and where their four stages end. Needs torch, torchvision and timm."""
+"""timm's networks as in the benchmark, and their four stages. Needs torch, torchvision and timm."""
 
 import torch
 
 try:
-    import torchvision  # noqa: F401 - where it loads, it registers the operators itself
+    import torchvision  # noqa: F401 - registers its operators on import
 except (AttributeError, RuntimeError):
-    # torchvision built for another torch lacks its operators, which no network here calls, and fails on import.
+    # torchvision built for a different torch fails on import. Its operators are not used here, so stubs suffice.
     _operators = torch.library.Library("torchvision", "DEF")
     _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -13,7 +13,7 @@ except (AttributeError, RuntimeError):
 import timm
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 
-# The benchmark's own; timm has no name for them.
+# Variants of the benchmark that have no name in timm.
 OWN = {
     "swin_nano_patch4_window7_224": {"embed_dim": 64, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
     "swin_pico_patch4_window7_224": {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
@@ -25,7 +25,7 @@ __all__ = ["build", "resample_abs_pos_embed", "resize_rel_pos_bias_table", "run"
 
 
 def build(name, num_classes, image_size):
-    """Returns timm's network of that name without stochastic depth."""
+    """Returns the timm network of this name without stochastic depth."""
     settings = {"num_classes": num_classes, "drop_path_rate": 0.0} | OWN.get(name, {})
     if not name.startswith(_CONVOLUTIONAL):
         settings["img_size"] = image_size
@@ -33,7 +33,7 @@ def build(name, num_classes, image_size):
 
 
 def stages(network, taps):
-    """Returns the four modules whose outputs are the stages; `taps` are those of a network of equal blocks."""
+    """Returns the four modules whose outputs are the stages; `taps` selects them in networks of equal blocks."""
     if isinstance(network, timm.models.ResNet):
         return [network.layer1, network.layer2, network.layer3, network.layer4]
     if isinstance(network, timm.models.EfficientNet):  # MobileNetV2
@@ -46,7 +46,7 @@ def stages(network, taps):
 
 
 def run(network, images, taps, train=False):
-    """Returns logits and the four stages as `[B, H, W, C]`, float64, of normalised images `[B, H, W, 3]`."""
+    """Returns logits and the four stages as `[B, H, W, C]`, float64, for normalized images `[B, H, W, 3]`."""
     outputs = []
     hooks = [stage.register_forward_hook(lambda *call: outputs.append(call[-1])) for stage in stages(network, taps)]
     with torch.no_grad():
@@ -57,8 +57,8 @@ def run(network, images, taps, train=False):
 
 
 def _map(x):
-    if x.ndim == 3:  # tokens, after a class token perhaps
+    if x.ndim == 3:  # tokens, possibly with a class token
         size = int(x.shape[1] ** 0.5)
         return x[:, x.shape[1] - size * size :].reshape(x.shape[0], size, size, -1)
-    # timm's Swin has its channels last, as ours; its convolutional networks have them first.
+    # timm's Swin is channels-last, as ours; its convolutional networks are channels-first.
     return x if x.shape[1] == x.shape[2] else x.transpose(0, 2, 3, 1)

@@ -1,8 +1,8 @@
-"""What happens to training images on the device, inside the training step.
+"""Augmentation of training images on the device, inside the training step.
 
-Every random number of an image comes from the run's seed, the step, and the image's number in the data set alone, so
-its pixels are the same wherever in the batch it stands, and on however many processes. On another number of devices
-the order of sums may make a pixel in ten thousand differ by one level of 255.
+The random numbers of an image depend only on the run's seed, the step, and the image's index in the data set, so its
+pixels do not depend on its position in the batch or on the number of processes. With a different number of devices,
+a different order of summation may change one pixel in ten thousand by one level of 255.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ __all__ = ["Augmentation", "create"]
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done, in this order; see `create`."""
+    """The operations, in order; see `create`."""
 
     num_classes: int
     padding: int
@@ -41,30 +41,30 @@ class Augmentation:
     std: tuple[float, ...]
 
     def __call__(self, key: PRNGKeyArray, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns a batch as networks and losses see it.
+        """Returns the augmented batch.
 
         Args:
-          key: of the run's seed and the step.
-          batch: `image` uint8 `[B, H, W, C]`; `label` `[B]`; `index` `[B]`, each image's number in the data set.
+          key: Key derived from the run's seed and the step.
+          batch: `image` uint8 `[B, H, W, C]`; `label` `[B]`; `index` `[B]`, the index of each image in the data set.
 
         Returns:
-          The batch with `image` float32 in [0, 1]. If images are mixed, `target` `[B, classes]` are the shares of the
-          classes, and `label` is the class with the largest.
+          The batch with `image` float32 in [0, 1]. If images are mixed, `target` `[B, classes]` is the fraction of each
+          class, and `label` the class with the largest fraction.
         """
         images_key, mix_key = jax.random.split(key)
-        seen = {**batch, "image": self.each(images_key, batch["index"], batch["image"])}
+        result = {**batch, "image": self.each(images_key, batch["index"], batch["image"])}
         if self.mix.mixup or self.mix.cutmix:
             targets = jax.nn.one_hot(batch["label"], self.num_classes)
-            images, targets = mix(mix_key, seen["image"], targets, self.mix)
-            seen |= {"image": images, "target": targets, "label": targets.argmax(-1)}
+            images, targets = mix(mix_key, result["image"], targets, self.mix)
+            result |= {"image": images, "target": targets, "label": targets.argmax(-1)}
         if self.erasing:
-            seen["image"] = self.erase(images_key, batch["index"], seen["image"])
-        return seen
+            result["image"] = self.erase(images_key, batch["index"], result["image"])
+        return result
 
     def each(
         self, key: PRNGKeyArray, index: Int[Array, " batch"], images: UInt8[Array, "batch height width channels"]
     ) -> Float[Array, "batch size size channels"]:
-        """Returns the images, each changed by itself, in [0, 1]; nothing is erased yet."""
+        """Applies the per-image augmentations, before mixing and erasing. Returns images in [0, 1]."""
         fill = jnp.round(255 * self._by_channel(self.mean, images.shape[-1]))
 
         def one(index: Array, image: Array) -> Array:
@@ -88,7 +88,7 @@ class Augmentation:
     def erase(
         self, key: PRNGKeyArray, index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Returns the images, in some of them a box of noise."""
+        """Returns the images, some of them with a box replaced by noise."""
         mean, std = (self._by_channel(values, images.shape[-1]) for values in (self.mean, self.std))
 
         def one(index: Array, image: Array) -> Array:
@@ -106,7 +106,7 @@ class Augmentation:
         return jnp.broadcast_to(jnp.asarray(values[:channels]), (channels,))
 
 
-def _rises(scale: tuple[float, ...]) -> bool:
+def _valid(scale: tuple[float, ...]) -> bool:
     return len(scale) == 2 and scale[0] <= scale[1] <= 1
 
 
@@ -117,7 +117,7 @@ def create(
     num_classes: Annotated[int, Positive],
     size: Annotated[int, Between(0, 8192)] = 0,
     padding: Annotated[int, Between(0, 8192)] = 0,
-    scale: Annotated[tuple[Annotated[float, Positive], ...], Bound("(min, max) with 0 < min <= max <= 1", _rises)] = (
+    scale: Annotated[tuple[Annotated[float, Positive], ...], Bound("(min, max) with 0 < min <= max <= 1", _valid)] = (
         0.08,
         1.0,
     ),
@@ -132,35 +132,35 @@ def create(
     mean: ByChannel = (0.485, 0.456, 0.406),
     std: ByChannel = (0.229, 0.224, 0.225),
 ) -> Augmentation:
-    """Returns the augmentation that a config block describes. By default nothing is done but scaling to [0, 1].
+    """Returns the augmentation described by a config block. By default, images are only scaled to [0, 1].
 
     Args:
-      num_classes: of the data set.
-      size: side of the random crops that are resized to it, in pixels; 0 crops nothing.
-      padding: by how many pixels images are moved each way at most.
-      scale: least and largest share of the image that a random crop keeps.
-      flip: whether half of the images are mirrored.
-      randaugment: a policy as in timm, `rand-m9-mstd0.5-inc1`; empty for none. See `policy.parse_policy`.
-      color_jitter: strength of random brightness, contrast and saturation; not used where RandAugment is, as in timm.
-      erasing: probability of erasing a box.
-      mixup: alpha of mixup's shares; 0 is none.
-      cutmix: alpha of CutMix's shares; 0 is none.
-      switch: probability of CutMix, where both are on.
-      mix_probability: of mixing a batch at all.
-      mean: of the data by channel, or one number in a tuple: what RandAugment fills with, and that of erasing's noise.
-      std: of the data by channel, or one number in a tuple: that of erasing's noise.
+      num_classes: Number of classes.
+      size: Side of the resized random crops, in pixels; 0 disables them.
+      padding: Maximum shift in pixels along each axis.
+      scale: Smallest and largest fraction of the image's area in a random crop.
+      flip: Whether to flip half of the images horizontally.
+      randaugment: Policy in timm's notation, such as `rand-m9-mstd0.5-inc1`; empty for none. See `policy.parse_policy`.
+      color_jitter: Strength of random brightness, contrast and saturation; ignored with RandAugment, as in timm.
+      erasing: Probability of erasing a box.
+      mixup: Alpha of mixup; 0 disables it.
+      cutmix: Alpha of CutMix; 0 disables it.
+      switch: Probability of CutMix instead of mixup if both are enabled.
+      mix_probability: Probability of mixing a batch.
+      mean: Mean of the data, one number or one per channel: RandAugment's fill value and the mean of erasing's noise.
+      std: Standard deviation of the data, one number or one per channel: that of erasing's noise.
 
     Raises:
       UserError: if a value is out of bounds.
 
     References:
-      The operations and their order (erasing comes after mixing) are those of timm's `create_transform`, `Mixup` and
-      `PrefetchLoader`, but for two: RandAugment interpolates bilinearly always, and `Mixup` has one share and one box
-      for the global batch, where timm draws them in each process.
+      The operations and their order (erasing after mixing) are those of timm's `create_transform`, `Mixup` and
+      `PrefetchLoader`, with two differences: RandAugment always interpolates bilinearly, and mixing uses one ratio and
+      one box for the global batch, whereas timm draws them in each process.
     """
     checked_arguments(create, locals(), "config.data.augmentation")
     policy = parse_policy(randaugment) if randaugment else None
-    mixture = Mix(mixup, cutmix, switch, mix_probability)
+    mixing = Mix(mixup, cutmix, switch, mix_probability)
     return Augmentation(
-        num_classes, padding, size, tuple(scale), flip, policy, color_jitter, erasing, mixture, tuple(mean), tuple(std)
+        num_classes, padding, size, tuple(scale), flip, policy, color_jitter, erasing, mixing, tuple(mean), tuple(std)
     )

@@ -1,4 +1,4 @@
-"""Brightness, contrast and saturation changed at random, in random order: torchvision's ColorJitter without hue."""
+"""Random brightness, contrast and saturation in random order: torchvision's ColorJitter without hue."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ from lfcc_jax.data.augmentation.operations import NAMES, Image, apply, change
 
 
 def color_jitter(key: PRNGKeyArray, image: Image, strength: float, fill: Float[Array, " channels"]) -> Image:
-    """Returns the image with brightness, contrast and saturation times factors in [1 - strength, 1 + strength].
+    """Returns the image with brightness, contrast and saturation scaled by factors in [1 - strength, 1 + strength].
 
     Args:
-      key: of the random numbers.
-      image: whole levels, 0 to 255.
-      strength: at least 0; factors stay at least 0.
-      fill: as in `randaugment`; nothing is moved, so it is never seen.
+      key: PRNG key.
+      image: Integer levels, 0 to 255.
+      strength: Non-negative; factors are clipped at 0.
+      fill: Unused, since these operations do not move pixels.
     """
     order_key, factor_key = jax.random.split(key)
-    known = jnp.array([NAMES.index(name) for name in ("brightness", "contrast", "color")])
-    order = jax.random.permutation(order_key, known)
+    operations = jnp.array([NAMES.index(name) for name in ("brightness", "contrast", "color")])
+    order = jax.random.permutation(order_key, operations)
     factors = jax.random.uniform(factor_key, (3,), minval=max(0.0, 1 - strength), maxval=1 + strength)
     for i in range(3):
         image = apply(image, change(image, order[i], factors[i]), fill)

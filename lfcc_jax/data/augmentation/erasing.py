@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al., 2020) as in timm: a box of noise in the image."""
+"""Random erasing (Zhong et al., 2020) as in timm: replaces a box of the image by noise."""
 
 import math
 
@@ -19,23 +19,23 @@ def random_erasing(
     mean: Float[Array, " channels"],
     std: Float[Array, " channels"],
 ) -> Float[Array, "height width channels"]:
-    """Returns the image, or with a probability the image with a box of noise in it.
+    """Replaces a box of the image by noise, with the given probability.
 
-    timm erases the normalized image, with noise of the standard normal distribution; before normalization that is noise
-    of the data's mean and standard deviation. The box has 0.02 to 1/3 of the image's area.
+    timm fills the box of the normalized image with standard normal noise; before normalization, this is noise with the
+    data's mean and standard deviation. The box covers 0.02 to 1/3 of the image's area.
 
     Args:
-      key: of the random numbers.
-      image: in [0, 1].
-      probability: of erasing.
-      mean: of the data, by channel.
-      std: of the data, by channel.
+      key: PRNG key.
+      image: Image in [0, 1].
+      probability: Probability of erasing.
+      mean: Mean of the data, by channel.
+      std: Standard deviation of the data, by channel.
     """
-    done_key, box_key, noise_key = jax.random.split(key, 3)
+    apply_key, box_key, noise_key = jax.random.split(key, 3)
     height, width, channels = image.shape
-    top, left, h, w, found = random_box(box_key, height, width, _AREA, _LOG_RATIO)
+    top, left, h, w, fits = random_box(box_key, height, width, _AREA, _LOG_RATIO)
     y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     box: Array = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
-    done = found & jax.random.bernoulli(done_key, probability)
+    erase = fits & jax.random.bernoulli(apply_key, probability)
     noise = mean[None, None, :] + std[None, None, :] * jax.random.normal(noise_key, (height, width, channels))
-    return jnp.where(box & done, noise, image)
+    return jnp.where(box & erase, noise, image)

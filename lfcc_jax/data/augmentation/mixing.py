@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) as in timm: each image with its partner at the other end."""
+"""Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) as in timm: pairs image i with image B-1-i."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 class Mix(NamedTuple):
-    """How batches are mixed.
+    """Settings of mixup and CutMix.
 
     Attributes:
-      mixup: alpha of the Beta distribution of mixup's shares; 0 is no mixup.
-      cutmix: alpha of that of CutMix's; 0 is no CutMix.
-      switch: probability of CutMix, where both are on.
-      probability: of mixing a batch at all.
+      mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
+      cutmix: Alpha of CutMix's Beta distribution; 0 disables CutMix.
+      switch: Probability of CutMix instead of mixup if both are enabled.
+      probability: Probability of mixing a batch.
     """
 
     mixup: float
@@ -29,41 +29,42 @@ def mix(
     targets: Float[Array, "batch classes"],
     how: Mix,
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
-    """Returns images each mixed with the one at the other end of the batch, and their targets with the same shares.
+    """Returns the mixed images, and their targets mixed with the same ratio.
 
-    One share, and one box, for the whole batch.
+    One ratio and one box are drawn for the whole batch.
 
     Args:
-      key: of the random numbers.
-      images: any range.
-      targets: probabilities.
-      how: which mixture.
+      key: PRNG key.
+      images: Images in any range.
+      targets: Class probabilities.
+      how: Settings.
     """
-    done_key, which_key, share_key, cut_key, place_key = jax.random.split(key, 5)
+    apply_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
     height, width = images.shape[1:3]
-    both = how.mixup > 0 and how.cutmix > 0
-    cuts = jax.random.bernoulli(which_key, how.switch) if both else jnp.asarray(how.cutmix > 0)
+    both_enabled = how.mixup > 0 and how.cutmix > 0
+    use_cutmix = jax.random.bernoulli(switch_key, how.switch) if both_enabled else jnp.asarray(how.cutmix > 0)
 
-    share = jax.random.beta(share_key, how.mixup, how.mixup) if how.mixup else jnp.ones(())
-    cut_share = jax.random.beta(cut_key, how.cutmix, how.cutmix) if how.cutmix else jnp.ones(())
-    inside, of_box = _box(place_key, height, width, jnp.sqrt(1 - cut_share))
-    # What stays of an image, pixel by pixel; and of its target, on the whole.
-    stays = jnp.where(cuts, 1.0 - inside, share)
-    kept = jnp.where(cuts, 1.0 - of_box, share)
-    done = jax.random.bernoulli(done_key, how.probability)
-    stays, kept = jnp.where(done, stays, 1.0), jnp.where(done, kept, 1.0)
-    stays = stays[None, :, :, None]
-    return images * stays + images[::-1] * (1 - stays), targets * kept + targets[::-1] * (1 - kept)
+    mixup_ratio = jax.random.beta(mixup_key, how.mixup, how.mixup) if how.mixup else jnp.ones(())
+    cutmix_ratio = jax.random.beta(cutmix_key, how.cutmix, how.cutmix) if how.cutmix else jnp.ones(())
+    inside, box_fraction = _box(box_key, height, width, jnp.sqrt(1 - cutmix_ratio))
+    # Weights of the image itself, by pixel, and of its target; the rest is its partner's.
+    image_weight = jnp.where(use_cutmix, 1.0 - inside, mixup_ratio)
+    target_weight = jnp.where(use_cutmix, 1.0 - box_fraction, mixup_ratio)
+    apply = jax.random.bernoulli(apply_key, how.probability)
+    image_weight, target_weight = jnp.where(apply, image_weight, 1.0), jnp.where(apply, target_weight, 1.0)
+    image_weight = image_weight[None, :, :, None]
+    mixed = images * image_weight + images[::-1] * (1 - image_weight)
+    return mixed, targets * target_weight + targets[::-1] * (1 - target_weight)
 
 
 def _box(key: PRNGKeyArray, height: int, width: int, side: Float[Array, ""]) -> tuple[Array, Array]:
-    """Returns where a box of `side` times the image's sides is, which the image's border cuts, and its share of it."""
-    middle_y, middle_x = jax.random.uniform(key, (2,))
+    """Returns the mask and area fraction of a random box of `side` times the image's sides, clipped at the border."""
+    center_y, center_x = jax.random.uniform(key, (2,))
     spans = []
-    for size, middle in ((height, middle_y), (width, middle_x)):
+    for size, center in ((height, center_y), (width, center_x)):
         half = jnp.floor(size * side) // 2
-        middle = jnp.floor(middle * size)
-        places = jnp.arange(size)
-        spans.append((places >= middle - half) & (places < middle + half))
+        center = jnp.floor(center * size)
+        pixels = jnp.arange(size)
+        spans.append((pixels >= center - half) & (pixels < center + half))
     inside = (spans[0][:, None] & spans[1][None, :]).astype(jnp.float32)
     return inside, inside.mean()

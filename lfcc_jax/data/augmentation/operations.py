@@ -1,11 +1,11 @@
-"""RandAugment's operations on one image, each what Pillow does to bytes.
+"""RandAugment's operations on one image, with the results of Pillow on uint8 images.
 
-Only four things are ever done to an image: an affine map, a table of new gray levels for each channel, a blend with its
-gray picture, and a blend with its blurred picture. So a batch in which every image has an operation of its own needs
-four passes under `vmap`, and not one for each of the fifteen operations; those that an image does not need leave it as
-it is.
+All operations are special cases of four steps: an affine map, a lookup table for each channel, a blend with the
+grayscale image, and a blend with the blurred image. A batch in which every image has a different operation thus needs
+four passes under `vmap` instead of one for each of the fifteen operations. Steps that an image does not need are the
+identity.
 
-Images are float32 `[height, width, channels]` that hold whole gray levels, 0 to 255.
+Images are float32 `[height, width, channels]` with integer levels, 0 to 255.
 """
 
 from typing import NamedTuple
@@ -23,18 +23,18 @@ NAMES = (
     *("autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "color", "contrast"),
     *("brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y"),
 )
-# Those with which timm's RandAugment turns one way or the other at random.
+# Operations whose argument has a random sign in timm's RandAugment.
 SIGNED = ("rotate", "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 class Change(NamedTuple):
-    """What is done to an image.
+    """Parameters of the four steps.
 
     Attributes:
-      affine: `[2, 3]`, takes the place of a pixel of the result, in pixels from the corner, to where it is read.
-      tables: the new level of each level, by channel.
-      color: how much of the color is left: 0 gives the gray picture, 1 changes nothing.
-      sharpness: 0 gives the blurred picture, 1 changes nothing.
+      affine: `[2, 3]`, maps output to input coordinates, in pixels from the corner.
+      tables: New value of each level, by channel.
+      color: Saturation: 0 gives the grayscale image, 1 the original.
+      sharpness: 0 gives the blurred image, 1 the original.
     """
 
     affine: Float[Array, "2 3"]
@@ -44,14 +44,14 @@ class Change(NamedTuple):
 
 
 def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) -> Change:
-    """Returns what an operation does to an image.
+    """Returns the parameters of an operation on an image.
 
     Args:
-      image: to be changed.
-      operation: a place in `NAMES`; any other number changes nothing.
-      argument: degrees to `rotate`; bits that `posterize` keeps; the level from which `solarize` inverts; what
-        `solarize_add` adds; a factor for `color`, `contrast`, `brightness`, `sharpness`, of which 1 changes nothing;
-        pixels by the pixel for `shear_x` and `shear_y`; a share of the image for `translate_x` and `translate_y`.
+      image: Input image.
+      operation: Index in `NAMES`; any other number is the identity.
+      argument: Angle in degrees for `rotate`; number of bits to keep for `posterize`; threshold for `solarize`; summand
+        for `solarize_add`; factor for `color`, `contrast`, `brightness` and `sharpness`, where 1 is the identity; shift
+        per pixel for `shear_x` and `shear_y`; fraction of the image's size for `translate_x` and `translate_y`.
     """
     height, width, channels = image.shape
     levels = jnp.broadcast_to(jnp.arange(256.0), (channels, 256))
@@ -62,8 +62,8 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
 
     tables = levels
     for name, table in (
-        ("autocontrast", _stretched(counts)),
-        ("equalize", _equalized(counts)),
+        ("autocontrast", _autocontrast_table(counts)),
+        ("equalize", _equalize_table(counts)),
         ("invert", 255 - levels),
         ("posterize", levels - levels % 2.0 ** (8 - argument)),
         ("solarize", jnp.where(levels < argument, levels, 255 - levels)),
@@ -77,7 +77,7 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     shear_x, shear_y = (jnp.where(is_(name), argument, 0.0) for name in ("shear_x", "shear_y"))
     move_x, move_y = (jnp.where(is_(name), argument, 0.0) for name in ("translate_x", "translate_y"))
-    x, y = width / 2, height / 2  # the middle stays where it is
+    x, y = width / 2, height / 2  # the center is fixed
     affine = jnp.array(
         [
             [cos, shear_x - sin, x - cos * x + sin * y + move_x * width],
@@ -89,7 +89,7 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
 
 
 def apply(image: Image, what: Change, fill: Float[Array, " channels"]) -> Image:
-    """Returns the changed image; `fill` are the levels outside of it."""
+    """Applies the four steps; `fill` is the value of pixels outside of the image."""
     image = warp(image, what.affine, fill)
     image = look_up(image, what.tables)
     if image.shape[-1] == 3:
@@ -98,19 +98,19 @@ def apply(image: Image, what: Change, fill: Float[Array, " channels"]) -> Image:
 
 
 def histogram(image: Image) -> Float[Array, "channels levels"]:
-    """Returns how many pixels of each channel have each of the 256 levels."""
-    return jax.lax.platform_dependent(image, tpu=_count_by_products, default=_count)
+    """Returns the number of pixels at each of the 256 levels, by channel."""
+    return jax.lax.platform_dependent(image, tpu=_count_with_matmul, default=_count)
 
 
 def look_up(image: Image, tables: Tables) -> Image:
-    """Returns for each pixel what its channel's table has for its level."""
-    return jax.lax.platform_dependent(image, tables, tpu=_look_up_by_products, default=_look_up)
+    """Applies each channel's lookup table."""
+    return jax.lax.platform_dependent(image, tables, tpu=_look_up_with_matmul, default=_look_up)
 
 
 def _count(image: Image) -> Float[Array, "channels levels"]:
     channels = image.shape[-1]
-    places = image.reshape(-1, channels).astype(jnp.int32) + 256 * jnp.arange(channels)[None, :]
-    return jnp.zeros(256 * channels).at[places.ravel()].add(1.0).reshape(channels, 256)
+    bins = image.reshape(-1, channels).astype(jnp.int32) + 256 * jnp.arange(channels)[None, :]
+    return jnp.zeros(256 * channels).at[bins.ravel()].add(1.0).reshape(channels, 256)
 
 
 def _look_up(image: Image, tables: Tables) -> Image:
@@ -118,18 +118,18 @@ def _look_up(image: Image, tables: Tables) -> Image:
     return jnp.stack([table[levels[..., c]] for c, table in enumerate(tables)], axis=-1)
 
 
-# A TPU scatters and gathers one number after the other, but multiplies matrices fast. A level is sixteen times its high
-# digit and its low digit; what is wanted of all pairs of digits is a product of their indicators.
+# A TPU scatters and gathers serially, but multiplies matrices fast. Each level is split into two hexadecimal digits;
+# counts and lookups are matrix products of the digits' one-hot encodings.
 
 
-def _count_by_products(image: Image) -> Float[Array, "channels levels"]:
+def _count_with_matmul(image: Image) -> Float[Array, "channels levels"]:
     high, low = _digits(image)
     return jnp.einsum("nch,ncl->chl", high, low).reshape(image.shape[-1], 256)
 
 
-def _look_up_by_products(image: Image, tables: Tables) -> Image:
+def _look_up_with_matmul(image: Image, tables: Tables) -> Image:
     high, low = _digits(image)
-    # Levels have eight bits, as many as bfloat16 holds exactly, in which a TPU multiplies.
+    # TPUs multiply in bfloat16, which represents integers of eight bits exactly.
     rows = jnp.einsum("nch,chl->ncl", high, tables.reshape(-1, 16, 16))
     return jnp.einsum("ncl,ncl->nc", rows, low).reshape(image.shape)
 
@@ -139,18 +139,18 @@ def _digits(image: Image) -> tuple[Float[Array, "pixels channels 16"], Float[Arr
     return jax.nn.one_hot(levels // 16, 16), jax.nn.one_hot(levels % 16, 16)
 
 
-def _stretched(counts: Float[Array, "channels levels"]) -> Tables:
-    """Returns `ImageOps.autocontrast`'s table: the darkest level becomes 0, the lightest 255."""
+def _autocontrast_table(counts: Float[Array, "channels levels"]) -> Tables:
+    """Returns `ImageOps.autocontrast`'s table, which maps the darkest level to 0 and the lightest to 255."""
     lowest = jnp.argmax(counts > 0, axis=1)[:, None].astype(jnp.float32)
     highest = 255 - jnp.argmax(counts[:, ::-1] > 0, axis=1)[:, None].astype(jnp.float32)
     levels = jnp.arange(256.0)[None, :]
-    # In whole numbers, so that no rounding is near a whole level.
+    # Multiplies before dividing, so that rounding errors stay below 1e-4.
     stretched = jnp.floor((levels - lowest) * 255 / jnp.maximum(highest - lowest, 1) + 1e-4)
     return jnp.where(highest > lowest, jnp.clip(stretched, 0, 255), levels)
 
 
-def _equalized(counts: Float[Array, "channels levels"]) -> Tables:
-    """Returns `ImageOps.equalize`'s table, after which all levels are about as frequent."""
+def _equalize_table(counts: Float[Array, "channels levels"]) -> Tables:
+    """Returns `ImageOps.equalize`'s table, which flattens the histogram."""
     counts = counts.astype(jnp.int32)
     last = jnp.take_along_axis(counts, 255 - jnp.argmax(counts[:, ::-1] > 0, axis=1)[:, None], axis=1)
     step = (counts.sum(axis=1, keepdims=True) - last) // 255
@@ -160,7 +160,7 @@ def _equalized(counts: Float[Array, "channels levels"]) -> Tables:
 
 
 def _gray(image: Image) -> Float[Array, "height width 1"]:
-    """Returns Pillow's gray picture of a color one, in its fixed-point arithmetic."""
+    """Returns Pillow's grayscale version of a color image, with the same fixed-point arithmetic."""
     red, green, blue = (image[..., c].astype(jnp.int32) for c in range(3))
     gray = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
     return gray.astype(jnp.float32)[..., None]
@@ -172,7 +172,7 @@ def _mean_level(image: Image) -> Float[Array, ""]:
 
 
 def _blurred(image: Image) -> Image:
-    """Returns `ImageFilter.SMOOTH` of the image: 3 x 3 pixels, the middle one five times; the border stays."""
+    """Returns `ImageFilter.SMOOTH` of the image: a 3 x 3 mean with weight 5 at the center; the border is unchanged."""
     height, width, _ = image.shape
     columns = sum(image[i : height - 2 + i] for i in range(3))
     square = sum(columns[:, j : width - 2 + j] for j in range(3))
@@ -181,7 +181,7 @@ def _blurred(image: Image) -> Image:
 
 
 def _blend(degenerate: Array, image: Array, factor: Array) -> Array:
-    """Returns Pillow's `Image.blend`, which cuts off fractions of a level."""
+    """Returns Pillow's `Image.blend`, which truncates to integers."""
     degenerate = degenerate if degenerate.ndim else degenerate.reshape((1,) * image.ndim)
     mixed = degenerate + factor.astype(jnp.float32) * (image - degenerate)
     return jnp.where(factor == 1, image, jnp.floor(jnp.clip(mixed, 0, 255)))

@@ -1,4 +1,4 @@
-"""Random crops, boxes and shares against timm's distributions; and that pixels depend on seed, step and image alone."""
+"""Random crops, boxes and mixing ratios against timm's distributions; determinism of augmented pixels."""
 
 import functools
 from pathlib import Path
@@ -36,7 +36,7 @@ def batch(count=16, channels=3, size=20):
     return {"image": jnp.asarray(images), "label": jnp.arange(count) % 5, "index": jnp.arange(count) + 100}
 
 
-def test_random_boxes_are_distributed_as_timms():
+def test_random_box_has_the_distribution_of_timm():
     keys = jax.random.split(KEY, DRAWS)
     erase_ratio = (float(np.log(0.3)), -float(np.log(0.3)))
     for golden, scale, ratio in (
@@ -47,25 +47,25 @@ def test_random_boxes_are_distributed_as_timms():
             keys
         )
         box = np.stack(box, axis=1)[np.asarray(found)]
-        means = np.quantile(box, QUANTILES, axis=0)
-        # Whole pixels of 32, from at least 5,000 draws of each: a quantile may be on the next pixel.
-        assert np.abs(means - golden).max() <= 1
-        assert np.abs(means - golden).mean() < 0.25
+        quantiles = np.quantile(box, QUANTILES, axis=0)
+        # Boxes have integer coordinates, so a quantile of 5,000 draws may be off by one pixel.
+        assert np.abs(quantiles - golden).max() <= 1
+        assert np.abs(quantiles - golden).mean() < 0.25
     *wrong, _ = jax.vmap(lambda key: crops.random_box(key, 32, 32, (0.25, 1.0)))(keys)
     assert np.abs(np.quantile(np.stack(wrong, axis=1), QUANTILES, axis=0) - GOLDEN["crops"]).mean() > 0.5
 
 
 @pytest.mark.parametrize(("kind", "alphas"), [("mixup", (0.8, 0.0)), ("cutmix", (0.0, 1.0))])
-def test_shares_are_distributed_as_timms(kind, alphas):
-    how = mixing.Mix(*alphas, switch=0.5, probability=1.0)
+def test_mix_ratios_have_the_distribution_of_timm(kind, alphas):
+    settings = mixing.Mix(*alphas, switch=0.5, probability=1.0)
     images, targets = jnp.zeros((2, 32, 32, 1)), jnp.eye(2)
     keys = jax.random.split(KEY, DRAWS)
-    kept = jax.jit(jax.vmap(lambda key: mixing.mix(key, images, targets, how)[1][0, 0]))(keys)
-    # The standard error of a quantile from 5,000 draws, with densities of about one half at the ends: 0.014.
+    kept = jax.jit(jax.vmap(lambda key: mixing.mix(key, images, targets, settings)[1][0, 0]))(keys)
+    # The standard error of a quantile of 5,000 draws is at most 0.014, at densities of about 1/2.
     assert np.abs(np.quantile(kept, QUANTILES) - GOLDEN[kind]).max() < 0.035
 
 
-def test_a_mixed_image_is_made_of_two_with_the_shares_of_its_target():
+def test_mix_applies_the_same_ratio_to_images_and_targets():
     shape = (4, 16, 16, 1)
     images = jnp.broadcast_to(jnp.eye(4)[:, :1].reshape(4, 1, 1, 1), shape)  # the first is white, the others black
     for alphas in ((0.8, 0.0), (0.0, 1.0), (0.8, 1.0)):
@@ -79,7 +79,7 @@ def test_a_mixed_image_is_made_of_two_with_the_shares_of_its_target():
     np.testing.assert_array_equal(targets, jnp.eye(4))
 
 
-def test_erased_pixels_are_noise_of_the_datas_mean_and_deviation():
+def test_random_erasing_noise_has_the_mean_and_std_of_the_data():
     mean, std = jnp.array([0.2, 0.5]), jnp.array([0.1, 0.3])
     images = jax.vmap(lambda k: random_erasing(k, jnp.full((16, 16, 2), -9.0), 1.0, mean, std))(
         jax.random.split(KEY, 400)
@@ -90,7 +90,7 @@ def test_erased_pixels_are_noise_of_the_datas_mean_and_deviation():
     np.testing.assert_allclose(erased.std(axis=0), std, rtol=0.03)
 
 
-def test_a_padded_crop_is_the_image_moved_by_whole_pixels():
+def test_padded_crop_shifts_by_whole_pixels():
     image = jnp.arange(1.0, 17.0).reshape(4, 4, 1)
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
     places = {padded[i : i + 4, j : j + 4].tobytes(): (i, j) for i in range(3) for j in range(3)}
@@ -98,44 +98,44 @@ def test_a_padded_crop_is_the_image_moved_by_whole_pixels():
     assert len({places[np.asarray(x).tobytes()] for x in moved}) == 9
 
 
-def test_a_crop_of_the_whole_image_is_the_image_and_one_of_twice_the_size_is_larger():
+def test_random_resized_crop_of_the_whole_area_is_the_image():
     image = jnp.asarray(GOLDEN["picture"][:32, :32], jnp.float32)
     same = crops.random_resized_crop(KEY, image, 32, (1.0, 1.0))
-    # With an area of one only a square fits, or nothing does and the whole image is taken.
+    # At an area fraction of 1, only the whole image fits; it is also the fallback.
     np.testing.assert_allclose(same, image, atol=1e-3)
     assert crops.random_resized_crop(KEY, image, 64, (0.08, 1.0)).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_depend_on_seed_step_and_image_and_not_on_the_place_in_the_batch(channels):
+def test_pixels_depend_on_key_and_index_but_not_on_batch_position(channels):
     augment = jax.jit(create(5, **ALL | {"mixup": 0.0, "cutmix": 0.0}))
     given = batch(8, channels)
     images = augment(KEY, given)["image"]
     assert images.shape == (8, 24, 24, channels)
-    other_way = augment(KEY, jax.tree.map(lambda x: x[::-1], given))["image"]
-    np.testing.assert_array_equal(other_way[::-1], images)
+    reversed_ = augment(KEY, jax.tree.map(lambda x: x[::-1], given))["image"]
+    np.testing.assert_array_equal(reversed_[::-1], images)
     for key, changed in ((jax.random.key(4), given), (KEY, given | {"index": given["index"] + 1})):
         assert all(np.abs(a - b).max() > 0.1 for a, b in zip(augment(key, changed)["image"], images, strict=True))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_eight_devices_make_the_pixels_and_targets_of_one(channels):
+def test_augmentation_on_eight_devices_matches_one(channels):
     augment = create(5, **ALL)
     given = batch(16, channels)
-    alone = jax.jit(augment)(KEY, given)
+    expected = jax.jit(augment)(KEY, given)
     mesh = create_mesh(4, 2)
     split = jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh)), given)
-    together = jax.jit(augment, in_shardings=(NamedSharding(mesh, jax.P()), batch_sharding(mesh)))(KEY, split)
-    np.testing.assert_allclose(together["target"], alone["target"], atol=1e-6)
-    off = np.abs(together["image"] - alone["image"])
-    # XLA sums in another order on an eighth of the batch, so a level that is nearly between two may fall otherwise.
-    assert off.max() < 1.01 / 255
-    assert (off > 1e-5).mean() < 1e-3
-    np.testing.assert_allclose(alone["target"].sum(axis=-1), 1, rtol=1e-6)
-    assert alone["label"].tolist() == alone["target"].argmax(axis=-1).tolist()
+    actual = jax.jit(augment, in_shardings=(NamedSharding(mesh, jax.P()), batch_sharding(mesh)))(KEY, split)
+    np.testing.assert_allclose(actual["target"], expected["target"], atol=1e-6)
+    difference = np.abs(actual["image"] - expected["image"])
+    # The order of summation differs, so a value close to a rounding boundary may round differently.
+    assert difference.max() < 1.01 / 255
+    assert (difference > 1e-5).mean() < 1e-3
+    np.testing.assert_allclose(expected["target"].sum(axis=-1), 1, rtol=1e-6)
+    assert expected["label"].tolist() == expected["target"].argmax(axis=-1).tolist()
 
 
-def test_only_mixing_sends_anything_between_devices():
+def test_only_mixing_communicates_between_devices():
     mesh = create_mesh(8)
 
     def text(**settings):
@@ -147,7 +147,7 @@ def test_only_mixing_sends_anything_between_devices():
     kinds = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
     each = text(**ALL | {"mixup": 0.0, "cutmix": 0.0})
     assert not [kind for kind in kinds if f" {kind}(" in each]
-    # The partner is at the other end of the batch, so a device sends its images to one other, and gathers nothing.
+    # Image i is paired with image B-1-i, so each device exchanges images with one other device.
     mixed = text(mixup=0.8, cutmix=1.0)
     assert [kind for kind in kinds if f" {kind}(" in mixed] == ["collective-permute"]
 
@@ -167,7 +167,7 @@ def test_augmentation_rejects_invalid_arguments(settings, message):
         create(5, **settings)
 
 
-def test_half_of_the_images_are_mirrored_left_to_right():
+def test_flip_mirrors_half_of_the_images():
     image = np.arange(24.0, dtype=np.float32).reshape(2, 4, 3)
     flipped = np.asarray(jax.vmap(crops.flip, (0, None))(jax.random.split(KEY, 2000), jnp.asarray(image)))
     mirrored = (flipped == image[:, ::-1]).all((1, 2, 3))
@@ -175,13 +175,13 @@ def test_half_of_the_images_are_mirrored_left_to_right():
     assert abs(mirrored.mean() - 0.5) < 0.05
 
 
-def test_a_random_crop_is_what_pillow_makes_of_the_same_box():
+def test_random_resized_crop_matches_pillow_on_the_same_box():
     rng = np.random.default_rng(0)
-    # Of one low frequency along each axis, so that what the border mixes in is small.
+    # A smooth image, so that pixels outside of the crop have little effect.
     y, x = np.mgrid[:40, :40] / 40
     pixels = np.stack([x, y, x * y], axis=-1) * 200 + rng.uniform(0, 30, (1, 1, 3))
     channels = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(3)]
-    seen = set()
+    cases = set()
     for key in jax.random.split(KEY, 12):
         box_key, method_key = jax.random.split(key)
         top, left, h, w, found = (float(v) for v in crops.random_box(box_key, 40, 40, (0.1, 1.0)))
@@ -193,43 +193,45 @@ def test_a_random_crop_is_what_pillow_makes_of_the_same_box():
         ours = crops.random_resized_crop(key, jnp.asarray(pixels, jnp.float32), 24, (0.1, 1.0))
         # Pillow's cubic is sharper (a = -0.5 in both), and its border is the box's.
         np.testing.assert_allclose(np.asarray(ours)[4:-4, 4:-4], expected[4:-4, 4:-4], atol=1.0)
-        seen |= {cubic, h > w}
-    assert len(seen) == 2
+        cases |= {cubic, h > w}
+    assert len(cases) == 2
 
 
-def test_operations_are_drawn_equally_often_and_done_as_often_as_asked(monkeypatch):
+def test_randaugment_draws_operations_uniformly_and_applies_them_with_the_given_probability(monkeypatch):
     drawn = []
     monkeypatch.setattr(policy, "change", lambda image, operation, argument: operation)
     monkeypatch.setattr(policy, "apply", lambda image, operation, fill: drawn.append(operation) or image)
-    how = policy.parse_policy("rand-m9-mstd0.5-n3-p0.7-inc1")
+    settings = policy.parse_policy("rand-m9-mstd0.5-n3-p0.7-inc1")
 
     def operations_of(key):
         drawn.clear()
-        policy.randaugment(key, jnp.zeros((2, 2, 3)), how, jnp.zeros(3))
+        policy.randaugment(key, jnp.zeros((2, 2, 3)), settings, jnp.zeros(3))
         return jnp.stack(drawn)
 
     found = np.asarray(jax.vmap(operations_of)(jax.random.split(KEY, 6000)))
     assert found.shape == (6000, 3)
     assert abs((found >= 0).mean() - 0.7) < 0.02
-    shares = np.bincount(found[found >= 0], minlength=len(policy.NAMES)) / (found >= 0).sum()
-    assert len(shares) == 15
-    assert np.abs(shares - 1 / 15).max() < 0.01
-    assert abs(np.mean(found[:, 0] == found[:, 1]) - (0.49 / 15 + 0.09)) < 0.02  # layers are drawn apart
+    frequencies = np.bincount(found[found >= 0], minlength=len(policy.NAMES)) / (found >= 0).sum()
+    assert len(frequencies) == 15
+    assert np.abs(frequencies - 1 / 15).max() < 0.01
+    assert abs(np.mean(found[:, 0] == found[:, 1]) - (0.49 / 15 + 0.09)) < 0.02  # layers are drawn independently
 
 
 @pytest.mark.parametrize("switch", [0.0, 0.3, 1.0])
-def test_cutmix_is_chosen_as_often_as_asked(switch):
+def test_mix_uses_cutmix_with_the_given_probability(switch):
     images = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
-    how = mixing.Mix(0.8, 1.0, switch, 1.0)
-    mixed = np.asarray(jax.vmap(lambda key: mixing.mix(key, images, jnp.eye(2), how)[0])(jax.random.split(KEY, 2000)))
+    settings = mixing.Mix(0.8, 1.0, switch, 1.0)
+    mixed = np.asarray(
+        jax.vmap(lambda key: mixing.mix(key, images, jnp.eye(2), settings)[0])(jax.random.split(KEY, 2000))
+    )
     blended = ((mixed > 1e-3) & (mixed < 1 - 1e-3)).any((1, 2, 3, 4))
-    # A share of mixup may be next to 0 or 1, and then looks like no mixture.
+    # A mixup ratio close to 0 or 1 does not count as blended.
     assert abs(blended.mean() - (1 - switch)) < 0.06
 
 
-def test_color_jitter_is_three_enhancements_of_pillow_in_some_order():
+def test_color_jitter_matches_pillow_enhancements_in_random_order():
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
     enhancements = {
         "brightness": ImageEnhance.Brightness,
         "contrast": ImageEnhance.Contrast,
@@ -240,19 +242,19 @@ def test_color_jitter_is_three_enhancements_of_pillow_in_some_order():
         known = jnp.array([operations.NAMES.index(name) for name in enhancements])
         order = jax.random.permutation(order_key, known)
         factors = jax.random.uniform(factor_key, (3,), minval=0.6, maxval=1.4)
-        expected = picture
-        for place, factor in zip(order, factors, strict=True):
-            expected = enhancements[operations.NAMES[int(place)]](expected).enhance(float(factor))
-        ours = color_jitter.color_jitter(key, jnp.asarray(np.asarray(picture), jnp.float32), 0.4, jnp.zeros(3))
-        off = np.abs(np.asarray(ours) - np.asarray(expected, np.float32))
-        assert off.max() <= 3  # a level in each of three steps
-        assert off.mean() < 0.5
+        expected = image
+        for index, factor in zip(order, factors, strict=True):
+            expected = enhancements[operations.NAMES[int(index)]](expected).enhance(float(factor))
+        ours = color_jitter.color_jitter(key, jnp.asarray(np.asarray(image), jnp.float32), 0.4, jnp.zeros(3))
+        difference = np.abs(np.asarray(ours) - np.asarray(expected, np.float32))
+        assert difference.max() <= 3  # one level in each of three steps
+        assert difference.mean() < 0.5
     whole = create(10, color_jitter=0.4)(KEY, batch())["image"]
     assert np.abs(np.asarray(whole) - np.asarray(batch()["image"]) / 255).mean() > 0.02
 
 
-def test_boxes_are_erased_after_images_are_mixed():
+def test_erasing_comes_after_mixing():
     white = batch() | {"image": jnp.full((16, 20, 20, 3), 255, jnp.uint8)}
     noisy = create(5, erasing=1.0, mixup=0.8, mean=(0.0,), std=(0.0,))(KEY, white)["image"]
-    # Each pixel is white, or noise of no deviation: a mixture of both would be gray.
+    # Each pixel is white or constant noise of 0; mixing after erasing would give gray pixels.
     assert set(np.unique(noisy)) == {0.0, 1.0}

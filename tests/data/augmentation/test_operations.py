@@ -1,4 +1,4 @@
-"""Each operation against what Pillow and timm did, recorded in tests/goldens/augmentation.npz."""
+"""RandAugment operations against results of Pillow and timm, recorded in tests/goldens/augmentation.npz."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from lfcc_jax.data.augmentation import operations, policy, warp
 from lfcc_jax.errors import UserError
 
 GOLDEN = dict(np.load(Path(__file__).parents[2] / "goldens" / "augmentation.npz"))
-PICTURE = jnp.asarray(GOLDEN["picture"], jnp.float32)
+IMAGE = jnp.asarray(GOLDEN["picture"], jnp.float32)
 FILL = jnp.asarray(GOLDEN["fill"], jnp.float32)
 # timm's names, in our order.
-TIMMS = {
+TIMM_NAMES = {
     "rotate": "Rotate",
     "posterize": "PosterizeIncreasing",
     "solarize": "SolarizeIncreasing",
@@ -31,34 +31,34 @@ TIMMS = {
 
 
 @jax.jit
-def done(image, operation, argument):
+def apply_operation(image, operation, argument):
     return operations.apply(image, operations.change(image, operation, argument), FILL[: image.shape[-1]])
 
 
-def result_of(name, argument, image=PICTURE):
-    place = operations.NAMES.index(name) if name else -1
-    return np.asarray(done(image, jnp.int32(place), jnp.float32(argument)))
+def result_of(name, argument, image=IMAGE):
+    index = operations.NAMES.index(name) if name else -1
+    return np.asarray(apply_operation(image, jnp.int32(index), jnp.float32(argument)))
 
 
 @pytest.mark.parametrize("name", operations.NAMES)
-def test_an_operation_does_what_pillow_does(name):
-    off = np.abs(result_of(name, GOLDEN[f"{name}/argument"]) - GOLDEN[f"{name}/result"])
-    # Pillow interpolates in double precision; the last level may fall to the other side.
-    assert off.max() <= 1
-    assert (off > 0).mean() < 0.1
+def test_operation_matches_pillow(name):
+    difference = np.abs(result_of(name, GOLDEN[f"{name}/argument"]) - GOLDEN[f"{name}/result"])
+    # Pillow interpolates in double precision, so rounding may differ by one level.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.1
     others = [other for other in operations.NAMES if other != name]
     nearest = min(np.abs(result_of(o, GOLDEN[f"{o}/argument"]) - GOLDEN[f"{name}/result"]).max() for o in others)
-    assert nearest > 5  # any other operation is found out
+    assert nearest > 5  # negative control: other operations differ
 
 
-def test_no_operation_changes_nothing():
-    np.testing.assert_array_equal(result_of(None, 0.0), PICTURE)
+def test_unknown_operation_is_the_identity():
+    np.testing.assert_array_equal(result_of(None, 0.0), IMAGE)
 
 
 @pytest.mark.parametrize("name", operations.NAMES)
-def test_an_image_of_one_level_and_a_gray_one_stay_in_range(name):
+def test_operation_keeps_constant_and_grayscale_images_in_range(name):
     argument = GOLDEN[f"{name}/argument"]
-    for image in (jnp.full((6, 5, 3), 77.0), PICTURE[..., :1]):
+    for image in (jnp.full((6, 5, 3), 77.0), IMAGE[..., :1]):
         result = result_of(name, argument, image)
         assert result.shape == image.shape
         assert np.array_equal(result, np.clip(np.round(result), 0, 255))
@@ -67,19 +67,19 @@ def test_an_image_of_one_level_and_a_gray_one_stay_in_range(name):
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 4.5, 9.0, 10.0])
-def test_a_magnitude_means_what_it_means_to_timm(magnitude):
+def test_arguments_match_timm(magnitude):
     for negative, sign in ((False, 1), (True, -1)):
         ours = dict(zip(operations.NAMES, policy.arguments(jnp.float32(magnitude), jnp.array(negative)), strict=True))
-        for name, theirs in TIMMS.items():
+        for name, theirs in TIMM_NAMES.items():
             golden = GOLDEN[f"level/{magnitude:g}/{theirs}"]
             if name in operations.SIGNED and sign < 0:
                 golden = max(0.1, 2 - golden) if name in ("color", "contrast", "brightness", "sharpness") else -golden
             np.testing.assert_allclose(ours[name], golden, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-def test_the_policy_is_timms():
-    found = policy.parse_policy("rand-m9-mstd0.5-inc1")
-    assert found == (9.0, 0.5, GOLDEN["policy/layers"], GOLDEN["policy/p"])
+def test_parse_policy_matches_timm():
+    parsed = policy.parse_policy("rand-m9-mstd0.5-inc1")
+    assert parsed == (9.0, 0.5, GOLDEN["policy/layers"], GOLDEN["policy/p"])
     assert len(operations.NAMES) == GOLDEN["policy/operations"]
     assert policy.parse_policy("rand-m7-n3-p1-inc1") == (7.0, 0.0, 3, 1.0)
 
@@ -102,29 +102,29 @@ def test_parse_policy_rejects_invalid_policies(text, message):
         policy.parse_policy(text)
 
 
-def test_counting_and_looking_up_by_products_as_on_a_tpu_gives_the_same():
+def test_tpu_histogram_and_lookup_match_the_default():
     tables = jax.random.randint(jax.random.key(0), (3, 256), 0, 256).astype(jnp.float32)
-    np.testing.assert_array_equal(operations._count_by_products(PICTURE), operations.histogram(PICTURE))
+    np.testing.assert_array_equal(operations._count_with_matmul(IMAGE), operations.histogram(IMAGE))
     counts = [np.bincount(GOLDEN["picture"][..., c].ravel(), minlength=256) for c in range(3)]
-    np.testing.assert_array_equal(operations.histogram(PICTURE), counts)
+    np.testing.assert_array_equal(operations.histogram(IMAGE), counts)
     expected = np.stack([np.asarray(tables)[c][GOLDEN["picture"][..., c]] for c in range(3)], axis=-1)
-    for look_up in (operations.look_up, operations._look_up_by_products):
-        np.testing.assert_array_equal(look_up(PICTURE, tables), expected)
+    for look_up in (operations.look_up, operations._look_up_with_matmul):
+        np.testing.assert_array_equal(look_up(IMAGE, tables), expected)
 
 
 @pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
-@pytest.mark.parametrize("share", [1.0, -1.0, 0.3, 0.0])
-def test_three_shears_as_on_a_tpu_read_what_the_affine_map_reads(name, share):
-    # A smooth picture, as interpolating three times along lines blurs what a rotation shows.
+@pytest.mark.parametrize("fraction", [1.0, -1.0, 0.3, 0.0])
+def test_tpu_warp_by_shears_matches_the_default(name, fraction):
+    # A smooth image, since the three interpolations of a rotation blur fine detail.
     y, x = jnp.mgrid[:40, :48]
     smooth = 127 + 100 * jnp.stack([jnp.sin(x / 9 + c) * jnp.cos(y / (8 + c)) for c in range(3)], axis=-1)
-    greatest = dict(zip(operations.NAMES, policy.arguments(jnp.float32(10), jnp.array(False)), strict=True))[name]
-    affine = operations.change(smooth, jnp.int32(operations.NAMES.index(name)), share * greatest).affine
+    maximum = dict(zip(operations.NAMES, policy.arguments(jnp.float32(10), jnp.array(False)), strict=True))[name]
+    affine = operations.change(smooth, jnp.int32(operations.NAMES.index(name)), fraction * maximum).affine
     inside = np.asarray(warp._inside(affine, 40, 48))
-    off = np.abs(warp._read_by_shears(smooth, affine) - warp._read(smooth, affine))[inside]
+    difference = np.abs(warp._read_by_shears(smooth, affine) - warp._read(smooth, affine))[inside]
     assert inside.mean() > 0.4
-    assert off.max() < (6 if name == "rotate" else 1e-2)
-    assert off.mean() < (0.6 if name == "rotate" else 1e-3)
-    if share == 1.0:
-        still = operations.change(smooth, jnp.int32(-1), jnp.float32(0)).affine
-        assert np.abs(warp._read(smooth, still) - warp._read(smooth, affine))[inside].mean() > 5
+    assert difference.max() < (6 if name == "rotate" else 1e-2)
+    assert difference.mean() < (0.6 if name == "rotate" else 1e-3)
+    if fraction == 1.0:
+        identity = operations.change(smooth, jnp.int32(-1), jnp.float32(0)).affine
+        assert np.abs(warp._read(smooth, identity) - warp._read(smooth, affine))[inside].mean() > 5
