@@ -57,14 +57,14 @@ def test_unrelated_wide_features_have_no_cka_where_the_biased_estimate_is_half()
 
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
-        (lambda: linear_cka(jnp.ones((3, 2)), jnp.ones((3, 2))), "at least 4; got 3 and 3"),
+        (lambda: linear_cka(jnp.ones((3, 2)), jnp.ones((3, 2))), "at least 4, got 3 and 3"),
         (lambda: linear_cka(jnp.ones((5, 2)), jnp.ones((6, 2))), "got 5 and 6"),
     ],
 )
-def test_linear_cka_rejects_invalid_arguments(call, says):
-    with pytest.raises(UserError, match=says):
+def test_linear_cka_rejects_invalid_arguments(call, message):
+    with pytest.raises(UserError, match=message):
         call()
 
 
