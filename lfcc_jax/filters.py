@@ -26,8 +26,8 @@ IMPLEMENTATIONS = ("matmul", "fft", "conv")
 
 # Gaussians are truncated at 4 standard deviations, as in scipy.ndimage.
 _TRUNCATE = 4.0
-# One Kronecker product is faster than one product per axis up to about this many output points per grid, on large and on
-# small maps (experiments/bench/filters.py).
+# One Kronecker product is faster than one product per axis up to about this many output points per grid, on large and
+# on small maps (experiments/bench/filters.py).
 _KRONECKER_POINTS, _KRONECKER_POINTS_SMALL, _SMALL_MAP = 32, 100, 14 * 14
 
 
