@@ -1,6 +1,6 @@
 """Distill any vision teacher into any vision student in JAX.
 
-What is here is the portable core, which needs jax and numpy alone: low-pass filters, the losses, and spectra.
+This module exports the portable core, which needs only jax and numpy: low-pass filters, losses, spectra and CKA.
 """
 
 from lfcc_jax.cka import linear_cka as linear_cka

@@ -1,4 +1,4 @@
-"""Checks keyword arguments against a signature: names, types, and the bounds that stand in its annotations."""
+"""Checks keyword arguments against a signature: names, types, and the bounds in its annotations."""
 
 import dataclasses
 import difflib
@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from lfcc_jax.errors import UserError, shown, unknown
 
-# Numbers are computed with in float32, in which larger ones are infinite and smaller ones zero.
+# The float32 range: larger numbers overflow to infinity, smaller ones underflow to zero.
 _LARGEST, _SMALLEST = 3.4028235e38, 1.1754944e-38
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A condition on a value, to be put into its annotation: `temperature: Annotated[float, Positive] = 1.0`.
+    """A condition on a value, as part of its annotation: `temperature: Annotated[float, Positive] = 1.0`.
 
     Attributes:
-      words: What a value that meets it is called; `{}` stands for the plain type, as in "positive {}".
-      holds: Returns whether a value of the annotated type meets it.
+      words: Description of a valid value; `{}` stands for the plain type, as in "positive {}".
+      holds: Returns whether a value of the annotated type is valid.
     """
 
     words: str
@@ -30,14 +30,14 @@ class Bound:
 Positive = Bound("positive {}", lambda x: x >= _SMALLEST)
 NonNegative = Bound("non-negative {}", lambda x: x >= 0)
 Fraction = Bound("{} in [0, 1]", lambda x: 0 <= x <= 1)
-# In float32, anything closer to 1 is 1.
+# Values closer to 1 round to 1 in float32.
 HalfOpenFraction = Bound("{} in [0, 1)", lambda x: 0 <= x < 1 - 2**-25)
-# On a tuple, not on its elements.
+# Bounds on a tuple, not on its elements.
 Nonempty = Bound("non-empty list of {}", lambda xs: len(xs) > 0)
 Distinct = Bound("non-empty list of distinct {}", lambda xs: 0 < len(xs) == len(set(xs)))
 
 
-def AtLeast(least: float) -> Bound:  # noqa: N802 (used like a class)
+def AtLeast(least: float) -> Bound:  # noqa: N802 - used like a class
     """Returns the bound `x >= least`."""
     return Bound(f"{{}} >= {least:g}", lambda x: x >= least)
 
@@ -66,15 +66,15 @@ def checked_arguments(
 ) -> dict[str, Any]:
     """Returns the keyword arguments for `function`: those `given` and those `set_by_run`, in one dict.
 
-    This is how a config block is read: each block is the keyword arguments of one function or class, so a key that
-    nobody reads cannot exist, and a value out of bounds is an error before anything is computed.
+    Config blocks are read this way: each block is the keyword arguments of one function or class, so unused keys are
+    errors, and values out of bounds are errors before any computation.
 
     Args:
-      function: What will be called with the arguments.
+      function: Function or class that the arguments are for.
       given: Argument names and values.
-      where: Where the arguments stand, for error messages, for example "config.losses.kd".
-      set_by_run: Arguments that the program supplies and `given` must not contain.
-      read_by_caller: Names that `given` may contain besides, with their annotations. They are not returned.
+      where: Name of the block in error messages, for example "config.losses.kd".
+      set_by_run: Arguments that the run supplies. `given` must not contain them.
+      read_by_caller: Annotations of further arguments that `given` may contain. They are not returned.
 
     Returns:
       The arguments, for `function(**arguments)`.
@@ -109,17 +109,17 @@ def checked_arguments(
 def signature(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Returns the parameters of a function or class by name, except those that are not settings."""
     parameters = inspect.signature(function).parameters
-    hidden = ("parent", "name") if inspect.isclass(function) else ()  # what Linen adds to a module's own fields
+    hidden = ("parent", "name") if inspect.isclass(function) else ()  # fields that Linen adds
     return {n: p for n, p in parameters.items() if n not in hidden and p.kind is not p.VAR_KEYWORD}
 
 
 def check_value(value: Any, wanted: Any, where: str) -> None:
-    """Raises `UserError` unless a value fits an annotation, its bounds included.
+    """Raises `UserError` unless a value matches an annotation and its bounds.
 
     Args:
       value: Any value.
-      wanted: An annotation. One that no config value can have, such as an array, fits everything.
-      where: What to call the value, for example "config.seed".
+      wanted: An annotation. Types that no config value can have, such as arrays, match everything.
+      where: Name of the value in error messages, for example "config.seed".
     """
     if get_origin(wanted) in (dict, Mapping) and isinstance(value, Mapping):
         for name, item in value.items():
@@ -150,7 +150,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if kind is tuple:
         if not isinstance(value, (tuple, list)):
             return False
-        if not parts:  # a plain `tuple`, of anything
+        if not parts:  # a plain `tuple`
             return True
         if parts[1:] == (...,):
             return all(_fits(item, parts[0]) for item in value)

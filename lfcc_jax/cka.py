@@ -1,4 +1,4 @@
-"""How alike two representations of the same examples are: centered kernel alignment (CKA), in minibatches too."""
+"""Centered kernel alignment (CKA): the similarity of two representations of the same examples."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -7,25 +7,25 @@ from lfcc_jax.errors import UserError
 
 
 def linear_cka(x: Float[Array, "batch *_"], y: Float[Array, "batch *_"]) -> Float[Array, ""]:
-    r"""Computes the linear centered kernel alignment of two representations of the same examples, unbiased.
+    r"""Computes the unbiased linear centered kernel alignment of two representations of the same examples.
 
     .. math::
       \mathrm{CKA}(x, y) = \frac{\mathrm{HSIC}(x, y)}{\sqrt{\mathrm{HSIC}(x, x) \, \mathrm{HSIC}(y, y)}}
 
-    1 for representations equal up to rotation, shift and scale; about 0 for unrelated ones. (The plain estimator is far
-    from 0 for unrelated ones as soon as there are more features than examples.)
+    It is 1 for representations that are equal up to rotation, shift and scale, and about 0 for unrelated ones. (The
+    biased estimator is far from 0 for unrelated ones if there are more features than examples.)
 
-    For a data set in minibatches, add up their `hsic_terms` and give the sum to `cka_from_terms`.
+    For a data set in minibatches, sum their `hsic_terms` and pass the sum to `cka_from_terms`.
 
     Args:
-      x: one representation of at least 4 examples: feature maps, pooled features, logits.
-      y: another one of the same examples; its shape past the first axis may differ.
+      x: Representation of at least 4 examples: feature maps, pooled features or logits.
+      y: Another representation of the same examples. Only its first axis must match that of `x`.
 
     Returns:
-      The alignment, float32. Being unbiased, it can fall a little below 0.
+      The alignment, float32. The unbiased estimate can be slightly negative.
 
     Raises:
-      UserError: if there are fewer than 4 examples, or not as many in `x` as in `y`.
+      UserError: if `x` and `y` differ in their number of examples, or have fewer than 4.
 
     Examples:
       >>> x = jnp.arange(24.0).reshape(6, 2, 2, 1) ** 2
@@ -44,7 +44,7 @@ def linear_cka(x: Float[Array, "batch *_"], y: Float[Array, "batch *_"]) -> Floa
 def hsic_terms(
     x: Float[Array, "batch *_"], y: Float[Array, "batch *_"], where: Bool[Array, " batch"] | None = None
 ) -> Float[Array, "3"]:
-    r"""Computes the three HSIC terms of CKA for one minibatch, unbiased, to be summed over minibatches.
+    r"""Computes the three unbiased HSIC terms of CKA for one minibatch, to be summed over minibatches.
 
     With K and L the Gram matrices of the two representations, their diagonals set to zero, and n examples:
 
@@ -53,15 +53,15 @@ def hsic_terms(
       - \frac{2}{n - 2} 1'KL1 \right)
 
     Args:
-      x: one representation of at least 4 examples.
-      y: another one of the same examples.
-      where: which examples count. With fewer than 4 of them the terms are zero.
+      x: Representation of at least 4 examples.
+      y: Another representation of the same examples.
+      where: Mask of the examples that count. If fewer than 4 do, the terms are zero.
 
     Returns:
       HSIC(x, y), HSIC(x, x) and HSIC(y, y), float32.
 
     Raises:
-      UserError: if there are fewer than 4 examples, or not as many in `x` as in `y`.
+      UserError: if `x` and `y` differ in their number of examples, or have fewer than 4.
 
     Examples:
       >>> minibatches = jnp.sin(jnp.arange(80.0)).reshape(2, 8, 5)
@@ -73,12 +73,12 @@ def hsic_terms(
     """
     if x.shape[0] != y.shape[0] or x.shape[0] < 4:
         raise UserError(
-            f"CKA needs the same examples in both representations, at least 4; got {x.shape[0]} and {y.shape[0]}."
+            f"`x` and `y` must have the same number of examples, at least 4, got {x.shape[0]} and {y.shape[0]}"
         )
     where = jnp.ones(x.shape[0], bool) if where is None else where
     k, m = _gram(x, where), _gram(y, where)
     n = jnp.sum(where, dtype=k.dtype)
-    # Where 4 are too few, any count will do for a finite number, which is then not used.
+    # Clamp n so that the unused branch stays finite.
     terms = jnp.stack([_hsic(*pair, jnp.maximum(n, 4)) for pair in ((k, m), (k, k), (m, m))])
     return jnp.where(n < 4, 0, terms)
 
@@ -102,11 +102,11 @@ def cka_from_terms(terms: Float[Array, "3"]) -> Float[Array, ""]:
 
 def _gram(x: Float[Array, "batch *_"], where: Bool[Array, " batch"]) -> Float[Array, "batch batch"]:
     """Returns inner products of centered examples; zero on the diagonal and where either example is masked out."""
-    # HSIC is blind to a shift of all examples by one vector; centering only keeps its sums free of cancellation.
+    # HSIC does not depend on the mean of the examples; centering only avoids cancellation in its sums.
     x = x.reshape(x.shape[0], -1)
     if x.dtype.itemsize >= 4:
         x = x - jnp.mean(x, axis=0, keepdims=True, where=where[:, None])
-    # Maps in half precision are read as they are: their products are exact in float32, and so centered afterward.
+    # Products of half-precision maps are exact in float32, so these are centered afterward.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     both = where[:, None] & where[None, :]
     k = jnp.where(both, jnp.matmul(x, x.T, precision="highest", preferred_element_type=dtype), 0)

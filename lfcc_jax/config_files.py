@@ -17,11 +17,11 @@ def load_config(file: str) -> ConfigDict:
     """Returns the config that a config file's `get_config` returns.
 
     Args:
-      file: Path of the Python file; if `get_config` takes an argument, with a colon and the argument behind it, as in
+      file: Path of the Python file. If `get_config` takes an argument, a colon and the argument follow, as in
         `configs/digits.py:method=kd`.
 
     Raises:
-      UserError: if the file cannot be read or fails (with the line at which it does), or does not return a config.
+      UserError: if the file cannot be read, raises (with the line), or does not return a config.
     """
     path, colon, argument = file.partition(":")
     where = f"--config={path}"
@@ -31,7 +31,7 @@ def load_config(file: str) -> ConfigDict:
         raise UserError(f"{where}: No such file or directory: {path!r}")
     try:
         loader = SourceFileLoader("config_file", path)
-        module = sys.modules["config_file"] = ModuleType("config_file")  # where dataclasses, for one, look it up
+        module = sys.modules["config_file"] = ModuleType("config_file")  # dataclasses look it up there
         module.__file__ = path
         loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
@@ -41,13 +41,13 @@ def load_config(file: str) -> ConfigDict:
         try:
             inspect.signature(get_config).bind(*arguments)
         except TypeError as error:
-            given = f"got {argument!r}" if colon else "got none; give one behind a colon, as in --config=FILE:ARGUMENT"
+            given = f"got {argument!r}" if colon else "got none; add one after a colon, as in --config=FILE:ARGUMENT"
             takes = "no argument" if colon else "an argument"
             raise UserError(f"{where}: get_config takes {takes}, {given}") from error
         config = get_config(*arguments)
         if not isinstance(config, ConfigDict | dict):
             raise UserError(f"{where}: get_config() must return a ConfigDict or a dict, got {shown(config)}")
-        config = config if type(config) is ConfigDict else ConfigDict(config)  # a FrozenConfigDict, for one, is not
+        config = config if type(config) is ConfigDict else ConfigDict(config)  # not a FrozenConfigDict
         config.unlock()
         return config
     except UserError:
@@ -61,20 +61,19 @@ def load_config(file: str) -> ConfigDict:
         raise UserError(f"{where}{line}: {type(error).__name__}: {message}") from error
 
 
-class OptionsHelp(Exception):  # noqa: N818 - it is an answer
-    """Raised by `parse_argument("help")`; its argument is the options. This is how `--help` learns a file's options."""
+class OptionsHelp(Exception):  # noqa: N818 - not an error
+    """Raised by `parse_argument("help")`, with the options as its argument. `--help` gets a file's options this way."""
 
 
 def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
-    """Reads what stands behind the colon of `--config=file.py:name=value,name=value`.
+    """Parses the argument after the colon in `--config=file.py:name=value,name=value`.
 
     Args:
-      argument: that text; empty means all defaults.
-      **options: for each name its default, whose type the value shall have; or a tuple of the values that would do,
-        the default first.
+      argument: The argument. If it is empty, every option has its default.
+      **options: The default of each option, which also sets its type; or a tuple of the valid values, default first.
 
     Returns:
-      A namespace of all the names.
+      A namespace with the value of each option.
 
     Raises:
       UserError: for an unknown name or value, with the nearest one.
@@ -102,5 +101,7 @@ def parse_argument(argument: str, **options: Any) -> SimpleNamespace:
             try:
                 chosen[name] = value if isinstance(option, tuple) else type(option)(value)
             except ValueError as error:
-                raise UserError(f"--config=file.py:...: {name}={value} is no {type(option).__name__}") from error
+                raise UserError(
+                    f"--config=file.py:...: {name} must be of type {type(option).__name__}, got {value!r}"
+                ) from error
     return SimpleNamespace(**chosen)

@@ -1,25 +1,25 @@
-"""The demo: a ViT teaches a small CNN to read digits, 1,797 real 8x8 scans that come with scikit-learn.
+"""The demo: distills a ViT into a small CNN on scikit-learn's digits, 1,797 real 8x8 scans.
 
-It shows distillation at work within minutes on a laptop's CPU; it is not a benchmark and not a row of any paper.
+It shows distillation at work within minutes on a laptop's CPU. It is not a benchmark and reproduces no paper.
 `method` is one of
 
     teacher   the ViT itself, on all 1,297 training images
-    scratch   the CNN alone, on a tenth of them
-    kd        the CNN with the teacher's logits, on that tenth
+    scratch   the CNN alone, on 10% of the images
+    kd        the CNN with the teacher's logits, on the same 10%
     lfcc      the CNN with the teacher's logits and low-frequency features
     lfcc_dist the same, with DIST instead of KD
 
 or any other of `lfcc_jax.methods.presets`: `_kd` and `_dist` are in addition to KD or DIST, the others alone.
 
-Students see a tenth of the images because a CNN that sees all of them is as good as the ViT. The temperature of KD and
-the weight of LFCC were chosen in short probes, some of which looked at the test images. The other methods have the
-weights of the presets, or the other usual ones listed below, and were not tuned.
+Students train on 10% of the images because a CNN trained on all of them is as accurate as the ViT. The temperature of
+KD and the weight of LFCC were chosen in short runs, some of which used the test images. The other methods have the
+weights of the presets, or the usual ones listed below, and were not tuned.
 
 The teacher, and scratch, kd and lfcc with three seeds each, in under five minutes on 2 CPU cores:
 
     python -m experiments.compare --config=configs/digits.py
 
-All methods, with `--methods=all`, in some 30 minutes. One run, with a value changed:
+With `--methods=all`, all methods take about 30 minutes. One run, with a value changed:
 
     python -m lfcc_jax.main --config=configs/digits.py:method=teacher --workdir=runs/teacher
     python -m lfcc_jax.main --config=configs/digits.py:method=lfcc --workdir=runs/lfcc \
@@ -53,7 +53,7 @@ def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, method=_OPTIONS, runlocal=False)
     is_teacher = chosen.method == "teacher"
     method, student = ("scratch", _TEACHER) if is_teacher else (chosen.method, _STUDENT)
-    # The standardized KD has a temperature of its own.
+    # Standardized KD keeps the temperature of its preset.
     changes = _CHANGES | ({"kd": {}} if method == "kd_standardized" else {})
     return ConfigDict(
         {

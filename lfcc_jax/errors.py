@@ -1,19 +1,19 @@
-"""Errors about the user's input: one short line that says what was given, what is expected, and the nearest match."""
+"""Errors about the user's input: one short line with the expected and the given value, and the nearest match."""
 
 import difflib
 import reprlib
 from collections.abc import Iterable
 
-# Of a message, of the list of known names in it, and of a value in it, in characters.
+# Maximum length in characters of a message, of the list of known names in it, and of a value in it.
 _LONGEST, _LONGEST_LIST, _LONGEST_VALUE = 700, 300, 80
 
 
 class UserError(ValueError):
-    """Invalid input. Its message is one line of at most 700 characters, and needs no traceback."""
+    """Invalid input. The message is one line of at most 700 characters and needs no traceback."""
 
     def __init__(self, message: str):
         message = " ".join(message.splitlines())
-        if len(message) > _LONGEST:  # what was wrong comes first, what to do about it last
+        if len(message) > _LONGEST:  # keep the problem at the beginning and the advice at the end
             kept = _LONGEST // 2 - 4
             message = f"{message[:kept]} [...] {message[-kept:]}"
         super().__init__(message)
@@ -23,10 +23,10 @@ def unknown(what: str, given: object, known: Iterable[str], where: str = "") -> 
     """Returns the error for a name that is not among `known`, with the nearest one.
 
     Args:
-      what: What the name stands for, for example "network".
+      what: Kind of name, for example "network".
       given: The unknown name.
       known: The valid names. If there are many, the error lists only some, the nearest ones first.
-      where: Where the name was found, for example "config.student.name".
+      where: Config key or flag with the name, for example "config.student.name".
 
     Returns:
       A `UserError`, to be raised by the caller.
@@ -55,15 +55,15 @@ def shown(value: object) -> str:
     short.maxlist = short.maxtuple = short.maxdict = 20
     try:
         text = short.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        text = "an integer of too many digits"
+    except ValueError:  # more digits than Python converts
+        text = "an integer with too many digits"
     if len(text) > _LONGEST_VALUE:
         text = f"{text[: _LONGEST_VALUE - 13]}...{text[-10:]}"
     return text
 
 
 def _listed(known: list[str], nearest: list[str]) -> str:
-    """Returns the names, or as many of them as fit, the nearest first."""
+    """Returns all names, or as many as fit, the nearest first."""
     everything = ", ".join(known) or "none"
     if len(everything) <= _LONGEST_LIST:
         return everything

@@ -1,11 +1,11 @@
-"""Low-pass filters as small constant matrices, and the compact code that they make of a feature map.
+"""Low-pass filters as small constant matrices, applied to feature maps to smooth or shrink them.
 
 A linear filter along an axis of n samples is an n x n matrix; a filter followed by sampling at k < n points is k rows.
-So smoothing a map `x` is `A x A'`, and shrinking it to a k x k grid is the same product with shorter matrices. Such
-small products run on the matrix unit, take bfloat16, differentiate, and touch the spatial axes alone: a batch sharded
-over any number of devices is filtered without communication, where `jnp.fft` gathers it on jax 0.10 (jax-ml/jax#15680).
+Smoothing a map `x` is `A x A'`, and shrinking it to a k x k grid is the same product with shorter matrices. These small
+products run on the matrix unit, support bfloat16, are differentiable, and act on the spatial axes only: a batch sharded
+over any number of devices is filtered without communication, while `jnp.fft` gathers it on jax 0.10 (jax-ml/jax#15680).
 
-Frequencies are in cycles per sample throughout: 0.5 is the Nyquist frequency of the map.
+All frequencies are in cycles per sample: 0.5 is the Nyquist frequency of the map.
 """
 
 import functools
@@ -21,17 +21,17 @@ from jaxtyping import Array, Float
 from lfcc_jax.errors import UserError, unknown
 
 KINDS = ("box", "gaussian", "ideal", "dct", "butterworth")
-FINITE_KINDS = ("box", "gaussian")  # few taps, none of them negative: these can convolve, and start a learned one
+FINITE_KINDS = ("box", "gaussian")  # finite support, non-negative taps: for convolutions and learned filters
 IMPLEMENTATIONS = ("matmul", "fft", "conv")
 
-# A Gaussian is cut at 4 standard deviations, as scipy.ndimage does.
+# Gaussians are truncated at 4 standard deviations, as in scipy.ndimage.
 _TRUNCATE = 4.0
-# One Kronecker product beats a product per axis up to about this many output points a grid, on maps that are large and
-# on maps that are small (experiments/bench/filters.py).
+# One Kronecker product is faster than one product per axis up to about this many output points per grid, on large and
+# on small maps (experiments/bench/filters.py).
 _KRONECKER_POINTS, _KRONECKER_POINTS_SMALL, _SMALL_MAP = 32, 100, 14 * 14
 
 
-# --- The filters, in one dimension -----------------------------------------------------------------------------------
+# --- Filters in one dimension -----------------------------------------------------------------------------------------
 
 
 def operator(
@@ -39,7 +39,7 @@ def operator(
 ) -> Float[np.ndarray, "size_out size_in"]:
     r"""Returns the matrix that low-pass filters `size_in` samples and samples the result at `size_out` points.
 
-    Row i holds the weights of output i, which lies at the center of the i-th of `size_out` equal cells,
+    Row i contains the weights of output i, at the center of the i-th of `size_out` equal cells,
     :math:`c_i = (i + 1/2)\, n / k - 1/2` for n = `size_in`, k = `size_out`. With amplitude response H:
 
     ============= ==================================================================== =========================
@@ -58,17 +58,17 @@ def operator(
 
     Args:
       kind: "box", "gaussian", "ideal", "dct" or "butterworth".
-      size_in: number of samples along the axis.
-      size_out: number of samples to keep, at most `size_in`.
-      cutoff: in cycles per sample, above 0 and at most the Nyquist frequency of the output,
-        `size_out / (2 * size_in)`, which is also the default. (What passed above it would alias.)
-      order: of the Butterworth filter; the other kinds have none.
+      size_in: Number of samples along the axis.
+      size_out: Number of output samples, at most `size_in`.
+      cutoff: Cutoff in cycles per sample, positive and at most the Nyquist frequency of the output,
+        `size_out / (2 * size_in)`, which is the default. (Higher frequencies would alias.)
+      order: Order of the Butterworth filter; ignored by the other kinds.
 
     Returns:
       A float32 matrix, cached and read-only.
 
     Raises:
-      UserError: if the kind is unknown, or a size, the cutoff or the order makes no sense.
+      UserError: if the kind is unknown, or a size, the cutoff or the order is out of bounds.
 
     Examples:
       >>> operator("box", 4, 2)
@@ -100,7 +100,7 @@ def _operator(kind: str, n: int, k: int, cutoff: float | None, order: int) -> np
     elif kind == "ideal":
         m = np.arange(n // 2 + 1)
         gain = frequency_response(kind, m / n, nyquist if cutoff is None else cutoff)
-        twice = np.where((m == 0) | (2 * m == n), 1, 2)  # every other frequency stands for a conjugate pair
+        twice = np.where((m == 0) | (2 * m == n), 1, 2)  # all other frequencies are conjugate pairs
         phase = 2 * np.pi / n * (centers[:, None] - np.arange(n))
         weights = np.cos(phase[..., None] * m) @ (gain * twice) / n
     else:
@@ -126,7 +126,7 @@ def _taps(kind: str, cutoff: float, center: float = 0.0) -> tuple[np.ndarray, np
     """Returns the integer positions under a box or Gaussian at `center`, and their weights, which sum to one."""
     if kind == "box":
         width = 1 / (2 * cutoff)
-        reach = (width + 1) / 2  # beyond it a sample's cell no longer overlaps the window
+        reach = (width + 1) / 2  # samples farther away do not overlap the window
     else:
         sigma = np.sqrt(np.log(2) / 2) / (np.pi * cutoff)  # exp(-2 (pi sigma f)^2) = 1/2 at the cutoff
         reach = int(_TRUNCATE * sigma + 0.5)
@@ -137,7 +137,7 @@ def _taps(kind: str, cutoff: float, center: float = 0.0) -> tuple[np.ndarray, np
 
 
 def _folded_taps(kind: str, cutoff: float, n: int, center: float) -> np.ndarray:
-    """Returns one row of n weights: what falls off an end is reflected back in (d c b a | a b c d | d c b a)."""
+    """Returns one row of n weights, with the taps beyond either end reflected (d c b a | a b c d | d c b a)."""
     positions, weights = _taps(kind, cutoff, center)
     positions = positions % (2 * n)
     return np.bincount(np.minimum(positions, 2 * n - 1 - positions), weights, minlength=n)
@@ -149,16 +149,16 @@ def frequency_response(
     """Returns the factor by which a filter scales a wave of each frequency.
 
     Args:
-      kind: one of `KINDS`.
-      frequencies: in cycles per sample.
-      cutoff: in cycles per sample, above 0 and at most 0.5.
-      order: of the Butterworth filter.
+      kind: One of `KINDS`.
+      frequencies: Frequencies in cycles per sample.
+      cutoff: Cutoff in cycles per sample, positive and at most 0.5.
+      order: Order of the Butterworth filter.
 
     Returns:
       The amplitude response in float64, in the shape of `frequencies`.
 
     Raises:
-      UserError: if the kind is unknown, or the cutoff or the order makes no sense.
+      UserError: if the kind is unknown, or the cutoff or the order is out of bounds.
 
     Examples:
       >>> frequency_response("gaussian", np.array([0.0, 0.1, 0.2]), cutoff=0.1).round(3)
@@ -173,12 +173,12 @@ def frequency_response(
         return np.asarray(np.cos(2 * np.pi * f[..., None] * positions) @ weights)
     if kind == "butterworth":
         return np.asarray(1 / np.sqrt(1 + (f / cutoff) ** (2 * order)))
-    # The tolerance keeps a frequency that equals the cutoff but for rounding. (In float32,
-    # `abs(fftfreq(7) * 7) <= 3` loses two of seven frequencies.)
+    # The tolerance keeps frequencies that equal the cutoff up to rounding. (In float32,
+    # `abs(fftfreq(7) * 7) <= 3` drops two of seven frequencies.)
     return np.where(f <= cutoff * (1 + 1e-6), 1.0, 0.0)
 
 
-# --- The filters, on feature maps ------------------------------------------------------------------------------------
+# --- Filters on feature maps ------------------------------------------------------------------------------------------
 
 
 def low_pass(
@@ -189,26 +189,26 @@ def low_pass(
     order: int = 2,
     implementation: Literal["matmul", "fft", "conv"] = "matmul",
 ) -> Float[Array, "*batch height width channels"]:
-    """Smooths a feature map, keeping its size.
+    """Smooths a feature map without changing its size.
 
     With A and B the square operators of the two spatial axes: :math:`y = A x B'` in each channel.
 
     Args:
-      x: feature maps, channels last, of any floating dtype.
-      kind: one of `KINDS`; see `operator`.
-      cutoff: in cycles per sample, above 0 and at most 0.5.
-      order: of the Butterworth filter.
-      implementation: "matmul" is the one to use. "fft" computes the same in the frequency domain, "conv" with a
-        separable convolution ("box" and "gaussian" alone, which have finite support): for comparison, and as oracles.
+      x: Feature maps, channels last, of any floating dtype.
+      kind: One of `KINDS`; see `operator`.
+      cutoff: Cutoff in cycles per sample, positive and at most 0.5.
+      order: Order of the Butterworth filter.
+      implementation: Use "matmul". The others are reference implementations: "fft" in the frequency domain, "conv" by
+        separable convolution (only "box" and "gaussian", which have finite support).
 
     Returns:
       The smoothed maps, in the shape and dtype of `x`, accumulated in float32 or wider.
 
     Raises:
-      UserError: if an argument makes no sense, or the kind cannot be computed with that implementation.
+      UserError: if an argument is unknown or out of bounds, or `implementation` does not support `kind`.
 
     Examples:
-      >>> wave = jnp.array([1.0, -1.0] * 4).reshape(1, 8, 1, 1)  # the Nyquist frequency, on a mean of zero
+      >>> wave = jnp.array([1.0, -1.0] * 4).reshape(1, 8, 1, 1)  # the Nyquist frequency
       >>> print(low_pass(3.0 + wave, "ideal", 0.25)[0, :, 0, 0].round(5))
       [3. 3. 3. 3. 3. 3. 3. 3.]
     """
@@ -220,8 +220,8 @@ def low_pass(
         raise unknown("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "conv" and kind not in FINITE_KINDS:
         raise UserError(
-            f"The {kind!r} filter has infinite support, so it cannot be a convolution; "
-            f"use implementation 'matmul' or 'fft', or one of the kinds {', '.join(FINITE_KINDS)}."
+            f"`kind` must be {' or '.join(map(repr, FINITE_KINDS))} with implementation='conv', got {kind!r}, "
+            "which has infinite support; use implementation='matmul'"
         )
     if implementation == "fft":
         return _low_pass_fft(x, kind, cutoff, order)
@@ -245,7 +245,7 @@ def apply_operators(
       rows: A, the operator along the height.
       columns: B, the operator along the width.
       x: Feature maps, channels last.
-      dtype: Of the result; that of `x` by default.
+      dtype: Dtype of the result; that of `x` by default.
 
     Returns:
       The filtered maps.
@@ -270,15 +270,15 @@ def compact(
     :math:`y = A x B'` in each channel.
 
     Args:
-      x: feature maps, channels last, of any floating dtype.
-      kind: one of `KINDS`; see `operator`.
-      grid: the height and width of the result, at most those of `x`.
+      x: Feature maps, channels last, of any floating dtype.
+      kind: One of `KINDS`; see `operator`.
+      grid: Height and width of the result, at most those of `x`.
 
     Returns:
       The compact maps in the dtype of `x`, accumulated in float32 or wider.
 
     Raises:
-      UserError: if the kind is unknown or the grid does not fit into the map.
+      UserError: if the kind is unknown or the grid is larger than the map.
 
     Examples:
       >>> compact(jnp.ones((2, 56, 56, 64)), "box", 7).shape
@@ -295,20 +295,20 @@ def compact_grids(
 ) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     """Shrinks a feature map to several grids, reading the map once.
 
-    The same as `tuple(compact(x, kind, grid) for grid in grids)`, faster: unless the grids are large, their rows, each
-    the Kronecker product of a row of A and a row of B, make one matrix, and the map is multiplied by it once.
+    Equivalent to `tuple(compact(x, kind, grid) for grid in grids)`, but faster: unless the grids are large, the
+    Kronecker products of A and B for all grids are stacked into one matrix, which multiplies the map once.
 
     Args:
-      x: feature maps, channels last, of any floating dtype.
-      kind: one of `KINDS`; see `operator`.
-      grids: the sizes of the grids.
-      dtype: Of the result; that of `x` by default.
+      x: Feature maps, channels last, of any floating dtype.
+      kind: One of `KINDS`; see `operator`.
+      grids: Heights (and widths) of the grids.
+      dtype: Dtype of the result; that of `x` by default.
 
     Returns:
       One compact map for each grid, accumulated in float32 or wider.
 
     Raises:
-      UserError: if the kind is unknown, or a grid does not fit into the map.
+      UserError: if the kind is unknown, or a grid is larger than the map.
 
     Examples:
       >>> [y.shape for y in compact_grids(jnp.ones((2, 14, 14, 8)), "dct", (1, 2, 4))]
@@ -329,12 +329,12 @@ def apply_operator_pairs(
     x: Float[Array, "*batch height width channels"],
     dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
-    """Applies several pairs of operators to one map, in one pass over it where that is faster: `A x B'` for each.
+    """Applies several pairs of operators to one map, in one pass where that is faster: `A x B'` for each.
 
     Args:
-      pairs: (A, B), the operators along the height and along the width.
+      pairs: Pairs (A, B) of operators along the height and along the width.
       x: Feature maps, channels last.
-      dtype: Of the result; that of `x` by default.
+      dtype: Dtype of the result; that of `x` by default.
 
     Returns:
       The filtered maps, one for each pair, accumulated in float32 or wider.
@@ -361,7 +361,7 @@ def apply_operator_pairs(
 
 def _matmul(a: Float[Array, "out n"], x: Float[Array, "*batch n m"]) -> Float[Array, "*batch out m"]:
     """Multiplies every matrix of a batch from the left, accumulating in float32 or wider."""
-    # "highest": a filter is bound by memory, not by arithmetic, so exact float32 products cost next to nothing.
+    # Filters are memory-bound, so exact float32 products ("highest") cost almost nothing.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.matmul(a, x, precision="highest", preferred_element_type=wide)
 
@@ -372,7 +372,7 @@ def _low_pass_fft(x: Array, kind: str, cutoff: float, order: int) -> Array:
         n = x.shape[axis]
         if kind == "ideal":
             period = n
-        else:  # a half-sample-symmetric boundary is a periodic one after the mirror image is appended
+        else:  # half-sample symmetry: append the mirror image, then treat as periodic
             period = 2 * n
             y = jnp.concatenate([y, jnp.flip(y, axis)], axis)
         gain = frequency_response(kind, np.arange(period // 2 + 1) / period, cutoff, order=order)
@@ -419,45 +419,43 @@ def check_map(x: Array) -> None:
     """Raises unless `x` is a feature map.
 
     Args:
-      x: Expected to be `[..., height, width, channels]`, of a floating dtype.
+      x: Array to check.
 
     Raises:
-      UserError: If it is not.
+      UserError: if `x` is not `[..., height, width, channels]` of a floating dtype.
 
     Examples:
       >>> check_map(jnp.ones((7, 7)))
       Traceback (most recent call last):
-      lfcc_jax.errors.UserError: A feature map is a floating array [..., height, width, channels]; got float32[7, 7].
+      lfcc_jax.errors.UserError: `x` must be a floating-point array [..., height, width, channels], got float32[7, 7]
     """
     if x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(
-            f"A feature map is a floating array [..., height, width, channels]; got {x.dtype}{list(x.shape)}."
+            f"`x` must be a floating-point array [..., height, width, channels], got {x.dtype}{list(x.shape)}"
         )
 
 
 def _check_sizes(size_in: int, size_out: int) -> None:
     for size in (size_in, size_out):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise UserError(f"A size is a whole number of samples, at least 1; got {size!r}.")
+            raise UserError(f"sizes must be positive integers, got {size!r}")
     if size_out > size_in:
-        raise UserError(f"A low-pass filter cannot make {size_out} samples of {size_in}: ask for at most {size_in}.")
+        raise UserError(f"the output size must be at most the input size, {size_in}, got {size_out}")
 
 
 def _check_cutoff(cutoff: float, size_in: int, size_out: int) -> None:
     highest = size_out / (2 * size_in)
     if not 0 < cutoff <= highest * (1 + 1e-6):
-        what = (
-            "the Nyquist frequency"
-            if size_out == size_in
-            else f"the Nyquist frequency of {size_out} of {size_in} samples"
+        output = "" if size_out == size_in else f" of {size_out} of {size_in} samples"
+        raise UserError(
+            f"`cutoff` must be positive and at most {highest:.6g}, the Nyquist frequency{output}, got {cutoff!r}"
         )
-        raise UserError(f"A cutoff is in cycles per sample, above 0 and at most {highest:.6g}, {what}; got {cutoff!r}.")
     if cutoff < 1e-4:
         raise UserError(
-            f"A cutoff of {cutoff!r} cycles per sample leaves nothing but the mean; compact(x, kind, 1) is that."
+            f"`cutoff` must be at least 0.0001, got {cutoff!r}; for the mean alone, use compact(x, kind, 1)"
         )
 
 
 def _check_order(order: int) -> None:
     if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 1:
-        raise UserError(f"The order of a Butterworth filter is a whole number, at least 1; got {order!r}.")
+        raise UserError(f"`order` must be a positive integer, got {order!r}")

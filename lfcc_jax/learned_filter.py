@@ -1,4 +1,4 @@
-"""A low-pass filter whose weights are learned, and stay those of a weighted mean."""
+"""A low-pass filter with learned weights, which are positive and sum to one."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.filters import FINITE_KINDS, apply_operator_pairs, check_map, operator
 
-# Share of the initial weight that is spread evenly, so that every sample has a gradient from the start.
+# Fraction of the initial weight that is spread evenly, so that every sample gets a gradient from the start.
 _SPREAD = 0.05
 
 
@@ -21,15 +21,15 @@ def learned_filter_init(
     """Returns the parameters of a learned low-pass filter that starts near a fixed one.
 
     Args:
-      size: height and width of the maps to be filtered.
-      grids: the sizes of the grids.
-      kind: the filter to start from, "box" or "gaussian" (the others have negative weights).
+      size: Height and width of the feature maps.
+      grids: Heights (and widths) of the grids.
+      kind: Filter to start from, "box" or "gaussian" (the others have negative weights).
 
     Returns:
       A pytree of float32 logits: `{"4": {"rows": [4, height], "columns": [4, width]}, ...}`, a key for each grid.
 
     Raises:
-      UserError: if the filter has negative weights, or a grid does not fit into the map.
+      UserError: if `kind` has negative weights or is unknown, or a grid is larger than the map.
 
     Examples:
       >>> params = learned_filter_init((14, 14), (2,))
@@ -37,7 +37,7 @@ def learned_filter_init(
       {'2': {'columns': (2, 14), 'rows': (2, 14)}}
     """
     if kind not in FINITE_KINDS:
-        raise unknown("filter with weights that are never negative", kind, FINITE_KINDS)
+        raise unknown("non-negative filter kind", kind, FINITE_KINDS)
 
     def logits(size_in: int, grid: int) -> Array:
         weights = (1 - _SPREAD) * operator(kind, size_in, grid) + _SPREAD / size_in
@@ -55,20 +55,20 @@ def learned_compact_grids(
 ) -> tuple[Float[Array, "*batch _ _ channels"], ...]:
     r"""Shrinks a feature map to several grids with a learned filter.
 
-    As `compact_grids`, with the operators :math:`A = \mathrm{softmax}(rows)` and :math:`B = \mathrm{softmax}(columns)`.
-    Whatever is learned, an output stays a weighted mean of the map, so constants are preserved.
+    Like `compact_grids`, with the operators :math:`A = \mathrm{softmax}(rows)` and
+    :math:`B = \mathrm{softmax}(columns)`. Outputs are weighted means of the map, so constants are preserved.
 
     Args:
-      params: from `learned_filter_init`.
-      x: feature maps of the size given there, channels last.
-      grids: the sizes of the grids, all of them in `params`.
-      dtype: Of the result; that of `x` by default.
+      params: Result of `learned_filter_init`.
+      x: Feature maps of the size passed to `learned_filter_init`, channels last.
+      grids: Heights (and widths) of the grids, all of them in `params`.
+      dtype: Dtype of the result; that of `x` by default.
 
     Returns:
       One compact map for each grid, accumulated in float32 or wider.
 
     Raises:
-      UserError: if `params` has no filter for a grid, or one for maps of another size.
+      UserError: if `params` has no filter for a grid, or was created for maps of another size.
 
     Examples:
       >>> params = learned_filter_init((14, 14), (2, 4))
@@ -79,12 +79,12 @@ def learned_compact_grids(
     pairs = []
     for grid in grids:
         if str(grid) not in params:
-            raise unknown("grid of this learned filter", grid, params)
+            raise unknown("grid of the learned filter", grid, params)
         rows, columns = params[str(grid)]["rows"], params[str(grid)]["columns"]
         if (rows.shape[1], columns.shape[1]) != x.shape[-3:-1]:
             raise UserError(
-                f"This learned filter is for maps of {rows.shape[1]} x {columns.shape[1]}, "
-                f"and was given one of {x.shape[-3]} x {x.shape[-2]}."
+                f"`x` must be {rows.shape[1]} x {columns.shape[1]}, as passed to learned_filter_init, "
+                f"got {x.shape[-3]} x {x.shape[-2]}"
             )
         pairs.append((jax.nn.softmax(rows, axis=-1), jax.nn.softmax(columns, axis=-1)))
     return apply_operator_pairs(pairs, x, dtype)

@@ -23,11 +23,11 @@ _HELP = {"-h", "--help", "-help", "--helpshort", "--helpfull"}
 
 
 def run(main: Callable[[], object]) -> None:
-    """Parses `--config`, `--workdir` and `--distributed`, and calls `main`, which finds them in `flags.FLAGS`.
+    """Parses `--config`, `--workdir` and `--distributed` into `flags.FLAGS`, and calls `main`.
 
-    Ends with one line and status 1 on invalid input. Status 143 means that the run was told to stop (SIGTERM, Ctrl-C)
-    and has saved itself; 130, that Ctrl-C came when there was nothing to save, or a second time. When
-    one of several processes fails or is interrupted, all end with its status and its line.
+    Exits with one line and status 1 on invalid input. Status 143 means that the run was stopped (SIGTERM, Ctrl-C) and
+    saved a checkpoint; 130, that Ctrl-C came when there was nothing to save, or for the second time. If one of several
+    processes fails or is interrupted, all exit with its status and message.
     """
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
@@ -40,13 +40,12 @@ def _parse(argv: list[str]) -> list[str]:
     if not any(re.match("--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={_DEFAULT}", *argv[1:]]
     try:
-        # Keys that the config file does not have are added; `read_config` and the functions that read a block know
-        # which of them exist.
+        # Accept keys that the config file lacks. `read_config` and the readers of its blocks reject unknown ones.
         new_keys = {"lock_config": False, "accept_new_attributes": True, "sys_argv": argv}
         about = "Config file; FILE:NAME=VALUE,... sets its options, --config.KEY=VALUE a key."
         config_flags.DEFINE_config_file("config", None, about, **new_keys)
         flags.FLAGS["config"].parser = _ConfigParser(argv)
-        flags.DEFINE_string("workdir", None, "Directory of the run. The same command again resumes it.")
+        flags.DEFINE_string("workdir", None, "Directory of the run. Running the same command again resumes it.")
         flags.DEFINE_bool("distributed", False, "One of several processes (TPU pod, Slurm, MPI).")
         rest = flags.FLAGS(argv)
         read_config(flags.FLAGS.config)
@@ -56,12 +55,12 @@ def _parse(argv: list[str]) -> list[str]:
         print(_help())
         sys.exit(0)
     if len(rest) > 1:
-        sys.exit(f"error: unexpected argument '{rest[1]}'; flags begin with --")
+        sys.exit(f"error: unexpected argument '{rest[1]}'; flags start with --")
     return rest
 
 
 class _ConfigParser(flags.ArgumentParser):
-    """Loads the config file, and adds to the config the blocks of the keys that `argv` sets, where it has none."""
+    """Loads the config file, and creates missing blocks for the keys that `argv` sets."""
 
     def __init__(self, argv: list[str]):
         self._keys = [match[1] for argument in argv if (match := re.match(r"--?config\.([^=]*)", argument))]
@@ -76,13 +75,13 @@ class _ConfigParser(flags.ArgumentParser):
                     block[name] = ConfigDict()
                 block = block[name]
                 if not isinstance(block, ConfigDict):
-                    place = ".".join(["config", *parents[:depth]])
-                    raise UserError(f"--config.{key}: {place} is {shown(block)}, not a block of settings")
+                    path = ".".join(["config", *parents[:depth]])
+                    raise UserError(f"--config.{key}: {path} must be a block of settings, got {shown(block)}")
         return config
 
 
 def _help() -> str:
-    """Returns the help text: flags, and the options, keys and names that the config file knows."""
+    """Returns the help text: flags, options and keys of the config file, and names of networks and losses."""
     from lfcc_jax import methods, models
 
     filename, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -103,11 +102,11 @@ def _help() -> str:
         parts.append(wrapped(flag.help + default, f"  --{flag.name:12} "))
     try:
         module.get_config("help")
-    except OptionsHelp as answer:
+    except OptionsHelp as options:
         parts += ["", f"Options of {filename}, as in --config=FILE:method=kd"]
-        for option, values in answer.args[0].items():
+        for option, values in options.args[0].items():
             parts.append(wrapped(f"{option}: {', '.join(values) if isinstance(values, tuple) else repr(values)}"))
-    except Exception:  # `get_config` takes no argument, or reads it in another way
+    except Exception:  # `get_config` takes no argument, or does not use `parse_argument`
         pass
     parts += ["", f"Keys of {filename} (all others: lfcc_jax/training/config.py)"]
     parts += [f"  --config.{key}={value!r}" for key, value in _flat(flags.FLAGS.config.to_dict()).items()]
@@ -124,26 +123,26 @@ def _flat(config: dict, prefix: str = "") -> dict[str, object]:
 
 
 def cache_programs() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX is told of another place.
+    """Enables JAX's compilation cache, in the user's cache directory unless JAX has another one.
 
-    A run that is resumed, or repeated with another seed, then does not compile again.
+    Resumed runs, and runs with another seed, then do not compile again.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir:
         return
-    place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lfcc_jax"
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lfcc_jax"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home costs the time of compiling, and nothing else
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home only costs compile time
         return
-    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _one_line(error: BaseException) -> str:
     cause = error
-    while cause and not isinstance(cause, UserError):  # absl and ml_collections wrap what a parser raises
+    while cause and not isinstance(cause, UserError):  # absl and ml_collections wrap exceptions of parsers
         cause = cause.__cause__ or cause.__context__
     if cause:
         return str(cause)
@@ -158,7 +157,7 @@ def _guarded(main: Callable[[], object]) -> None:
         try:
             jax.distributed.initialize()
         except (ValueError, RuntimeError) as error:
-            sys.exit(f"error: --distributed: no cluster was found here: {' '.join(str(error).split())}")
+            sys.exit(f"error: --distributed: no cluster found: {' '.join(str(error).split())}")
         processes.watch_peers()
     cache_programs()
     try:
@@ -186,7 +185,7 @@ def _main() -> None:
     from lfcc_jax.train import train_and_evaluate
 
     if flags.FLAGS.workdir is None:
-        raise UserError("--workdir: missing; name the directory of the run, for example --workdir=runs/first")
+        raise UserError("--workdir is required, for example --workdir=runs/first")
     answer_interrupts(_end_interrupted)
     train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
 

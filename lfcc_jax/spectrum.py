@@ -1,4 +1,4 @@
-"""What feature maps contain: radial power spectra, and the energy below a cutoff."""
+"""Spectral analysis of feature maps: radial power spectra, and the energy below a cutoff."""
 
 import functools
 
@@ -21,14 +21,14 @@ def radial_spectrum(
     .. math::
       P_r = \frac{1}{|R_r|} \sum_{(u, v) \in R_r} \frac{|X_{uv}|^2}{(height \cdot width)^2}
 
-    averaged over examples and channels. Summed over all frequencies (not rings) this is the mean square of the map.
+    averaged over examples and channels. The sum over all frequencies (not rings) is the mean square of the map.
 
     Args:
-      x: feature maps, channels last.
+      x: Feature maps, channels last.
 
     Returns:
-      The frequencies of the rings in cycles per sample, from 0 (the mean) past 0.5 into the corners of the spectrum,
-      and the mean power of one frequency in each ring, float32.
+      The frequencies of the rings in cycles per sample, from 0 (the mean) to the corners of the spectrum (above 0.5),
+      and the mean power per frequency in each ring, float32.
 
     Raises:
       UserError: if `x` is not a batch of feature maps.
@@ -50,14 +50,14 @@ def radial_spectrum(
 
 
 def energy_below(x: Float[Array, "batch height width channels"], cutoff: float) -> Float[Array, " batch"]:
-    """Computes which fraction of each feature map's energy lies at or below a spatial frequency.
+    """Computes the fraction of each feature map's energy at or below a spatial frequency.
 
     Args:
-      x: feature maps, channels last.
-      cutoff: in cycles per sample: 0 keeps the mean alone, 0.5 a disc that leaves out the corners of the spectrum.
+      x: Feature maps, channels last.
+      cutoff: Spatial frequency in cycles per sample: 0 is the mean only, 0.5 excludes the corners of the spectrum.
 
     Returns:
-      Fractions between 0 and 1 for each example, over all its channels, float32. A map of zeros has lost nothing: 1.
+      One fraction per example, over all channels, float32. It is 1 for a map of zeros.
 
     Raises:
       UserError: if `x` is not a batch of feature maps, or the cutoff is negative.
@@ -68,7 +68,7 @@ def energy_below(x: Float[Array, "batch height width channels"], cutoff: float) 
     """
     _check_map(x)
     if not cutoff >= 0:
-        raise UserError(f"A cutoff is a frequency in cycles per sample, 0 or above; got {cutoff!r}.")
+        raise UserError(f"`cutoff` must be non-negative, got {cutoff!r}")
     power = jnp.sum(_power(x), axis=3)
     below = jnp.asarray(_radius(*x.shape[1:3]) <= cutoff * (1 + 1e-6))
     total = jnp.sum(power, axis=(1, 2))
@@ -77,8 +77,8 @@ def energy_below(x: Float[Array, "batch height width channels"], cutoff: float) 
 
 
 def _power(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-    """Returns the power at each frequency. Of the Hartley transform, whose sums over plus and minus f are Fourier's."""
-    # Real, orthogonal and separable, it is a pair of matrix products like any filter.
+    """Returns the power of the Hartley transform. Its sums over +f and -f equal those of the Fourier transform."""
+    # The Hartley transform is real, orthogonal and separable, so it is two matrix products.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.square(apply_operators(_hartley(x.shape[1]), _hartley(x.shape[2]), x))
 
@@ -96,5 +96,5 @@ def _radius(height: int, width: int) -> Float[np.ndarray, "height width"]:
 def _check_map(x: Array) -> None:
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(
-            f"Feature maps are a floating array [batch, height, width, channels]; got {x.dtype}{list(x.shape)}."
+            f"`x` must be a floating-point array [batch, height, width, channels], got {x.dtype}{list(x.shape)}"
         )

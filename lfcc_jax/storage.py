@@ -14,19 +14,19 @@ from etils import epath
 
 from lfcc_jax.errors import UserError
 
-# Import names of what gs:// needs, and where to get them. Orbax deletes checkpoints with google-cloud-storage.
+# Modules that gs:// needs, and the packages that provide them. Orbax deletes checkpoints with google-cloud-storage.
 _GCS_PACKAGES = {"gcsfs": "gcsfs", "google.cloud.storage": "google-cloud-storage"}
 
 
 def resolve(path: epath.PathLike, name: str = "path") -> epath.Path:
-    """Returns an absolute path, with `~` expanded. A `gs://` path is returned as it is.
+    """Returns an absolute path, with `~` expanded. A `gs://` path is returned unchanged.
 
     Args:
       path: Local path or `gs://BUCKET/...`.
       name: Flag or config key that the path came from, for the error message.
 
     Raises:
-      UserError: if the path is empty or of an unsupported scheme, or packages that `gs://` needs are missing.
+      UserError: if the path is empty or its scheme unsupported, or packages that `gs://` needs are missing.
 
     Examples:
       >>> resolve("gs://bucket/runs/../x", "--workdir")
@@ -62,7 +62,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def check_writable(directory: epath.Path, name: str, num_bytes: int = 0) -> None:
-    """Raises unless files can be written to a directory, which need not exist yet. Creates nothing.
+    """Raises unless files can be written to a directory, which need not exist. Creates nothing.
 
     Args:
       directory: Resolved path.
@@ -70,23 +70,23 @@ def check_writable(directory: epath.Path, name: str, num_bytes: int = 0) -> None
       num_bytes: Space that must be free on a local disk.
 
     Raises:
-      UserError: if the directory is a file or below one, is not writable, or its disk is too full; if its bucket
-        cannot be reached.
+      UserError: if the path or one of its parents is a file, the directory is not writable, the disk is too full, or
+        the bucket cannot be reached.
     """
     if is_remote(directory):
         bucket = epath.Path("gs://" + os.fspath(directory).removeprefix("gs://").split("/")[0])
         if not exists(bucket):
             raise UserError(f"`{name}`: there is no bucket {bucket}")
         return
-    place = directory
-    while not place.exists() and not os.path.islink(place):
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"`{name}` must be a directory, but {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
-        raise UserError(f"`{name}` must be writable, but {place} is {'read-only' if read_only else 'not'}")
-    disk = os.statvfs(place)
+    existing = directory
+    while not existing.exists() and not os.path.islink(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"`{name}` must be a directory, but {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        raise UserError(f"`{name}` must be writable, but {existing} is {'read-only' if read_only else 'not'}")
+    disk = os.statvfs(existing)
     if (free := disk.f_bavail * disk.f_frsize) < num_bytes:
         raise UserError(
             f"`{name}`: {directory} needs {_size(num_bytes)} for one checkpoint, only {_size(free)} are free"
@@ -94,14 +94,14 @@ def check_writable(directory: epath.Path, name: str, num_bytes: int = 0) -> None
 
 
 def make_directory(directory: epath.Path) -> None:
-    """Creates a directory and its parents unless it exists. Buckets have no directories, so there it does nothing."""
+    """Creates a directory and its parents if missing. Does nothing in a bucket, which has no directories."""
     if not is_remote(directory):
         with errors_in_one_line(f"cannot create {directory}"):
             os.makedirs(directory, exist_ok=True)
 
 
 def move_directory(source: epath.Path, target: epath.Path) -> None:
-    """Moves a directory, in place of what was at the target. In a bucket, its files are copied one after the other.
+    """Moves a directory, replacing the target. In a bucket, its files are copied one by one.
 
     Raises:
       UserError: if it cannot be moved.
@@ -126,7 +126,7 @@ def _copy_directory(source: epath.Path, target: epath.Path) -> None:
 
 
 def exists(path: epath.Path) -> bool:
-    """Returns whether there is a file or directory; unlike `path.exists()`, raises if a bucket cannot be asked."""
+    """Returns whether a file or directory exists; unlike `path.exists()`, raises if the bucket cannot be reached."""
     if not is_remote(path):
         return path.exists()
     with errors_in_one_line(f"cannot read {path}"):
@@ -138,13 +138,13 @@ def exists(path: epath.Path) -> bool:
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes a whole file: whoever reads it, now or after a crash, finds the old content or the new, never a part.
+    """Writes a file atomically: readers see the old content or the new, even after a crash.
 
     Raises:
       UserError: if it cannot be written, for example because the disk is full. The old content is kept.
     """
     with errors_in_one_line(f"cannot write {path}"):
-        if is_remote(path):  # a bucket shows an object once its upload is complete
+        if is_remote(path):  # objects appear once their upload is complete
             path.write_bytes(content)
             return
         partial = f"{os.fspath(path)}.partial"
@@ -161,17 +161,17 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a whole text file as UTF-8; see `write_bytes`."""
+    """Writes a text file atomically, as UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a value as JSON, indented; see `write_bytes` and `to_json`."""
+    """Writes a value atomically, as indented JSON; see `write_bytes` and `to_json`."""
     write_text(path, to_json(value, indent=2) + "\n")
 
 
 def append_line(path: epath.Path, line: str) -> None:
-    """Appends a line to a text file. A crash may leave a part of it on a local disk.
+    """Appends a line to a text file. On a local disk, a crash may leave a partial line.
 
     Raises:
       UserError: if it cannot be written.
@@ -194,7 +194,7 @@ def read_bytes(path: epath.Path) -> bytes:
 
 
 def read_text(path: epath.Path) -> str:
-    """Returns the content of a UTF-8 text file; bytes that are not UTF-8 are replaced.
+    """Returns the content of a UTF-8 text file; invalid bytes are replaced.
 
     Raises:
       UserError: if it cannot be read.
@@ -228,7 +228,7 @@ def one_line(error: BaseException) -> str:
     """Returns the message of an exception as one line, its type if it has none."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # of TensorStore, which adds the path thrice
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # from TensorStore, which repeats the path three times
         return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:300] or type(error).__name__
 
@@ -237,10 +237,10 @@ def one_line(error: BaseException) -> str:
 def errors_in_one_line(failure: str) -> Iterator[None]:
     """Turns any error of a file system into a `UserError`.
 
-    Disks raise OSError, but gcsfs, google-auth, aiohttp, Orbax and TensorStore raise everything up to bare Exception.
+    Disks raise OSError, but gcsfs, google-auth, aiohttp, Orbax and TensorStore raise any type, even bare Exception.
 
     Args:
-      failure: What could not be done, with the path: "cannot write /runs/x/config.json".
+      failure: The failed operation, with the path: "cannot write /runs/x/config.json".
     """
     try:
         yield
@@ -251,15 +251,15 @@ def errors_in_one_line(failure: str) -> Iterator[None]:
 
 
 def drop_background_errors() -> None:
-    """Drops what Orbax, asyncio and gcsfs log about failures, hundreds of lines each: they raise the same as errors.
+    """Drops the log records of Orbax, asyncio and gcsfs about failures, hundreds of lines that repeat their exceptions.
 
-    Call it where those errors are turned into one line, see `errors_in_one_line`.
+    Call this where `errors_in_one_line` handles the exceptions.
     """
     for name in ("absl", "asyncio", "gcsfs"):
-        logging.getLogger(name).addFilter(_is_not_of_a_failed_write)  # adding it twice changes nothing
+        logging.getLogger(name).addFilter(_is_unrelated_to_failures)  # idempotent
 
 
-def _is_not_of_a_failed_write(record: logging.LogRecord) -> bool:
+def _is_unrelated_to_failures(record: logging.LogRecord) -> bool:
     if record.name == "absl":
         return not ("/orbax/" in record.pathname and record.exc_info)
     if record.name == "asyncio":
@@ -271,14 +271,14 @@ def _require_gcs(name: str, path: str) -> None:
     missing = []
     for module, package in _GCS_PACKAGES.items():
         try:
-            found = importlib.util.find_spec(module) is not None
+            installed = importlib.util.find_spec(module) is not None
         except ModuleNotFoundError:  # its parent is missing
-            found = False
-        if not found:
+            installed = False
+        if not installed:
             missing.append(package)
     if missing:
         raise UserError(f"`{name}`: '{path}' needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    # One backend, whether or not TensorFlow is installed: etils would use TensorFlow's.
+    # Otherwise etils would use TensorFlow's backend where TensorFlow is installed.
     os.environ.setdefault("EPATH_USE_TF", "0")
 
 
@@ -287,7 +287,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if getattr(value, "ndim", None) == 0:  # a number of numpy or jax
+    if getattr(value, "ndim", None) == 0:  # a NumPy or JAX scalar
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -1,4 +1,4 @@
-"""A whole run, from config to trained student, to be read from top to bottom."""
+"""A whole run, from config to trained student, in order."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.metrics import StepMetrics, first_not_finite
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.processes import check_agreement, software
-from lfcc_jax.training.report import MetricsWriter, Progress, read_metrics, say
+from lfcc_jax.training.report import MetricsWriter, Progress, log, read_metrics
 from lfcc_jax.training.sharding import check_batch_size, create_mesh, placed, to_global, weight_shardings
 from lfcc_jax.training.summary import describe_student, sizes_of, spectra, summarize, summary_table
 from lfcc_jax.training.workdir import claim_workdir, finished_summary
@@ -33,26 +33,26 @@ class DivergedError(UserError):
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> dict[str, Any]:
-    """Trains a student, with a teacher or without, and evaluates it.
+    """Trains a student, with or without a teacher, and evaluates it.
 
-    Without a teacher this is plain training, which is how teachers and baselines are made. Called again with the same
-    config and work directory, a run that was stopped or killed resumes from its last checkpoint, and ends with the same
-    weights, bit for bit, as one that never stopped.
+    Without a teacher this is plain training, for teachers and baselines. Called again with the same config and work
+    directory, an interrupted run resumes from its last checkpoint, and ends with the same weights, bit for bit, as an
+    uninterrupted one.
 
     Args:
       config: An `ml_collections.ConfigDict` or a dict, with the keys of `training.config.RunConfig`.
-      workdir: Directory of the run. It gets `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (on a
+      workdir: Directory of the run, for `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (on a
         local disk, where TensorFlow is installed), and at the end `student/`, `summary.json`, `learning_curves.png`,
         `spectra.png`.
 
     Returns:
-      What `summary.json` holds: accuracies, sizes, times.
+      The contents of `summary.json`: accuracies, sizes, times.
 
     Raises:
-      UserError: if the config, data set, teacher or work directory cannot be used, before anything is computed; and
-        `DivergedError`, a kind of it, if the loss, the state or an evaluation is NaN or infinite. Nothing is saved
-        then, and earlier checkpoints are kept.
-      Preempted: after SIGTERM or Ctrl-C, with a checkpoint saved.
+      UserError: if the config, data set, teacher or work directory is invalid, before any computation.
+      DivergedError: if the loss, the state or an evaluation is NaN or infinite. Nothing is saved then, and earlier
+        checkpoints are kept.
+      Preempted: after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     with contextlib.ExitStack() as held:  # the lock of the work directory
         return _train_and_evaluate(config, workdir, held)
@@ -68,10 +68,10 @@ def _train_and_evaluate(
     check_agreement({"config": as_dict(config), "software": software()})
     check_batch_size(run.batch_size, mesh, "config.batch_size")
     if (summary := finished_summary(workdir, config)) is not None:
-        say(f"this run has ended already; its summary is in {workdir}")
+        log(f"this run has already finished; see {workdir / 'summary.json'}")
         return summary
 
-    # -- Images, networks, losses, optimizer: the whole config is validated before any large file is read --------------
+    # -- Images, networks, losses, optimizer: validate the whole config before reading any large file ------------------
     inputs = data.open_inputs(**checked_arguments(data.open_inputs, run.data, "config.data"))
     saved_teacher = _Saved(run.teacher if run.teacher.get("name") else {}, "config.teacher.checkpoint")
     saved_student = _Saved(run.student, "config.student.checkpoint")
@@ -86,7 +86,7 @@ def _train_and_evaluate(
         teacher_variables, identities["teacher"] = saved_teacher.load(teacher, mesh)
     if saved_student.path:
         start, identities["student"] = saved_student.load(student, mesh)
-    inputs = inputs.load(say)
+    inputs = inputs.load(log)
 
     # -- Work directory, data feed, and state: fresh or restored -------------------------------------------------------
     check_agreement(identities)
@@ -103,47 +103,47 @@ def _train_and_evaluate(
         state = distillation.create_state(mesh, run.seed)
         state = state.with_student(start) if start is not None else state
         metrics = StepMetrics()
-    del start  # its arrays would take memory next to the state's
+    del start  # frees its arrays
     step = first_step = int(state.step)
 
     # -- Startup summary -----------------------------------------------------------------------------------------------
     sizes = sizes_of(shapes)
     if first_step == 0:
-        say(parameter_overview.get_parameter_overview(shapes.params["student"], include_stats=False))
-    say(
+        log(parameter_overview.get_parameter_overview(shapes.params["student"], include_stats=False))
+    log(
         f"{run.student['name']} ({sizes['student']:,} parameters, {sizes['heads']:,} in heads) "
         + (f"learns from {run.teacher['name']} " if teacher else "")
         + f"by {' + '.join(distillation.losses)}; {inputs.images.count:,} images, batch {run.batch_size}, "
         f"{total_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
     if first_step:
-        say(f"resuming {workdir} from step {first_step}")
+        log(f"resuming {workdir} from step {first_step}")
 
     # -- Programs, and the evaluation before training ------------------------------------------------------------------
-    say("compiling ...")
+    log("compiling ...")
     view = {"crop_fraction": student.crop_fraction, "interpolation": student.interpolation}
     prepare, test_batches = inputs.prepare_test(**view), inputs.test_batches(run.batch_size, **view)
     evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
     writer = MetricsWriter(workdir, first_step)
-    # A run that was stopped after its last step is evaluated again: what is left of metrics.jsonl may lack that row.
+    # A run that stopped after its last step is evaluated again, because metrics.jsonl may lack that row.
     if first_step in (0, total_steps):
         results = _finite(evaluate(state.evaluated), first_step, checkpoints)
         if all(row["step"] != first_step for row in read_metrics(workdir)):
             writer.write(first_step, {"epoch": first_step / steps_per_epoch} | _prefixed("test", results))
     if first_step == 0 and teacher:
-        say(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
+        log(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
     train_step = distillation.train_step(mesh, inputs.augmentation, feed.program)
     if first_step < total_steps:
-        began = time.monotonic()
+        start_time = time.monotonic()
         train_step = train_step.lower(*distillation.step_arguments(mesh), feed.shapes()).compile()
-        say(f"compiled the training step in {time.monotonic() - began:.1f} s")
+        log(f"compiled the training step in {time.monotonic() - start_time:.1f} s")
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
     log_every, save_every = run.log_every_steps, run.checkpoint_every_steps or total_steps
     eval_every = max(1, round(run.eval_every_epochs * steps_per_epoch))
     progress = Progress(total_steps, steps_per_epoch, run.batch_size, first_step)
     with (
-        watch_signals() as told_to_stop,  # closed last, so that a late signal does not interrupt a save
+        watch_signals() as stop_request,  # exited last, so that a late signal does not interrupt a save
         contextlib.closing(checkpoints),
         contextlib.closing(writer),
         contextlib.closing(feed),
@@ -157,30 +157,30 @@ def _train_and_evaluate(
             logging = step % log_every == 0
             evaluating = step % eval_every == 0 or step == total_steps
             saving = evaluating or step % save_every == 0
-            stopping = told_to_stop.is_set()
+            stopping = stop_request.is_set()
             if not (logging or saving or stopping):
                 continue
 
             # Check every step since the last log for NaNs before saving anything.
             new = metrics.fetch()
             progress.pause(step)
-            if wrong := first_not_finite(new):
-                first, values = wrong
+            if nonfinite := first_not_finite(new):
+                first, values = nonfinite
                 raise _diverged(f"step {step - len(new['loss']) + 1 + first}: {_values(values)}", checkpoints)
-            if (saving or stopping) and (wrong := not_finite(state)):
-                raise _diverged(f"after step {step}, {some(wrong)} contains NaN or infinity", checkpoints)
+            if (saving or stopping) and (nonfinite := not_finite(state)):
+                raise _diverged(f"after step {step}, {some(nonfinite)} contains NaN or infinity", checkpoints)
             results = _finite(evaluate(state.evaluated), step, checkpoints) if evaluating else {}
-            if logging or saving:  # not where a run happens to be stopped: it gets the rows of one that is not
+            if logging or saving:  # not when stopping, so that the rows do not depend on interruptions
                 means = metrics.take_means() | {
                     "learning_rate": float(distillation.learning_rate(step - 1)),
                     "images_per_second": progress.images_per_second,
                 }
                 epoch = step / steps_per_epoch
                 if logging and (line := progress.line(step, means)):
-                    say(line)
+                    log(line)
                 if results:
-                    shown = "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
-                    say(f"epoch {epoch:g}: test {shown}")
+                    text = "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
+                    log(f"epoch {epoch:g}: test {text}")
                 writer.write(step, {"epoch": epoch} | _prefixed("train", means) | _prefixed("test", results))
             if saving or stopping:
                 about = {"data": feed.state, "window": metrics.state}
@@ -199,19 +199,19 @@ def _train_and_evaluate(
     networks = {f"student {run.student['name']}": (student, state.evaluated)}
     if teacher:
         networks[f"teacher {run.teacher['name']}"] = (teacher, teacher_variables)
-    contents = {name: spectra(*network, prepare, some_images, mesh) for name, network in networks.items()}
+    spectra_of = {name: spectra(*network, prepare, some_images, mesh) for name, network in networks.items()}
     if jax.process_index() == 0:
         pictures.learning_curves(workdir / "learning_curves.png", rows)
-        pictures.spectra(workdir / "spectra.png", contents)
-        storage.write_json(workdir / "spectra.json", contents)
+        pictures.spectra(workdir / "spectra.png", spectra_of)
+        storage.write_json(workdir / "spectra.json", spectra_of)
         storage.write_json(workdir / "summary.json", summary)
-    say(summary_table(summary))
-    say(f"results written to {workdir}")
+    log(summary_table(summary))
+    log(f"results written to {workdir}")
     return summary
 
 
 class _Saved:
-    """A saved network that a config block names in its `checkpoint`, if it does."""
+    """The saved network in the `checkpoint` of a config block, if any."""
 
     def __init__(self, block: Mapping[str, Any], where: str):
         self.path, self.description = None, None
@@ -219,10 +219,10 @@ class _Saved:
             self.path = storage.resolve(block["checkpoint"], where)
             self.description = models.describe(self.path)
             if "digests" not in self.description:
-                say(f"{self.path} was saved without digests, so damage to its variables cannot be detected")
+                log(f"{self.path} was saved without digests, so damage to its variables cannot be detected")
 
     def load(self, network: models.Network, mesh: jax.sharding.Mesh) -> tuple[Any, dict[str, str]]:
-        """Returns its variables, and what identifies it among the inputs of a run."""
+        """Returns its variables, and its identity for `inputs.json`."""
         variables = models.load_variables(self.path, network, weight_shardings(network.variable_shapes(), mesh))
         digest = models.fingerprint(self.description, variables)[:12]
         return variables, {"name": self.description["name"], "digest": digest}
@@ -238,17 +238,17 @@ def _values(metrics: Mapping[str, float]) -> str:
 
 def _finite(results: dict[str, float], step: int, checkpoints: Checkpoints) -> dict[str, float]:
     """Returns the results of an evaluation, or raises `DivergedError` if one of them is NaN or infinite."""
-    if wrong := {name: value for name, value in results.items() if not np.isfinite(value)}:
-        raise _diverged(f"the evaluation after step {step}: {_values(wrong)}", checkpoints)
+    if nonfinite := {name: value for name, value in results.items() if not np.isfinite(value)}:
+        raise _diverged(f"the evaluation after step {step}: {_values(nonfinite)}", checkpoints)
     return results
 
 
-def _diverged(what: str, checkpoints: Checkpoints) -> DivergedError:
+def _diverged(problem: str, checkpoints: Checkpoints) -> DivergedError:
     checkpoints.wait()
     last = checkpoints.latest_step
     return DivergedError(
-        f"{what}; "
-        + ("nothing was saved" if last is None else f"the last checkpoint is of step {last}")
-        + ". The same command would end here again: try a lower learning rate, a longer warm-up or "
+        f"{problem}; "
+        + ("nothing was saved" if last is None else f"the last checkpoint is at step {last}")
+        + ". Rerunning would diverge again; try a lower learning rate, a longer warm-up or "
         "optimizer.clip_norm, in a new --workdir"
     )

@@ -1,15 +1,15 @@
-"""Every test runs on eight simulated devices and with numpy's silent rank promotion refused."""
+"""All tests run on eight simulated devices, with jax_numpy_rank_promotion="raise"."""
 
 import os
 
-# Tests wait for the compiler far longer than for what it compiles.
+# Compilation takes far longer than execution in the tests.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 import jaxtyping
 import pytest
 
-# The programs that recorded the goldens need torch, and are no tests.
+# The scripts that record goldens need torch and contain no tests.
 collect_ignore = ["goldens"]
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -18,7 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Compiles what several tests run once, for all workers and the processes that tests start."""
+    """Shares a compilation cache between workers and the processes that tests start."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(base / "compiled"))
@@ -30,7 +30,7 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture
 def types_unchecked():
-    """Lets a call of a wrong type or shape through to the package's own refusal: jaxtyping would stop it before."""
+    """Disables jaxtyping, so that calls with a wrong type or shape reach the package's own checks."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
@@ -39,7 +39,7 @@ def types_unchecked():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Where the digits are prepared, once for all tests."""
+    """The directory where the digits are prepared, once for all tests."""
     from lfcc_jax import data
 
     directory = str(tmp_path_factory.mktemp("tfds"))
@@ -49,7 +49,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def tiny(data_dir):
-    """A config that distills in seconds: 4 steps an epoch, 2 epochs, on all eight devices."""
+    """A config that trains in seconds: 2 epochs of 4 steps, on all eight devices."""
 
     def make(**changes):
         config = {
@@ -69,7 +69,7 @@ def tiny(data_dir):
 
 @pytest.fixture(scope="session")
 def teacher_dir(data_dir, tmp_path_factory):
-    """The work directory of a small ViT with dropout that was trained for one epoch."""
+    """The work directory of a small ViT with dropout, trained for one epoch."""
     from lfcc_jax.train import train_and_evaluate
 
     workdir = tmp_path_factory.mktemp("teacher")
@@ -87,7 +87,7 @@ def teacher_dir(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def distilled(tiny, teacher_dir):
-    """A config in which that ViT teaches a small ResNet by KD and LFCC."""
+    """A config that distills that ViT into a small ResNet with KD and LFCC."""
 
     def make(**changes):
         config = tiny(

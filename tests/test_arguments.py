@@ -25,21 +25,21 @@ def function(a, b, c=3):
     """Takes arguments."""
 
 
-def function_of_anything(a, **rest):
-    """Takes more."""
+def function_with_kwargs(a, **rest):
+    """Takes any keyword arguments."""
 
 
-def test_a_function_that_takes_anything_is_checked_for_what_it_needs():
-    assert checked_arguments(function_of_anything, {"a": 1, "x": 2}, "here") == {"a": 1, "x": 2}
+def test_checked_arguments_finds_missing_arguments_of_a_function_with_kwargs():
+    assert checked_arguments(function_with_kwargs, {"a": 1, "x": 2}, "here") == {"a": 1, "x": 2}
     with pytest.raises(UserError, match="here: missing a"):
-        checked_arguments(function_of_anything, {"x": 2}, "here")
+        checked_arguments(function_with_kwargs, {"x": 2}, "here")
 
 
-def test_arguments_that_fit_are_returned():
+def test_checked_arguments_returns_valid_arguments():
     assert checked_arguments(function, {"a": 1, "b": 2}, "here") == {"a": 1, "b": 2}
 
 
-def test_arguments_set_by_the_run_are_added_and_those_read_by_the_caller_are_taken_out():
+def test_checked_arguments_adds_set_by_run_and_drops_read_by_caller():
     arguments = checked_arguments(function, {"a": 1, "name": "x"}, "here", {"b": 2}, {"name": str})
     assert arguments == {"a": 1, "b": 2}
 
@@ -53,12 +53,12 @@ def test_arguments_set_by_the_run_are_added_and_those_read_by_the_caller_are_tak
         (5, "here must be a block of settings, got 5"),
     ],
 )
-def test_checked_arguments_rejects_arguments_that_do_not_fit(given, message):
+def test_checked_arguments_rejects_invalid_arguments(given, message):
     with pytest.raises(UserError, match=message):
         checked_arguments(function, given, "here")
 
 
-def test_an_argument_set_by_the_run_is_refused_and_never_suggested():
+def test_checked_arguments_rejects_and_never_suggests_arguments_set_by_the_run():
     with pytest.raises(UserError, match="here.b is set by the run and cannot be configured"):
         checked_arguments(function, {"a": 1, "b": 2}, "here", {"b": 3})
     with pytest.raises(UserError, match="unknown key 'd'. Known: a, c, name."):
@@ -131,7 +131,7 @@ def test_check_value_accepts_values_within_bounds(wanted, values):
         (dict[str, dict[str, Any]], {"kd": 1.0}, "here.kd must be a block of settings, got 1.0"),
     ],
 )
-def test_check_value_says_what_a_value_must_be(wanted, value, message):
+def test_check_value_rejects_values_with_a_description_of_valid_ones(wanted, value, message):
     with pytest.raises(UserError) as error:
         check_value(value, wanted, "here")
     assert message in str(error.value)

@@ -1,6 +1,6 @@
-"""Invalid values of a config, block by block, and what a run says about each before it makes a work directory.
+"""Invalid values of a config, block by block, and the error for each, raised before a work directory is created.
 
-Rows about files, which need more than a value, are tested where those files are read: see `ELSEWHERE`.
+Invalid files are tested elsewhere: see `ELSEWHERE`.
 """
 
 import math
@@ -18,7 +18,7 @@ ELSEWHERE = {
     "checkpoints to convert": "tests/convert/test_command.py",
 }
 
-# What is changed, by its key in the config; and what the error says.
+# Changes to the config, by key, and the expected error.
 BLOCK = "must be a block of settings, got"
 ROWS = [
     # data
@@ -231,7 +231,7 @@ ROWS = [
     ),
     ({"epochs": 1e-9}, "config.epochs must amount to between 1 and 2^31 - 1 steps, got 1e-09 epochs of 4"),
     *(({"batch_size": value}, "config.batch_size must be a positive integer, got") for value in (-16, 16.5, "16")),
-    ({"batch_size": 12}, "config.batch_size: a batch of 12 does not divide over 8 devices"),
+    ({"batch_size": 12}, "config.batch_size must be a multiple of the number of devices, 8, got 12; use 8 or 16"),
     ({"batch_size": 64}, "config.batch_size must be at most the number of training images, 32, got 64"),
     ({"batch_size": 10**30 // 8 * 8}, "config.batch_size must be at most the number of training images, 32"),
     *(
@@ -268,7 +268,7 @@ ROWS = [
     ({5: 5}, "config: unknown key '5'"),
 ]
 
-# Changes whose error comes after a teacher was read.
+# Changes whose error is raised after the teacher is read.
 NEED_A_TEACHER = (
     "student.mean",
     "student.checkpoint",
@@ -279,7 +279,7 @@ NEED_A_TEACHER = (
 )
 NEED_A_TEACHER += ("student", "data.augmentation")
 
-# Values at the edges of their bounds, as many as fit into one run.
+# Values at the edges of their bounds.
 VALID = [
     {
         "data.augmentation": None,
@@ -305,12 +305,12 @@ VALID = [
 
 
 class AcceptedError(Exception):
-    """The config is valid: the run claims its work directory."""
+    """Raised when the run claims its work directory, so the config is valid."""
 
 
 @pytest.fixture
 def begin(distilled, tmp_path, monkeypatch):
-    """Begins a run of a changed config, and stops it where it would make its work directory."""
+    """Starts a run with a changed config, and stops it where it would create its work directory."""
 
     def claim(*_):
         raise AcceptedError
@@ -320,7 +320,7 @@ def begin(distilled, tmp_path, monkeypatch):
     def begin(changes):
         config = distilled()
         if not any(key in NEED_A_TEACHER for key in changes):
-            config["teacher"].pop("checkpoint")  # which takes longer to read than all else
+            config["teacher"].pop("checkpoint")  # slow to read
         for key, value in changes.items():
             block, *names, last = config, *(key.split(".") if isinstance(key, str) else [key])
             for name in names:
@@ -332,7 +332,9 @@ def begin(distilled, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("changes", "message"), ROWS, ids=[str(i) for i in range(len(ROWS))])
-def test_an_invalid_config_gets_one_line_before_a_work_directory_is_made(begin, tmp_path, changes, message):
+def test_train_reports_an_invalid_config_in_one_line_before_creating_a_work_directory(
+    begin, tmp_path, changes, message
+):
     with pytest.raises(UserError) as error:
         begin(changes)
     text = str(error.value)
@@ -343,10 +345,10 @@ def test_an_invalid_config_gets_one_line_before_a_work_directory_is_made(begin, 
 
 
 @pytest.mark.parametrize("changes", VALID, ids=[str(i) for i in range(len(VALID))])
-def test_a_valid_config_is_accepted(begin, changes):
+def test_train_accepts_a_valid_config(begin, changes):
     with pytest.raises(AcceptedError):
         begin(changes)
 
 
-def test_rows_about_files_are_tested_where_the_files_are_read():
+def test_files_listed_in_elsewhere_exist():
     assert [path for path in ELSEWHERE.values() if not (Path(__file__).parent.parent / path).exists()] == []

@@ -1,4 +1,4 @@
-"""Every number that a config can contain has bounds."""
+"""Every number in a config has bounds."""
 
 import dataclasses
 import inspect
@@ -30,7 +30,7 @@ READERS = {
     **{f"config.losses.{name}": method for name, method in methods.METHODS.items()},
     **{f"network {variant.network.__name__}": variant.network for variant in VARIANTS.values()},
 }
-# Computed by the run; no config value.
+# Computed by the run, not config values.
 SET_BY_RUN = {"steps_per_epoch", "total_steps"}
 
 
@@ -38,7 +38,7 @@ def unbounded(annotation: Any, bounded: bool = False) -> bool:
     """Returns whether an annotation admits a number without bounds."""
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     if kind is Annotated:
-        # A bound on a tuple says nothing about its elements.
+        # A bound on a tuple does not bound its elements.
         of_number = (get_origin(parts[0]) or parts[0]) is not tuple
         return unbounded(parts[0], of_number and any(isinstance(part, Bound) for part in parts[1:]))
     if kind in (Union, UnionType, tuple):
@@ -57,7 +57,7 @@ def test_every_number_of_a_config_block_has_bounds(place):
     assert [name for name, annotation in parameters(READERS[place]) if unbounded(annotation)] == []
 
 
-def test_the_walk_over_signatures_finds_numbers_without_bounds():
+def test_control_unbounded_finds_numbers_without_bounds():
     @dataclasses.dataclass
     class Block:
         a: int
@@ -74,7 +74,7 @@ def test_the_walk_over_signatures_finds_numbers_without_bounds():
     assert [name for name, annotation in parameters(Block) if unbounded(annotation)] == ["a", "b", "c", "d", "e", "f"]
 
 
-def test_the_walk_over_signatures_sees_every_network_and_method():
+def test_control_readers_include_networks_methods_and_schedules():
     assert {"network ResNet", "network ViT", "config.losses.lfcc", "schedule cosine"} <= READERS.keys()
 
 

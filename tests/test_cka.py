@@ -14,38 +14,38 @@ def maps(*shape, seed=0):
 
 
 def hsic_by_definition(x, y):
-    """The U-statistic of Song et al, equation 4, over every ordered quadruple of different examples."""
+    """Computes the U-statistic of Song et al, equation 4, over all ordered quadruples of distinct examples."""
     k, m = x @ x.T, y @ y.T
     n = len(x)
     i, j, q, r = (a.reshape(-1) for a in np.indices((n,) * 4))
-    different = (i != j) & (i != q) & (i != r) & (j != q) & (j != r) & (q != r)
-    i, j, q, r = (a[different] for a in (i, j, q, r))
+    distinct = (i != j) & (i != q) & (i != r) & (j != q) & (j != r) & (q != r)
+    i, j, q, r = (a[distinct] for a in (i, j, q, r))
     return np.mean(k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]))
 
 
-def test_hsic_is_its_definition_over_quadruples_of_examples():
+def test_hsic_matches_its_definition_over_quadruples_of_examples():
     x, y = jnp.asarray(maps(7, 3) + 2), jnp.asarray(maps(7, 2, 2, 1, seed=1))
     flat = [np.asarray(a, np.float64).reshape(7, -1) for a in (x, y)]
     expected = [hsic_by_definition(flat[a], flat[b]) for a, b in ((0, 1), (0, 0), (1, 1))]
     np.testing.assert_allclose(hsic_terms(x, y), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_hsic_of_some_examples_is_that_of_a_batch_without_the_others():
+def test_hsic_with_a_mask_equals_hsic_of_the_unmasked_examples():
     x, y = jnp.asarray(maps(9, 3) + 2), jnp.asarray(maps(9, 2, 2, 1, seed=1))
     where = jnp.arange(9) % 4 != 1
     np.testing.assert_allclose(hsic_terms(x, y, where), hsic_terms(x[where], y[where]), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(hsic_terms(x, y, jnp.arange(9) < 3), 0)
 
 
-def test_cka_is_one_for_rotations_scales_and_shifts():
+def test_cka_is_one_up_to_rotation_scale_and_shift():
     x = jnp.asarray(maps(32, 6))
     rotation = np.linalg.qr(maps(6, 6, seed=1))[0]
     np.testing.assert_allclose(linear_cka(x, 7 * x @ rotation + 100), 1, atol=1e-4)
 
 
-def test_unrelated_wide_features_have_no_cka_where_the_biased_estimate_is_half():
+def test_cka_of_unrelated_wide_features_is_zero_unlike_the_biased_estimate():
     pairs = [[jnp.asarray(maps(16, 16, seed=2 * i + j)) for j in (0, 1)] for i in range(64)]
-    # Of 64 minibatches; its spread over 20 repetitions of this is 0.02.
+    # Over 64 minibatches. The standard deviation over 20 repetitions is 0.02.
     assert abs(cka_from_terms(sum(hsic_terms(x, y) for x, y in pairs))) < 0.08
 
     def biased(x, y):
@@ -57,18 +57,18 @@ def test_unrelated_wide_features_have_no_cka_where_the_biased_estimate_is_half()
 
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
-        (lambda: linear_cka(jnp.ones((3, 2)), jnp.ones((3, 2))), "at least 4; got 3 and 3"),
+        (lambda: linear_cka(jnp.ones((3, 2)), jnp.ones((3, 2))), "at least 4, got 3 and 3"),
         (lambda: linear_cka(jnp.ones((5, 2)), jnp.ones((6, 2))), "got 5 and 6"),
     ],
 )
-def test_linear_cka_rejects_invalid_arguments(call, says):
-    with pytest.raises(UserError, match=says):
+def test_linear_cka_rejects_invalid_arguments(call, message):
+    with pytest.raises(UserError, match=message):
         call()
 
 
-def test_hsic_of_bfloat16_maps_is_that_of_their_rounded_values():
+def test_hsic_of_bfloat16_maps_matches_float32():
     x, y = (jnp.asarray(maps(16, 4, 4, 8, seed=s) + 3, jnp.bfloat16) for s in (0, 1))
     expected = hsic_terms(x.astype(jnp.float32), y.astype(jnp.float32))
     np.testing.assert_allclose(hsic_terms(x, y), expected, rtol=1e-3, atol=1e-3)
@@ -79,5 +79,5 @@ def test_hsic_ignores_nan_in_masked_examples():
     where = jnp.arange(9) % 4 != 1
     for dtype in (jnp.float32, jnp.bfloat16):
         a, b = x.astype(dtype), y.astype(dtype)
-        spoiled = hsic_terms(a.at[1].set(jnp.nan), b.at[5].set(jnp.inf), where)
-        np.testing.assert_array_equal(spoiled, hsic_terms(a, b, where))
+        with_nan = hsic_terms(a.at[1].set(jnp.nan), b.at[5].set(jnp.inf), where)
+        np.testing.assert_array_equal(with_nan, hsic_terms(a, b, where))

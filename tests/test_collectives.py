@@ -1,4 +1,4 @@
-"""What the compiled programs send between eight devices, counted, and what they hold in memory."""
+"""Collectives and memory of compiled programs on eight devices."""
 
 import collections
 import functools
@@ -14,8 +14,8 @@ from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_p
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.spectrum import energy_below, radial_spectrum
 
-SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-COLLECTIVE = re.compile(rf" ({SENT})(?:-start)?\(")
+NAMES = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
+COLLECTIVE = re.compile(rf" ({NAMES})(?:-start)?\(")
 BATCH = jax.P("data")
 
 
@@ -26,14 +26,14 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def split(mesh):
-    """Returns the abstract array whose first axis is split over the devices."""
+    """Returns abstract arrays whose first axis is split over the devices."""
     sharding = NamedSharding(mesh, BATCH)
     return lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 @pytest.fixture(scope="module")
-def everywhere(mesh):
-    """Returns abstract arrays of which every device has a copy."""
+def replicated(mesh):
+    """Returns abstract arrays that are replicated on all devices."""
     return functools.partial(
         jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, jax.P()))
     )
@@ -52,20 +52,20 @@ def energy(ys):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_filtering_a_split_batch_and_its_gradient_send_nothing(split, kind):
+def test_filters_of_a_split_batch_and_their_gradients_have_no_collectives(split, kind):
     x = split(64, 14, 14, 32)
     assert collectives(jax.grad(lambda x: energy(compact_grids(x, kind, (1, 2, 4, 7)))), x) == {}
     assert collectives(jax.grad(lambda x: energy(low_pass(x, kind, 0.1))), x) == {}
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="XLA no longer gathers an FFT's batch")
-def test_the_same_filter_by_fft_gathers_the_batch(split):
+def test_control_fft_filter_gathers_the_batch(split):
     gradient = jax.grad(lambda x: energy(low_pass(x, "ideal", 0.1, implementation="fft")))
     assert collectives(gradient, split(64, 14, 14, 32))["all-gather"] > 0
 
 
-def test_a_learned_filter_reduces_its_own_gradient_and_sends_no_map(split, everywhere):
-    params = everywhere(learned_filter_init((14, 14), (4,)))
+def test_learned_filter_only_reduces_the_gradient_of_its_parameters(split, replicated):
+    params = replicated(learned_filter_init((14, 14), (4,)))
 
     def loss(params, x):
         return energy(learned_compact_grids(params, x, (4,)))
@@ -74,7 +74,7 @@ def test_a_learned_filter_reduces_its_own_gradient_and_sends_no_map(split, every
     assert collectives(jax.grad(loss, 0), params, split(64, 14, 14, 32)) == {"all-reduce": 1}
 
 
-def test_spectra_send_only_the_mean_over_the_batch(split):
+def test_spectra_only_reduce_the_mean_over_the_batch(split):
     assert collectives(lambda x: energy_below(x, 0.1), split(64, 14, 14, 32)) == {}
     assert collectives(lambda x: radial_spectrum(x)[1], split(64, 14, 14, 32)) == {"all-reduce": 1}
 
@@ -90,43 +90,43 @@ def gradient(loss, of=0):
 
 @pytest.mark.parametrize("chunk_size", [None, 64])
 @pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
-def test_constant_teacher_codes_cost_one_all_gather_and_nothing_else(mesh, split, negatives, chunk_size):
+def test_info_nce_of_constant_teacher_codes_costs_one_all_gather(mesh, split, negatives, chunk_size):
     loss = on_devices(mesh, axis_name="data", negatives=negatives, chunk_size=chunk_size)
     students_are_negatives = {} if negatives == "teacher" else {"reduce-scatter": 1}
     codes = split(512, 16), split(512, 16)
     assert collectives(gradient(loss), *codes) == {"all-gather": 1, **students_are_negatives}
 
 
-def test_trainable_teacher_codes_cost_one_reduce_scatter_more(mesh, split):
+def test_info_nce_of_trainable_teacher_codes_adds_one_reduce_scatter(mesh, split):
     loss = on_devices(mesh, axis_name="data")
     assert collectives(gradient(loss, (0, 1)), split(512, 16), split(512, 16)) == {"all-gather": 1, "reduce-scatter": 1}
 
 
-def test_the_ring_gathers_nothing(mesh, split):
+def test_ring_gathers_nothing(mesh, split):
     loss, codes = on_devices(mesh, axis_name="data", ring=True), (split(512, 16), split(512, 16))
-    # One permutation in the loop of the value, one in that of the gradient, one to bring the teacher's gradient home.
+    # One permutation in the loop of the value, one in that of the gradient, one to return the teacher's gradient.
     assert collectives(loss, *codes) == {"collective-permute": 1}
     assert collectives(gradient(loss), *codes) == {"collective-permute": 2}
     assert collectives(gradient(loss, (0, 1)), *codes) == {"collective-permute": 3}
 
 
-def test_chunks_of_a_batch_under_plain_jit_are_gathered_one_at_a_time(split):
-    def most_gathered(**layout):
+def test_chunks_are_gathered_one_at_a_time_under_plain_jit(split):
+    def max_gathered(**layout):
         text = compiled(
             gradient(functools.partial(info_nce, temperature=0.1, **layout)), *[split(512, 16)] * 2
         ).as_text()
         gathered = re.findall(r" f32\[([\d,]+)\]\S* all-gather\(", text)
         return max(math.prod(map(int, shape.split(","))) for shape in gathered)
 
-    assert most_gathered(chunk_size=64) == 64 * 16
-    assert most_gathered() == 512 * 16
+    assert max_gathered(chunk_size=64) == 64 * 16
+    assert max_gathered() == 512 * 16
 
 
-def test_negatives_of_one_device_alone_are_seen_by_their_missing_all_gather(mesh, split):
+def test_control_info_nce_without_axis_name_has_no_collectives(mesh, split):
     assert collectives(gradient(on_devices(mesh)), split(512, 16), split(512, 16)) == {}
 
 
-def test_the_ring_holds_at_most_half_the_memory_of_the_global_layout(mesh, split):
+def test_ring_takes_at_most_half_the_memory_of_the_global_layout(mesh, split):
     codes = split(4096, 256), split(4096, 256)
 
     def temporary_bytes(loss):
@@ -143,10 +143,8 @@ CHANNELS = {"stage1": 4, "stage2": 8, "stage3": 12, "stage4": 16}
 
 
 @pytest.mark.parametrize(("projector", "expected"), [("student", {}), ("both", {"reduce-scatter": 1})])
-def test_lfcc_over_four_stages_and_three_grids_gathers_the_teachers_codes_once(
-    mesh, split, everywhere, projector, expected
-):
-    params = everywhere(lfcc_init(jax.random.key(0), CHANNELS, CHANNELS, 8, projector=projector))
+def test_lfcc_gathers_the_teachers_codes_of_all_stages_and_grids_at_once(mesh, split, replicated, projector, expected):
+    params = replicated(lfcc_init(jax.random.key(0), CHANNELS, CHANNELS, 8, projector=projector))
     features = {stage: split(64, size, size, CHANNELS[stage]) for stage, size in SIZES.items()}
 
     def loss(params, student, teacher):
@@ -155,17 +153,17 @@ def test_lfcc_over_four_stages_and_three_grids_gathers_the_teachers_codes_once(
             params, student, teacher
         ).mean()
 
-    found = collectives(jax.grad(loss, (0, 1)), params, features, features)
-    found.pop("all-reduce")  # sums the projectors' gradients over the devices, as in any data-parallel training
-    assert found == {"all-gather": 1, **expected}
+    counts = collectives(jax.grad(loss, (0, 1)), params, features, features)
+    counts.pop("all-reduce")  # sums the projectors' gradients over the devices, as in any data-parallel training
+    assert counts == {"all-gather": 1, **expected}
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_codes_of_bfloat16_maps_are_gathered_in_bfloat16(mesh, split, everywhere, standardize):
-    params = everywhere(lfcc_init(jax.random.key(0), CHANNELS, CHANNELS, 8))
+def test_lfcc_gathers_codes_of_bfloat16_maps_in_bfloat16(mesh, split, replicated, standardize):
+    params = replicated(lfcc_init(jax.random.key(0), CHANNELS, CHANNELS, 8))
     features = {stage: split(64, size, size, CHANNELS[stage], dtype=jnp.bfloat16) for stage, size in SIZES.items()}
     loss = functools.partial(lfcc_loss, axis_name="data", standardize=standardize)
     loss = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), BATCH, BATCH), out_specs=BATCH)
-    # Before XLA compiles it: on a CPU it would gather in float32.
+    # Lowered but not compiled, because XLA gathers in float32 on CPU.
     text = jax.jit(loss).lower(params, features, features).as_text()
     assert re.findall(r"all_gather.*-> tensor<(?:\d+x)+(\w+)>", text) == ["bf16"]

@@ -8,7 +8,7 @@ from lfcc_jax.digest import changes, digests, not_finite
 
 
 def split_mix(index):
-    """SplitMix64 in Python's own integers."""
+    """SplitMix64 in Python integers."""
     x = index * 0x9E3779B97F4A7C15 % 2**64
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
@@ -29,18 +29,18 @@ def test_digest_is_the_documented_sum():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool", "uint8"])
 def test_every_single_bit_flip_changes_the_digest(dtype):
     x = np.random.default_rng(0).integers(0, 2, (2, 3)).astype(jnp.dtype(dtype))
-    before, seen = digest(x), set()
+    before, changed = digest(x), set()
     flat = x.reshape(-1).view(np.uint8)
     for byte in range(flat.size):
         for bit in range(8):
             flat[byte] ^= 1 << bit
-            seen.add(digest(x))
+            changed.add(digest(x))
             flat[byte] ^= 1 << bit
-    assert before not in seen
-    assert len(seen) == flat.size * 8
+    assert before not in changed
+    assert len(changed) == flat.size * 8
 
 
-def test_digest_tells_dtype_shape_order_and_pairs_of_signs():
+def test_digest_depends_on_dtype_shape_order_and_signs():
     x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     flipped = x.copy()
     flipped[1, 2], flipped[3, 0] = -x[1, 2], -x[3, 0]
@@ -56,15 +56,15 @@ def test_digest_does_not_depend_on_sharding():
     assert digest(np.asfortranarray(x)) == digest(x)
 
 
-def test_keys_scalars_and_empty_arrays_have_digests():
+def test_digests_of_keys_scalars_and_empty_arrays():
     tree = {"key": jax.random.key(3), "step": jnp.int32(7), "none": None, "empty": np.zeros((0, 4), np.float32)}
-    found = digests(tree)
-    assert found == {
+    result = digests(tree)
+    assert result == {
         "empty": "float32[0,4] " + 16 * "0",
         "key": digest(jax.random.key_data(jax.random.key(3))).replace("uint32[2]", "key<fry>[]"),
         "step": "int32[] 0000000000000007",
     }
-    assert changes(found, digests(tree | {"key": jax.random.key(4)})) == ["key"]
+    assert changes(result, digests(tree | {"key": jax.random.key(4)})) == ["key"]
 
 
 def test_changes_names_missing_arrays():

@@ -4,12 +4,12 @@ from lfcc_jax import methods, models
 from lfcc_jax.errors import UserError, shown, unknown
 
 
-def test_the_nearest_name_is_suggested_only_if_one_is_near():
+def test_unknown_suggests_the_nearest_name_only_if_it_is_close():
     assert "did you mean 'vit'" in str(unknown("network", "vitt", ["vit", "resnet"]))
     assert "did you mean" not in str(unknown("network", "xyz", ["vit", "resnet"]))
 
 
-def test_a_long_list_of_known_names_is_cut_with_the_nearest_names_first():
+def test_unknown_shortens_a_long_list_with_the_nearest_names_first():
     names = [f"network_{i}" for i in range(1000)]
     message = str(unknown("network", "netwrk_987", names))
     assert "did you mean 'network_987'? Known: network_987, " in message
@@ -18,14 +18,14 @@ def test_a_long_list_of_known_names_is_cut_with_the_nearest_names_first():
 
 
 @pytest.mark.parametrize("names", [models.list_models(), methods.list_methods()], ids=["models", "methods"])
-def test_an_unknown_name_of_any_kind_gets_one_line_of_at_most_700_characters(names):
+def test_unknown_returns_one_line_of_at_most_700_characters(names):
     for given in ("", "x", "resnet", "\n", "x" * 10**6, None, ["kd"], 10**5000):
         message = str(unknown("name", given, names, "config.student.name"))
         assert len(message) <= 700
         assert "\n" not in message
 
 
-def test_a_user_error_of_any_text_is_one_line_that_keeps_its_beginning_and_its_end():
+def test_user_error_is_one_line_that_keeps_beginning_and_end():
     message = str(UserError("config.x:\n" + "is wrong; " * 1000 + "\r\nGive another --workdir."))
     assert message.startswith("config.x: is wrong; ")
     assert message.endswith(" Give another --workdir.")
@@ -33,6 +33,6 @@ def test_a_user_error_of_any_text_is_one_line_that_keeps_its_beginning_and_its_e
     assert len(message) <= 700
 
 
-def test_long_values_are_shown_shortened():
+def test_shown_shortens_long_values():
     for value in ("x" * 10**6, list(range(10**5)), 10**5000, {str(i): i for i in range(1000)}):
         assert len(shown(value)) <= 80

@@ -22,7 +22,7 @@ FLOAT32 = 1e-6
 
 
 def sigma_of(cutoff):
-    """The standard deviation of the Gaussian whose response at the cutoff is one half: exp(-2 (pi sigma f)^2) = 1/2."""
+    """Returns the standard deviation of the Gaussian with response 1/2 at the cutoff: exp(-2 (pi sigma f)^2) = 1/2."""
     return np.sqrt(2 * np.log(2)) / (2 * np.pi * cutoff)
 
 
@@ -45,7 +45,7 @@ def test_ideal_is_a_mask_in_numpys_fft(n, cutoff):
 
 
 @pytest.mark.parametrize("n", [7, 14, 28])
-def test_ideal_keeps_the_frequencies_at_its_cutoff_where_a_float32_mask_loses_them(n):
+def test_ideal_keeps_frequencies_at_its_cutoff_that_a_float32_mask_drops(n):
     cutoff = 3 / n
     assert round(np.trace(operator("ideal", n, n, cutoff=cutoff))) == 7  # the rank of a projection is its trace
     assert round(np.trace(operator("ideal", n, n, cutoff=float(np.float32(cutoff))))) == 7
@@ -62,7 +62,7 @@ def test_dct_is_scipys_truncated_dct(n, cutoff):
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 4), (14, 7), (7, 3), (56, 7), (9, 1)])
-def test_dct_onto_a_grid_is_scipys_short_inverse_of_the_first_coefficients(n, k):
+def test_dct_onto_a_grid_is_scipys_inverse_dct_of_the_first_coefficients(n, k):
     coefficients = scipy.fft.dct(np.eye(n), axis=0, norm="ortho")[:k] * np.sqrt(k / n)
     expected = scipy.fft.idct(coefficients, axis=0, norm="ortho")
     np.testing.assert_allclose(operator("dct", n, k), expected, atol=FLOAT32)
@@ -71,8 +71,8 @@ def test_dct_onto_a_grid_is_scipys_short_inverse_of_the_first_coefficients(n, k)
 @pytest.mark.parametrize(("n", "k"), [(15, 5), (21, 7), (7, 7), (9, 1), (27, 3)])
 def test_ideal_onto_an_odd_grid_is_the_filtered_signal_at_the_centers_of_its_cells(n, k):
     # n / k is odd, so each center is a sample.
-    every = operator("ideal", n, n, cutoff=k / (2 * n))
-    np.testing.assert_allclose(operator("ideal", n, k), every[n // k // 2 :: n // k], atol=FLOAT32)
+    full = operator("ideal", n, n, cutoff=k / (2 * n))
+    np.testing.assert_allclose(operator("ideal", n, k), full[n // k // 2 :: n // k], atol=FLOAT32)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -83,7 +83,7 @@ def test_butterworth_scales_dct_coefficients_by_its_response(n, order):
     np.testing.assert_allclose(operator("butterworth", n, n, cutoff=0.2, order=order), expected, atol=FLOAT32)
 
 
-def test_box_is_torchs_adaptive_average_pooling_overlaps_included():
+def test_box_is_torchs_adaptive_average_pooling_with_overlapping_windows():
     goldens = np.load(pathlib.Path(__file__).parent / "goldens" / "box_torch.npz")
     operators = [name for name in goldens.files if name.startswith("operator")]
     assert len(operators) == 12
@@ -91,7 +91,7 @@ def test_box_is_torchs_adaptive_average_pooling_overlaps_included():
         _, size_in, size_out = name.split("_")
         np.testing.assert_allclose(operator("box", int(size_in), int(size_out)), goldens[name], atol=1e-7, err_msg=name)
     np.testing.assert_allclose(compact(jnp.asarray(goldens["map_x"]), "box", 4), goldens["map_4"], atol=FLOAT32)
-    # What a plain strided pooling makes of 7 samples and 4 windows is something else.
+    # Plain strided pooling of 7 samples into 4 windows differs.
     strided = np.kron(np.eye(4), [0.5, 0.5])[:, :7]
     assert np.abs(strided - goldens["operator_7_4"]).max() > 0.4
 
@@ -103,14 +103,14 @@ def test_box_with_a_cutoff_is_scipys_uniform_filter(n, width):
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "butterworth"])
-def test_the_cutoff_is_where_the_response_has_fallen_by_its_definition(kind):
+def test_frequency_response_at_the_cutoff_is_that_of_the_definition(kind):
     at_cutoff = {"gaussian": 0.5, "butterworth": 2**-0.5}[kind]
     response = frequency_response(kind, np.array([0.0, 0.05]), 0.05)
-    np.testing.assert_allclose(response, [1, at_cutoff], atol=1e-4)  # the Gaussian is cut at 4 sigma: 6e-5 is missing
+    np.testing.assert_allclose(response, [1, at_cutoff], atol=1e-4)  # truncating the Gaussian at 4 sigma costs 6e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_wave_comes_out_scaled_by_the_frequency_response(kind):
+def test_operators_scale_waves_by_the_frequency_response(kind):
     n, m, cutoff = 16, 3, 0.1
     position = np.arange(n) if kind == "ideal" else np.arange(n) + 0.5  # the waves that fit each boundary
     period = n if kind == "ideal" else 2 * n
@@ -119,7 +119,7 @@ def test_a_wave_comes_out_scaled_by_the_frequency_response(kind):
     np.testing.assert_allclose(operator(kind, n, n, cutoff=cutoff) @ wave, expected, atol=5 * FLOAT32)
 
 
-def test_every_call_in_the_tests_is_held_against_the_shapes_of_its_signature():
+def test_control_jaxtyping_checks_shapes_in_the_tests():
     with pytest.raises(jaxtyping.TypeCheckError, match="height width channels"):
         compact(jnp.ones((7, 7)), "box", 2)
 
@@ -140,12 +140,12 @@ def cases(draw):
 
 
 def bfloat16_rounding(rows, columns, x):
-    """2^-9 for each of: the weights along either axis, and the result. Weights may cancel: their magnitudes count."""
+    """Returns 2^-9 each for the weights of both axes and the result, times the sum of the weights' magnitudes."""
     gain = np.abs(rows).sum(axis=1).max() * np.abs(columns).sum(axis=1).max()
     return 3 * 2**-9 * gain * float(jnp.abs(x).max())
 
 
-# Compiled on every new shape: few examples, but of every kind.
+# Every new shape compiles, so there are few examples.
 few = settings(max_examples=15, deadline=None, derandomize=True)
 
 
@@ -162,7 +162,7 @@ def test_matmul_fft_and_convolution_are_the_same_filter(case):
 
 @few
 @given(st.data())
-def test_rows_sum_to_one_so_a_constant_map_stays_what_it_was(data):
+def test_operator_rows_sum_to_one_so_constants_are_preserved(data):
     kind = data.draw(st.sampled_from(KINDS))
     n = data.draw(st.integers(1, 60))
     k = data.draw(st.integers(1, n))
@@ -171,7 +171,7 @@ def test_rows_sum_to_one_so_a_constant_map_stays_what_it_was(data):
     assert weights.shape == (k, n)
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=FLOAT32)
-    # Mirrored input, mirrored output: nothing is shifted by half a sample.
+    # Mirrored input gives mirrored output, so there is no half-sample shift.
     np.testing.assert_allclose(weights[::-1, ::-1], weights, atol=FLOAT32)
     if kind in FINITE_KINDS:
         assert weights.min() >= 0
@@ -179,7 +179,7 @@ def test_rows_sum_to_one_so_a_constant_map_stays_what_it_was(data):
 
 @few
 @given(st.data())
-def test_all_grids_in_one_pass_are_the_separable_products_one_by_one(data):
+def test_compact_grids_equals_separate_separable_products(data):
     height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
     x = maps(data.draw, height, width, data.draw(st.sampled_from([jnp.float32, jnp.bfloat16])))
     kind = data.draw(st.sampled_from(KINDS))
@@ -193,7 +193,7 @@ def test_all_grids_in_one_pass_are_the_separable_products_one_by_one(data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_is_off_by_its_own_rounding_and_no_more(kind):
+def test_bfloat16_filters_are_exact_up_to_rounding(kind):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 14, 14, 4)), jnp.bfloat16)
     rounding = bfloat16_rounding(*[operator(kind, 14, 14, cutoff=0.1)] * 2, x)
     for implementation in ("matmul", "fft", "conv")[: 3 if kind in FINITE_KINDS else 2]:
@@ -205,7 +205,7 @@ def test_bfloat16_is_off_by_its_own_rounding_and_no_more(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_the_transposed_product(kind):
+def test_gradient_of_compact_is_the_transposed_product(kind):
     rng = np.random.default_rng(0)
     x, cotangent = rng.standard_normal((2, 7, 9, 3)), rng.standard_normal((2, 4, 4, 3))
     rows, columns = operator(kind, 7, 4), operator(kind, 9, 4)
@@ -215,7 +215,7 @@ def test_the_gradient_is_the_transposed_product(kind):
 
 
 @pytest.mark.usefixtures("types_unchecked")
-def test_operators_are_cached_and_cannot_be_written_to():
+def test_operators_are_cached_and_read_only():
     assert operator("dct", 14, 4) is operator("dct", np.int64(14), 4, cutoff=None, order=2)
     with pytest.raises(ValueError, match="read-only"):
         operator("dct", 14, 4)[0, 0] = 1
@@ -223,28 +223,31 @@ def test_operators_are_cached_and_cannot_be_written_to():
 
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda: operator("gausian", 8, 4), "unknown filter kind 'gausian'; did you mean 'gaussian'"),
-        (lambda: operator("box", 4, 8), "cannot make 8 samples of 4"),
-        (lambda: operator("box", 4, 0), "at least 1; got 0"),
-        (lambda: operator("box", 4.0, 2), r"whole number of samples, at least 1; got 4\.0"),
+        (lambda: operator("box", 4, 8), "output size must be at most the input size, 4, got 8"),
+        (lambda: operator("box", 4, 0), "sizes must be positive integers, got 0"),
+        (lambda: operator("box", 4.0, 2), r"sizes must be positive integers, got 4\.0"),
         (
             lambda: operator("ideal", 8, 4, cutoff=0.3),
-            r"at most 0\.25, the Nyquist frequency of 4 of 8 samples; got 0\.3",
+            r"at most 0\.25, the Nyquist frequency of 4 of 8 samples, got 0\.3",
         ),
-        (lambda: operator("ideal", 8, 8, cutoff=0.6), r"at most 0\.5, the Nyquist frequency; got 0\.6"),
-        (lambda: operator("ideal", 8, 8, cutoff=0.0), r"above 0"),
-        (lambda: operator("ideal", 8, 8, cutoff=float("nan")), r"above 0"),
-        (lambda: operator("gaussian", 8, 8, cutoff=1e-9), "nothing but the mean"),
-        (lambda: operator("butterworth", 8, 4, order=0), "at least 1; got 0"),
-        (lambda: compact(jnp.ones((2, 7, 7, 3)), "box", 8), "cannot make 8 samples of 7"),
-        (lambda: compact(jnp.ones((2, 7, 7, 3), jnp.uint8), "box", 2), r"floating array .* got uint8\[2, 7, 7, 3\]"),
+        (lambda: operator("ideal", 8, 8, cutoff=0.6), r"at most 0\.5, the Nyquist frequency, got 0\.6"),
+        (lambda: operator("ideal", 8, 8, cutoff=0.0), "must be positive"),
+        (lambda: operator("ideal", 8, 8, cutoff=float("nan")), "must be positive"),
+        (lambda: operator("gaussian", 8, 8, cutoff=1e-9), "must be at least 0.0001, got 1e-09; for the mean alone"),
+        (lambda: operator("butterworth", 8, 4, order=0), "`order` must be a positive integer, got 0"),
+        (lambda: compact(jnp.ones((2, 7, 7, 3)), "box", 8), "output size must be at most the input size, 7, got 8"),
+        (
+            lambda: compact(jnp.ones((2, 7, 7, 3), jnp.uint8), "box", 2),
+            r"floating-point array .* got uint8\[2, 7, 7, 3\]",
+        ),
         (lambda: low_pass(jnp.ones((7, 7)), "box", 0.1), r"got float32\[7, 7\]"),
         (lambda: low_pass(jnp.ones((7, 7, 3)), "ideal", 0.1, implementation="conv"), "infinite support"),
         (lambda: low_pass(jnp.ones((7, 7, 3)), "ideal", 0.1, implementation="ftt"), "did you mean 'fft'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_reason(call, says):
-    with pytest.raises(UserError, match=says):
+def test_filters_reject_invalid_arguments(call, message):
+    with pytest.raises(UserError, match=message):
         call()

@@ -22,7 +22,7 @@ CONFIGS = sorted(f"configs.{path.stem}" for path in (Path(__file__).parents[1] /
 
 
 def imported_by(*modules):
-    """Returns the names of all modules that are loaded after importing some, directly or not."""
+    """Returns the names of all modules that are loaded after importing `modules`."""
     code = f"import sys, {', '.join(modules)}; print(' '.join(sys.modules))"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
@@ -31,7 +31,7 @@ def test_lfcc_jax_imports_no_framework():
     assert not set(HEAVY) & set(imported_by("lfcc_jax"))
 
 
-def test_control_imported_by_sees_a_framework():
+def test_control_imported_by_finds_a_framework():
     assert "flax" in imported_by("lfcc_jax.models")
 
 
@@ -49,5 +49,5 @@ def test_configs_and_convert_do_not_import_the_trainer(modules):
     assert not [name for name in loaded if name == "lfcc_jax.train" or name.startswith("lfcc_jax.training")]
 
 
-def test_control_imported_by_sees_the_trainer():
+def test_control_imported_by_finds_the_trainer():
     assert "lfcc_jax.training" in imported_by("lfcc_jax.training.schedules")

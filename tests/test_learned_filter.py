@@ -1,4 +1,4 @@
-"""The learned filter: near a fixed one at the start, a weighted mean for ever."""
+"""The learned filter starts near a fixed filter and remains a weighted mean."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 
 
 @pytest.mark.parametrize("kind", FINITE_KINDS)
-def test_a_learned_filter_starts_near_its_fixed_one_and_stays_a_weighted_mean(kind):
+def test_learned_filter_starts_near_a_fixed_filter_and_remains_a_weighted_mean(kind):
     params = learned_filter_init((14, 9), (1, 4), kind=kind)
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 14, 9, 5)), jnp.float32)
     for start, result in zip(compact_grids(x, kind, (1, 4)), learned_compact_grids(params, x, (1, 4)), strict=True):
-        assert jnp.abs(result - start).max() < 0.1  # a tenth of the range of x: 5 % of the weight is spread, per axis
+        assert jnp.abs(result - start).max() < 0.1  # x is in [0, 1], and 5% of the weight is spread along each axis
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda logits: logits + 3 * jnp.asarray(rng.standard_normal(logits.shape), jnp.float32), params
@@ -30,12 +30,12 @@ def test_a_learned_filter_starts_near_its_fixed_one_and_stays_a_weighted_mean(ki
 
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
-        (lambda: learned_filter_init((7, 7), (2,), kind="dct"), "never negative 'dct'"),
+        (lambda: learned_filter_init((7, 7), (2,), kind="dct"), "unknown non-negative filter kind 'dct'"),
         (
             lambda: learned_compact_grids(learned_filter_init((7, 7), (2,)), jnp.ones((7, 8, 3)), (2,)),
-            "for maps of 7 x 7, and was given one of 7 x 8",
+            "`x` must be 7 x 7, as passed to learned_filter_init, got 7 x 8",
         ),
         (
             lambda: learned_compact_grids(learned_filter_init((7, 7), (2,)), jnp.ones((7, 7, 3)), (4,)),
@@ -43,6 +43,6 @@ def test_a_learned_filter_starts_near_its_fixed_one_and_stays_a_weighted_mean(ki
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_reason(call, says):
-    with pytest.raises(UserError, match=says):
+def test_learned_filter_rejects_invalid_arguments(call, message):
+    with pytest.raises(UserError, match=message):
         call()

@@ -20,15 +20,15 @@ def run(*arguments, **environment):
     [
         (["--config.epoch=3"], "config: unknown key 'epoch'; did you mean 'epochs'? Known: batch_size, "),
         (["--config.epochs=many"], "could not convert string to float: 'many'"),
-        (["--config.seed.x=1"], "--config.seed.x: config.seed is 0, not a block of settings"),
+        (["--config.seed.x=1"], "--config.seed.x: config.seed must be a block of settings, got 0"),
         (["--config=configs/digitz.py"], "No such file or directory: 'configs/digitz.py'"),
         (["--config=configs/digits.py:method=lfc"], "unknown method 'lfc'; did you mean 'lfcc'? Known: "),
         (["--workdi=x"], "Unknown command line flag 'workdi'. Did you mean: workdir"),
         (["stray"], "unexpected argument 'stray'"),
-        ([], "--workdir: missing"),
+        ([], "--workdir is required"),
     ],
 )
-def test_an_invalid_command_line_gets_one_line_and_status_1(arguments, message):
+def test_main_reports_an_invalid_command_line_in_one_line_with_status_1(arguments, message):
     done = run(*arguments)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -37,43 +37,43 @@ def test_an_invalid_command_line_gets_one_line_and_status_1(arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("asked", ["-h", "--help"])
-def test_help_shows_options_keys_and_names(asked):
-    done = run("--config=configs/study.py", asked)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_shows_options_keys_and_names(flag):
+    done = run("--config=configs/study.py", flag)
     assert done.returncode == 0
     assert done.stderr == ""
     text = " ".join(done.stdout.split())
     for shown in (
         "--workdir",
-        "method: lfcc, teacher, scratch, kd",  # an option of that file
-        "--config.optimizer.learning_rate.peak=0.001",  # a key of it, with its value
+        "method: lfcc, teacher, scratch, kd",  # an option of the config file
+        "--config.optimizer.learning_rate.peak=0.001",  # a key, with its value
         "swin_tiny_patch4_window7_224",
     ):
         assert shown in text
     assert "cross_entropy, dist, dkd" in text
 
 
-def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_is_told_of_another_place(tmp_path):
+def test_cache_programs_uses_the_users_cache_directory_unless_jax_has_one(tmp_path):
     code = (
         "import jax; from lfcc_jax.main import cache_programs; "
         "cache_programs(); print(jax.config.jax_compilation_cache_dir)"
     )
 
-    def place(**variables):
+    def cache_dir(**variables):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment | variables)
         return done.stdout.strip()
 
-    assert place(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "lfcc_jax")
+    assert cache_dir(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "lfcc_jax")
     assert (tmp_path / "lfcc_jax").is_dir()
-    assert place(XDG_CACHE_HOME="", HOME=str(tmp_path)) == str(tmp_path / ".cache" / "lfcc_jax")
-    assert place(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")
+    assert cache_dir(XDG_CACHE_HOME="", HOME=str(tmp_path)) == str(tmp_path / ".cache" / "lfcc_jax")
+    assert cache_dir(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "other")) == str(tmp_path / "other")
     (tmp_path / "file").touch()
-    assert place(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"  # not writable: no cache, and no error
+    assert cache_dir(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"  # not writable: no cache, no error
 
 
-def test_an_input_that_fails_later_gets_one_line_too(tmp_path, data_dir):
+def test_main_reports_an_invalid_config_in_one_line_before_creating_a_work_directory(tmp_path, data_dir):
     workdir = tmp_path / "run"
     done = run(f"--workdir={workdir}", f"--config.data.data_dir={data_dir}", "--config.student.name=resnt_pico")
     assert done.returncode == 1
@@ -82,8 +82,8 @@ def test_an_input_that_fails_later_gets_one_line_too(tmp_path, data_dir):
     assert not workdir.exists()
 
 
-def test_keys_that_the_config_file_does_not_have_can_be_set(tmp_path, data_dir):
-    # The last of them is refused, and so shows that the others were not.
+def test_main_accepts_keys_that_the_config_file_lacks(tmp_path, data_dir):
+    # Only the last setting is invalid, so this error shows that the others were accepted.
     settings = ["data.image_size=16", "student.dropout=0.5", "mesh.fsdp=1", "losses.crd.weight=1", "ema_decay=0.9"]
     settings += ["losses.lfcc.grids=1,2", "data.augmentation.flip=true", "student.checkpoint=nowhere"]
     arguments = [f"--config.{setting}" for setting in settings]
@@ -95,7 +95,7 @@ def test_keys_that_the_config_file_does_not_have_can_be_set(tmp_path, data_dir):
 
 
 @pytest.mark.parametrize("platform", ["bogus", "tpu", "cuda"])
-def test_a_platform_without_a_device_gets_one_line(tmp_path, platform):
+def test_main_reports_an_unavailable_platform_in_one_line(tmp_path, platform):
     done = run(f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS=platform)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: JAX_PLATFORMS={platform}: ")
@@ -122,7 +122,7 @@ def test_a_platform_without_a_device_gets_one_line(tmp_path, platform):
         ("\xff", "config.py, line 1: SyntaxError: (unicode error)"),
     ],
 )
-def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, text, message):
+def test_load_config_reports_the_file_and_line_of_an_error(tmp_path, text, message):
     file = tmp_path / "config.py"
     file.write_text(text, encoding="latin-1")
     with pytest.raises(UserError) as error:
@@ -132,7 +132,7 @@ def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, text, message
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_what_is_no_config_file_is_refused(tmp_path):
+def test_load_config_rejects_other_files_and_unused_arguments(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for path in ("", tmp_path, tmp_path / "config.json"):
         with pytest.raises(UserError, match=r"must be a Python file that defines get_config\(\)"):
@@ -142,7 +142,7 @@ def test_what_is_no_config_file_is_refused(tmp_path):
         load_config(f"{tmp_path / 'config.py'}:method=kd")
 
 
-def test_a_config_file_may_return_a_dict_or_a_config_of_any_kind(tmp_path):
+def test_load_config_accepts_dicts_and_all_config_types(tmp_path):
     file = tmp_path / "config.py"
     for kind in ("dict", "ConfigDict", "FrozenConfigDict"):
         imports = "" if kind == "dict" else f"from ml_collections import {kind}\n"
@@ -153,18 +153,18 @@ def test_a_config_file_may_return_a_dict_or_a_config_of_any_kind(tmp_path):
         file.unlink()
 
 
-# Shells let programs in the background ignore Ctrl-C, and their children inherit that.
-LISTENING = """
+# Shells make background programs ignore Ctrl-C, and child processes inherit that.
+PROGRAM = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("lfcc_jax.main", run_name="__main__", alter_sys=True)
 """
 
 
-def test_ctrl_c_during_compilation_gets_one_line_and_status_130(tmp_path, data_dir):
-    command = [sys.executable, "-c", LISTENING, "--config=configs/digits.py:method=teacher"]
+def test_ctrl_c_during_compilation_prints_one_line_and_exits_with_status_130(tmp_path, data_dir):
+    command = [sys.executable, "-c", PROGRAM, "--config=configs/digits.py:method=teacher"]
     command += [f"--config.data.data_dir={data_dir}", f"--workdir={tmp_path}"]
-    # A cached program would not be compiled.
+    # Force a compilation.
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     for line in process.stdout:
@@ -173,6 +173,6 @@ def test_ctrl_c_during_compilation_gets_one_line_and_status_130(tmp_path, data_d
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
-    assert "compiled the training step" not in rest, "the signal came too late"
+    assert "compiled the training step" not in rest, "the signal arrived too late"
     assert process.returncode == 130
     assert errors == "interrupted; the same command resumes from the last checkpoint, if any\n"

@@ -1,4 +1,4 @@
-"""The recipes of experiments/porting run, in at most 40 lines each, and their loss falls."""
+"""The recipes of experiments/porting have at most 40 lines, run, and their loss falls."""
 
 import importlib.util
 import pathlib
@@ -11,7 +11,7 @@ RECIPES = pathlib.Path(__file__).parent.parent / "experiments" / "porting"
 @pytest.mark.parametrize(
     ("recipe", "needs"), [("bare", "jax"), ("linen", "flax.linen"), ("nnx", "flax.nnx"), ("equinox_", "equinox")]
 )
-def test_the_loss_falls_in_a_training_loop_of(recipe, needs):
+def test_loss_falls_in_a_training_loop_of(recipe, needs):
     pytest.importorskip(needs)
     path = RECIPES / f"{recipe}.py"
     assert len(path.read_text().splitlines()) <= 40
@@ -19,6 +19,6 @@ def test_the_loss_falls_in_a_training_loop_of(recipe, needs):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     losses = module.main()
-    # Untrained, the codes of sixteen images agree by chance alone: a little worse than not telling them apart, log(16).
+    # Before training, the loss of sixteen images is slightly above chance, log(16).
     assert 2.7 < losses[0] < 3.5
     assert losses[-1] < losses[0] - 0.1

@@ -1,4 +1,4 @@
-"""Documentation: Python blocks run, commands parse, links lead somewhere, and the repository's address is one."""
+"""Documentation: Python blocks run, commands parse, links resolve, and repository addresses agree."""
 
 import ast
 import functools
@@ -32,13 +32,13 @@ def relative(path):
 
 
 def blocks(text, *languages):
-    """The fenced blocks of a page in one of these languages, also those inside a list."""
-    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.DOTALL | re.MULTILINE)
-    return [block for _, language, block in found if language in languages]
+    """Returns the fenced blocks of a page in one of these languages, including those inside lists."""
+    matches = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.DOTALL | re.MULTILINE)
+    return [block for _, language, block in matches if language in languages]
 
 
 def command_lines(text):
-    """Every command of a page: the lines of its fenced blocks without a language, and code spans."""
+    """Yields every command of a page: lines of shell blocks and of blocks without a language, and code spans."""
     fenced = [line for block in blocks(text, "", "sh", "bash") for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
@@ -55,7 +55,7 @@ def module_path(module):
 
 @functools.cache
 def flags_of(path):
-    """Names of the flags that a command defines, read from its source: some commands import torch."""
+    """Returns the flags that a command defines, from its source, because some commands import torch."""
     source = path.read_text()
     names = set(re.findall(r'add_argument\(\s*"--([\w-]+)"', source))
     names |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
@@ -67,7 +67,7 @@ def has_placeholder(value):
 
 
 def check_config(arguments):
-    """Loads the config of a command and applies its changes, as the command would; reads no data and no network."""
+    """Loads the config of a command and applies its changes, without reading data or networks."""
     values = dict(re.findall(r"^--(config[\w.]*)(?:=(.*))?$", "\n".join(arguments), re.MULTILINE))
     name = values.pop("config", None)
     if name is None or has_placeholder(name):
@@ -101,10 +101,10 @@ def check_command(line):
         module, arguments = words[2], words[3:]
         path = module_path(module)
         assert path, f"{module}: no such module in `{line}`"
-        given = [
+        used = [
             re.match(r"--([\w-]+)", word)[1] for word in arguments if word.startswith("--") and "--config." not in word
         ]
-        assert set(given) <= flags_of(path), f"unknown flag in `{line}`"
+        assert set(used) <= flags_of(path), f"unknown flag in `{line}`"
         if module == "lfcc_jax.convert" and "--model" in arguments:
             assert models.full_name(arguments[arguments.index("--model") + 1]) in models.list_models(), line
         if module == "experiments.compare":
@@ -169,7 +169,7 @@ def test_check_command_rejects_a_misspelled_command(line, error, monkeypatch):
 
 
 def run_python_blocks(path):
-    """Runs the Python blocks of a page in order, and returns their namespace and each block's own value of `loss`."""
+    """Runs the Python blocks of a page in order. Returns their namespace, and the value of `loss` after each block."""
     namespace, losses = {"__name__": path.stem}, []
     for block in blocks(path.read_text(), "python"):
         exec(compile(block, str(path), "exec"), namespace)
@@ -203,7 +203,7 @@ def test_python_blocks_of_a_page_run_in_order(path, tmp_path, monkeypatch):
 
 
 def check_method(method):
-    """Runs a method between maps of different sizes; it must return a loss per image."""
+    """Checks that a method returns a loss per image for maps of different sizes."""
     student = models.Output(jnp.zeros((3, 5)), {"stage4": jnp.ones((3, 2, 2, 4))})
     teacher = TeacherOutput(jnp.zeros((3, 5)), {"stage4": jnp.ones((3, 4, 4, 6))}, {})
     loss, _ = method.init_with_output(jax.random.key(0), {"label": jnp.arange(3)}, student, teacher)
@@ -223,7 +223,7 @@ def check_contributing(namespace):
     assert (namespace["random_gray"](jax.random.key(1), image, 0.0) == image).all()
 
 
-def test_every_page_with_python_is_run():
+def test_pages_with_python_blocks_are_all_known():
     assert [relative(path) for path in PAGES if "```python" in path.read_text()] == [
         *("README.md", "CONTRIBUTING.md", "docs/loss.md", "docs/methods.md", "docs/networks.md", "docs/training.md"),
     ]
@@ -234,7 +234,7 @@ def test_readme_has_at_most_160_lines():
 
 
 def anchors(path):
-    """Anchors that GitHub gives the headings of a page."""
+    """Returns the anchors that GitHub generates for the headings of a page."""
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -254,12 +254,12 @@ def test_links_and_named_files_exist(path):
     assert not missing
 
 
-def test_every_page_of_docs_is_linked_from_the_readme():
+def test_readme_links_every_page_of_docs():
     links = set(re.findall(r"\]\((docs/\w+\.md)", README.read_text()))
     assert links == {relative(path) for path in (ROOT / "docs").glob("*.md")}
 
 
-def test_every_address_of_the_repository_is_that_of_pyproject():
+def test_repository_addresses_match_pyproject():
     repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     path = repository.removeprefix("https://github.com/")
     for name in ("README.md", "docs/loss.md", "experiments/lfcc_colab.ipynb"):
@@ -269,13 +269,13 @@ def test_every_address_of_the_repository_is_that_of_pyproject():
         assert set(re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/", text)) <= {path}
 
 
-def test_a_work_directory_means_one_run_in_all_pages():
+def test_work_directories_have_the_same_config_in_all_pages():
     text = "\n".join(path.read_text() for path in PAGES).replace("\\\n", "")
     trained = {}
     for module, arguments in re.findall(r"python -m (lfcc_jax\.main|experiments\.compare) ([^`\n]*)", text):
         values = dict(re.findall(r"--(config|workdir|methods|pairs)=(\S+)", arguments))
         if module == "lfcc_jax.main" and "workdir" in values:
             assert trained.setdefault(values["workdir"], values["config"]) == values["config"]
-    made = set(trained) | set(re.findall(r"--out[ =](\S+)", text))
+    written = set(trained) | set(re.findall(r"--out[ =](\S+)", text))
     read = {name for name in re.findall(r"checkpoint[= ](\S+)", text) if name.startswith("runs/")}
-    assert read <= made
+    assert read <= written

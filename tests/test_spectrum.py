@@ -23,23 +23,23 @@ def fourier_power(x):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_radial_spectrum_is_the_mean_of_numpys_fft_over_rings(size):
+def test_radial_spectrum_is_the_mean_of_numpys_fft_over_rings(size):
     x = maps(3, *size, 2)
     power, radius = fourier_power(x)
     frequencies, result = radial_spectrum(jnp.asarray(x))
     half = 1 / (2 * min(size))
-    # A frequency on the border of two rings, but for rounding, is in the outer one.
+    # Frequencies on the border of two rings belong to the outer one; the tolerance absorbs rounding.
     rings = [(radius >= f - half - 1e-9) & (radius < f + half - 1e-9) for f in frequencies]
     assert sum(ring.sum() for ring in rings) == radius.size
     np.testing.assert_allclose(result, [power.mean(axis=(0, 3))[ring].mean() for ring in rings], rtol=1e-5, atol=1e-9)
-    # Parseval: the power of all frequencies is the mean square.
+    # Parseval: the total power is the mean square.
     total = sum(p * ring.sum() for p, ring in zip(result, rings, strict=True))
     np.testing.assert_allclose(total, np.mean(x**2, dtype=np.float64), rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cutoff", [0.0, 0.1, 0.25, 0.5, 1.0])
-def test_the_energy_below_a_cutoff_is_that_of_numpys_fft(size, cutoff):
+def test_energy_below_matches_numpys_fft(size, cutoff):
     x = maps(3, *size, 2) + 0.5
     power, radius = fourier_power(x)
     expected = np.where(radius[None, :, :, None] <= cutoff + 1e-9, power, 0).sum(axis=(1, 2, 3)) / power.sum(
@@ -48,7 +48,7 @@ def test_the_energy_below_a_cutoff_is_that_of_numpys_fft(size, cutoff):
     np.testing.assert_allclose(energy_below(jnp.asarray(x), cutoff), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_smoothed_map_keeps_its_energy_low_and_zeros_have_nothing_to_lose():
+def test_energy_below_is_high_for_smooth_maps_and_one_for_zeros():
     noise = jnp.asarray(maps(2, 28, 28, 4))
     smooth = jax.image.resize(compact(noise, "dct", 4), noise.shape, "cubic")
     assert energy_below(smooth, 0.1).min() > 0.8 > 0.2 > energy_below(noise, 0.1).max()
@@ -58,12 +58,12 @@ def test_a_smoothed_map_keeps_its_energy_low_and_zeros_have_nothing_to_lose():
 
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
-        (lambda: radial_spectrum(jnp.ones((7, 7, 3))), r"\[batch, height, width, channels\]; got float32\[7, 7, 3\]"),
-        (lambda: energy_below(jnp.ones((2, 7, 7, 3)), -0.1), r"0 or above; got -0\.1"),
+        (lambda: radial_spectrum(jnp.ones((7, 7, 3))), r"\[batch, height, width, channels\], got float32\[7, 7, 3\]"),
+        (lambda: energy_below(jnp.ones((2, 7, 7, 3)), -0.1), r"`cutoff` must be non-negative, got -0\.1"),
     ],
 )
-def test_spectra_reject_invalid_arguments(call, says):
-    with pytest.raises(UserError, match=says):
+def test_spectra_reject_invalid_arguments(call, message):
+    with pytest.raises(UserError, match=message):
         call()

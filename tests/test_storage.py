@@ -1,4 +1,4 @@
-"""Paths, whole files and one-line errors on a local disk; tests/training/test_gcs.py has those of a bucket."""
+"""Paths, atomic writes and one-line errors on a local disk; see tests/training/test_gcs.py for buckets."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_resolve_rejects_unusable_paths(path, message):
 
 
 def test_resolve_names_packages_missing_for_gs():
-    # A fresh interpreter in which the packages cannot be found, whether they are installed or not.
+    # A new interpreter that cannot find the packages even if they are installed.
     program = """
 import importlib.machinery, sys
 class Hidden(importlib.machinery.PathFinder):
@@ -58,8 +58,8 @@ try:
 except storage.UserError as error:
     print(error)
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert found.stdout == (
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == (
         "`--workdir`: 'gs://bucket/x' needs gcsfs and google-cloud-storage: pip install gcsfs google-cloud-storage\n"
     )
 
@@ -67,7 +67,7 @@ except storage.UserError as error:
 def test_check_writable_rejects_files_in_the_way_and_full_disks(tmp_path):
     new = epath.Path(tmp_path / "a" / "b")
     storage.check_writable(new, "--workdir")
-    assert not (tmp_path / "a").exists()  # it only looks
+    assert not (tmp_path / "a").exists()  # nothing is created
     with pytest.raises(UserError, match=r"needs 1,000,000,000\.0 GB for one checkpoint, only .* free"):
         storage.check_writable(new, "--workdir", num_bytes=10**18)
     (tmp_path / "a").write_text("")
@@ -114,8 +114,8 @@ try:
 except storage.UserError as error:
     print(error)
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert found.stdout == f"cannot write {path}: File too large\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write {path}: File too large\n"
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["x.json"]
 
@@ -143,12 +143,12 @@ def test_to_json_is_strict_json():
     value = {"nan": np.nan, "inf": [float("-inf")], "f": np.float32(0.5), "i": np.int64(3), "b": np.bool_(True)}
     value |= {"jax": jnp.float32(np.nan), "tuple": (1, None, "x", True)}
 
-    def refuse(constant):
+    def reject(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    found = json.loads(storage.to_json(value), parse_constant=refuse)
-    assert found == {
+    parsed = json.loads(storage.to_json(value), parse_constant=reject)
+    assert parsed == {
         **{"nan": None, "inf": [None], "f": 0.5, "i": 3, "b": True},
         **{"jax": None, "tuple": [1, None, "x", True]},
     }
-    assert "NaN" in json.dumps(np.nan)  # what json writes by itself
+    assert "NaN" in json.dumps(np.nan)  # control: the standard library does not

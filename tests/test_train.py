@@ -35,7 +35,7 @@ def hash_of(directory):
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def test_a_student_starts_as_a_checkpoint_and_trains_on(tiny, teacher_dir, tmp_path):
+def test_student_is_initialized_from_a_checkpoint_and_trained(tiny, teacher_dir, tmp_path):
     student = {"name": "vit_pico", "width": 12, "depth": 4, "checkpoint": str(teacher_dir)}
     config = tiny(student=student, ema_decay=0.5, epochs=1)
     config["data"]["augmentation"] = {"flip": True, "mixup": 0.8, "cutmix": 1.0}
@@ -54,7 +54,7 @@ def test_a_student_starts_as_a_checkpoint_and_trains_on(tiny, teacher_dir, tmp_p
         train_and_evaluate(tiny(student={"name": "resnet_pico", "checkpoint": str(teacher_dir)}), tmp_path / "d")
 
 
-def test_a_teacher_of_another_architecture_teaches_a_student(distilled, teacher_dir, tmp_path, capsys):
+def test_heterogeneous_teacher_is_distilled_into_a_student(distilled, teacher_dir, tmp_path, capsys):
     before = hash_of(teacher_dir)
     summary = train_and_evaluate(distilled(), tmp_path)
     assert hash_of(teacher_dir) == before
@@ -65,7 +65,7 @@ def test_a_teacher_of_another_architecture_teaches_a_student(distilled, teacher_
     assert summary["top1_last"] <= summary["top5_last"] <= 1
     for name in ("calibration_error", "kl_to_teacher", "cka_stage1", "cka_stage4"):
         assert np.isfinite(summary[name])
-    # The teacher's accuracy here is what it had when its own run ended.
+    # The teacher's accuracy equals that at the end of its own run.
     assert summary["teacher_top1"] == json.loads((teacher_dir / "summary.json").read_text())["top1_last"]
 
     rows = read_metrics(tmp_path)
@@ -83,7 +83,7 @@ def test_a_teacher_of_another_architecture_teaches_a_student(distilled, teacher_
     assert "left" in out
 
 
-def test_the_same_config_gives_the_same_student_bit_for_bit_and_another_seed_another(distilled, tmp_path):
+def test_training_is_deterministic_and_depends_on_the_seed(distilled, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train_and_evaluate(distilled(seed=seed), tmp_path / name)
     assert_same_student(tmp_path / "a", tmp_path / "b", distilled())
@@ -91,15 +91,15 @@ def test_the_same_config_gives_the_same_student_bit_for_bit_and_another_seed_ano
         assert_same_student(tmp_path / "a", tmp_path / "c", distilled())
 
 
-def test_a_run_that_has_ended_answers_from_its_summary(distilled, tmp_path, capsys):
+def test_finished_run_returns_its_summary(distilled, tmp_path, capsys):
     first = train_and_evaluate(distilled(), tmp_path)
     before = hash_of(tmp_path / "student")
     assert train_and_evaluate(distilled(), tmp_path) == first
     assert hash_of(tmp_path / "student") == before
-    assert "has ended already" in capsys.readouterr().out
+    assert "has already finished" in capsys.readouterr().out
 
 
-def test_the_moving_average_is_what_is_evaluated_and_exported(tiny, tmp_path):
+def test_moving_average_is_evaluated_and_exported(tiny, tmp_path):
     train_and_evaluate(tiny(ema_decay=0.999), tmp_path / "averaged")
     train_and_evaluate(tiny(), tmp_path / "plain")
     averaged, plain = (student_of(tmp_path / name, tiny()) for name in ("averaged", "plain"))
@@ -107,28 +107,28 @@ def test_the_moving_average_is_what_is_evaluated_and_exported(tiny, tmp_path):
     assert not np.array_equal(*kernel)
 
 
-def test_bfloat16_trains_and_keeps_float32_weights(distilled, tmp_path):
+def test_bfloat16_training_keeps_float32_weights(distilled, tmp_path):
     summary = train_and_evaluate(distilled(dtype="bfloat16"), tmp_path)
     assert np.isfinite([row["train/loss"] for row in read_metrics(tmp_path)[1:]]).all()
     assert {x.dtype for x in jax.tree.leaves(student_of(tmp_path, distilled()))} == {np.dtype("float32")}
     assert summary["steps"] == 8
 
 
-def test_a_baseline_needs_no_checkpoint_of_its_teacher(distilled, tmp_path):
+def test_baseline_needs_no_teacher_checkpoint(distilled, tmp_path):
     config = distilled(losses={"cross_entropy": {}}, epochs=1)
     del config["teacher"]["checkpoint"]
     summary = train_and_evaluate(config, tmp_path)
     assert (summary["teacher"], summary["agreement"], summary["steps"]) == (None, None, 4)
 
 
-# -- Stopping and going on ---------------------------------------------------------------------------------------------
+# -- Stopping and resuming ---------------------------------------------------------------------------------------------
 
 SLOW = {"epochs": 6, "log_every_steps": 1, "checkpoint_every_steps": 3, "eval_every_epochs": 3}
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts the command line on a config, as a process of its own."""
+    """Starts the command line on a config in a new process."""
     directory = tmp_path_factory.mktemp("configs")
 
     def start(config, workdir):
@@ -149,7 +149,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("moment", "how"),
+    ("moment", "sent_signal"),
     [
         ("compiled", signal.SIGKILL),
         ("step  8/24", signal.SIGKILL),
@@ -158,11 +158,11 @@ def uninterrupted(tmp_path_factory):
         ("step 11/24", signal.SIGINT),
     ],
 )
-def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
-    distilled, tmp_path, start, uninterrupted, moment, how
+def test_interrupted_run_ends_bit_identical_to_an_uninterrupted_one(
+    distilled, tmp_path, start, uninterrupted, moment, sent_signal
 ):
     config = distilled(**SLOW)
-    config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}  # which remembers something between steps
+    config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}  # keeps state between steps
     if not (uninterrupted / "summary.json").exists():
         start(config, uninterrupted).communicate()
 
@@ -171,14 +171,14 @@ def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
         wanted = int(moment.split()[1].split("/")[0])
         while process.poll() is None and not any(row["step"] >= wanted for row in read_metrics(tmp_path)):
             time.sleep(0.01)
-        process.send_signal(how)
+        process.send_signal(sent_signal)
     else:
         next(line for line in process.stdout if line.startswith(moment))
-        process.send_signal(how)
+        process.send_signal(sent_signal)
     rest, errors = process.communicate()
-    assert not (tmp_path / "summary.json").exists(), "the run was over before it was stopped"
-    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 143), errors
-    if how != signal.SIGKILL:
+    assert not (tmp_path / "summary.json").exists(), "the run finished before it was stopped"
+    assert process.returncode == (-signal.SIGKILL if sent_signal == signal.SIGKILL else 143), errors
+    if sent_signal != signal.SIGKILL:
         saved = int(errors.split("stopped at step ")[1].split()[0])
         assert saved >= int(moment.split()[1].split("/")[0])
         assert (tmp_path / "checkpoints" / str(saved)).exists()
@@ -186,16 +186,14 @@ def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(
     process = start(config, tmp_path)
     rest, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert "goes on from step" in rest or moment == "compiled"
+    assert re.search(r"resuming .* from step", rest) or moment == "compiled"
     assert_same_student(uninterrupted, tmp_path, config)
-    # Nothing is missing from the record, and nothing is in it twice.
+    # No row is missing or duplicated.
     ours, theirs = ([row["step"] for row in read_metrics(path)] for path in (tmp_path, uninterrupted))
     assert sorted(set(ours)) == ours == theirs
 
 
-def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_from_the_one_before(
-    distilled, tmp_path, capsys, monkeypatch
-):
+def test_run_with_a_damaged_newest_checkpoint_resumes_from_the_one_before(distilled, tmp_path, capsys, monkeypatch):
     config = distilled(**SLOW)
     stop_at(monkeypatch, 10)
     with pytest.raises(Preempted, match="stopped at step 10 of 24"):
@@ -204,41 +202,41 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_from_the_one_bef
     for file in (tmp_path / "stopped" / "checkpoints" / "10").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:-20])
     train_and_evaluate(config, tmp_path / "stopped")
-    assert "goes on from step 9" in capsys.readouterr().out
+    assert f"resuming {tmp_path / 'stopped'} from step 9" in capsys.readouterr().out
     train_and_evaluate(config, tmp_path / "whole")
     assert_same_student(tmp_path / "whole", tmp_path / "stopped", config)
 
 
 def stop_at(monkeypatch, step):
-    """Lets SIGTERM arrive while `step` is under way."""
+    """Simulates SIGTERM during `step`."""
     count = iter(range(1, 1000))
-    told = SimpleNamespace(is_set=lambda: next(count) == step)
-    monkeypatch.setattr("lfcc_jax.train.watch_signals", lambda: contextlib.nullcontext(told))
+    request = SimpleNamespace(is_set=lambda: next(count) == step)
+    monkeypatch.setattr("lfcc_jax.train.watch_signals", lambda: contextlib.nullcontext(request))
 
 
-# -- What cannot work --------------------------------------------------------------------------------------------------
+# -- Errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_checkpoint_stays(tiny, tmp_path):
+def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
     optimizer = {"name": "sgd", "learning_rate": {"name": "linear", "start": 0.0, "end": 1e30, "epochs": 0.5}}
     config = tiny(optimizer=optimizer, epochs=4, checkpoint_every_steps=1, log_every_steps=100)
-    with pytest.raises(DivergedError, match="would end here again") as error:
+    with pytest.raises(DivergedError, match="would diverge again") as error:
         train_and_evaluate(config, tmp_path)
-    said = str(error.value)
-    bad, good = map(int, re.match(r"(?:after )?step (\d).*; the last checkpoint is of step (\d)\.", said).groups())
+    message = str(error.value)
+    bad, good = map(int, re.match(r"(?:after )?step (\d).*; the last checkpoint is at step (\d)\.", message).groups())
     assert good == bad - 1
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == good
     assert not (tmp_path / "student").exists()
 
 
-def test_a_teacher_of_another_architecture_than_the_config_says_is_refused(distilled, teacher_dir, tmp_path):
+def test_train_rejects_a_teacher_that_does_not_match_the_config(distilled, teacher_dir, tmp_path):
     teacher = {"name": "mixer_pico", "checkpoint": str(teacher_dir)}
     with pytest.raises(UserError, match="holds a vit_pico with 10 classes, not this Mixer") as error:
         train_and_evaluate(distilled(teacher=teacher), tmp_path)
     assert re.search(r"params/.* is missing; .*; and \d+ more", str(error.value))
 
 
-def test_a_work_directory_of_another_run_is_refused_and_left_alone(tiny, tmp_path):
+def test_train_rejects_the_work_directory_of_another_run_unchanged(tiny, tmp_path):
     train_and_evaluate(tiny(), tmp_path)
     before = hash_of(tmp_path)
     with pytest.raises(UserError, match=r"already contains a different run: config\.seed was unset, now 1"):

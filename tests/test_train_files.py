@@ -1,4 +1,4 @@
-"""What a run leaves on disk: only finite numbers, and a way on if some of it is damaged or was replaced."""
+"""Files of a run: only finite numbers are saved, and damaged or replaced files are handled."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from lfcc_jax.training.report import read_metrics
 
 
 @pytest.fixture(scope="module")
-def ended(data_dir, tmp_path_factory):
-    """The config and the work directory of a run without a teacher, of 8 steps with a row every 3 and every 4."""
+def finished(data_dir, tmp_path_factory):
+    """The config and work directory of a run of 8 steps without a teacher, with rows every 3 and every 4 steps."""
     config = {
         "data": {"name": "digits", "train_split": "train[:32]", "test_split": "test[:20]", "data_dir": data_dir},
         "student": {"name": "resnet_pico", "widths": (4, 4, 8, 8)},
@@ -26,26 +26,26 @@ def ended(data_dir, tmp_path_factory):
         "batch_size": 8,
         "log_every_steps": 3,
     }
-    workdir = tmp_path_factory.mktemp("ended")
+    workdir = tmp_path_factory.mktemp("finished")
     train_and_evaluate(config, workdir)
     return config, workdir
 
 
 def rows_of(workdir):
-    """The rows of `metrics.jsonl` without what depends on the clock."""
+    """Returns the rows of `metrics.jsonl` without speeds."""
     return [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in read_metrics(workdir)]
 
 
-def strict(file):
-    """Reads JSON as other programs do: NaN and Infinity are errors."""
+def read_strict_json(file):
+    """Reads JSON, with NaN and Infinity as errors."""
 
-    def refuse(constant):
+    def reject(constant):
         raise ValueError(f"{constant} is not JSON")
 
-    return json.loads(file.read_text(), parse_constant=refuse)
+    return json.loads(file.read_text(), parse_constant=reject)
 
 
-# -- Finite ------------------------------------------------------------------------------------------------------------
+# -- Divergence --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def strict(file):
         (1.0, 1e36, r"the evaluation after step 1: .*loss is (nan|inf); nothing was saved"),
     ],
 )
-def test_a_last_update_that_ruins_the_weights_fails_the_run(tiny, tmp_path, weight, learning_rate, message):
+def test_run_fails_if_the_last_update_diverges(tiny, tmp_path, weight, learning_rate, message):
     optimizer = {"name": "sgd", "learning_rate": learning_rate}
     config = tiny(optimizer=optimizer, losses={"cross_entropy": {"weight": weight}}, epochs=0.25)
     with pytest.raises(DivergedError, match=message) as error:
         train_and_evaluate(config, tmp_path)
     assert "\n" not in str(error.value)
-    assert "would end here again" in str(error.value)
+    assert "would diverge again" in str(error.value)
     assert not (tmp_path / "student").exists()
     assert not (tmp_path / "summary.json").exists()
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
@@ -71,21 +71,21 @@ def test_a_last_update_that_ruins_the_weights_fails_the_run(tiny, tmp_path, weig
 
 
 @pytest.mark.parametrize("content", ["", "{", "null"])
-def test_a_damaged_summary_is_written_again(ended, tmp_path, content):
-    config, workdir = ended
+def test_damaged_summary_is_rewritten(finished, tmp_path, content):
+    config, workdir = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "summary.json").write_text(content)
     if content == "":
         (tmp_path / "student" / "network.json").write_text("")
     train_and_evaluate(config, tmp_path)
-    mine, theirs = (strict(path / "summary.json") for path in (tmp_path, workdir))
-    assert mine | {"date": ""} == theirs | {"date": ""}
+    ours, theirs = (read_strict_json(path / "summary.json") for path in (tmp_path, workdir))
+    assert ours | {"date": ""} == theirs | {"date": ""}
     assert rows_of(tmp_path) == rows_of(workdir)
     assert_same_student(tmp_path, workdir, config)
 
 
-def test_damaged_rows_cost_nothing_else_and_the_last_evaluation_is_repeated(ended, tmp_path, capsys):
-    config, workdir = ended
+def test_damaged_rows_are_skipped_and_the_last_evaluation_is_repeated(finished, tmp_path, capsys):
+    config, workdir = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "summary.json").unlink()
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
@@ -94,28 +94,28 @@ def test_damaged_rows_cost_nothing_else_and_the_last_evaluation_is_repeated(ende
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     summary = train_and_evaluate(config, tmp_path)
     assert "metrics.jsonl: skipped damaged lines 2\n" in capsys.readouterr().out
-    whole = strict(workdir / "summary.json")
-    of_speed = dict.fromkeys(("date", "seconds_per_step", "images_per_second"))
-    assert summary | of_speed == whole | of_speed
+    whole = read_strict_json(workdir / "summary.json")
+    speed = dict.fromkeys(("date", "seconds_per_step", "images_per_second"))
+    assert summary | speed == whole | speed
     kept, everything = rows_of(tmp_path), rows_of(workdir)
     assert kept[:3] == [everything[0], *everything[2:4]]
-    # The row of the last step has no training metrics any more, but the same evaluation.
+    # The row of the last step has lost its training metrics, but has the same evaluation.
     assert kept[3].items() <= everything[4].items()
     assert kept[3]["test/accuracy"] == whole["top1_last"]
 
 
-def test_a_run_without_any_rows_still_ends(ended, tmp_path):
-    config, workdir = ended
+def test_run_without_rows_finishes(finished, tmp_path):
+    config, workdir = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "summary.json").unlink()
     (tmp_path / "metrics.jsonl").write_text("")
     summary = train_and_evaluate(config, tmp_path)
-    assert (summary["top1_last"], summary["best_step"]) == (strict(workdir / "summary.json")["top1_last"], 8)
+    assert (summary["top1_last"], summary["best_step"]) == (read_strict_json(workdir / "summary.json")["top1_last"], 8)
     assert summary["seconds_per_step"] is None
 
 
-def test_a_damaged_config_is_refused_in_one_line(ended, tmp_path):
-    config, _ = ended
+def test_train_reports_a_damaged_config_in_one_line(finished, tmp_path):
+    config, _ = finished
     for content in ("{", "[1]", "[" * 100000):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match="config.json is damaged") as error:
@@ -126,8 +126,8 @@ def test_a_damaged_config_is_refused_in_one_line(ended, tmp_path):
 # -- Stopping and resuming ---------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_stopped_and_resumed_run_are_those_of_an_undisturbed_one(ended, tmp_path, monkeypatch):
-    config, workdir = ended
+def test_resumed_run_has_the_rows_of_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    config, workdir = finished
     for step in (2, 5):
         stop_at(monkeypatch, step if step == 2 else step - 2)
         with pytest.raises(Preempted, match=f"stopped at step {step} of 8"):
@@ -136,11 +136,11 @@ def test_rows_of_a_stopped_and_resumed_run_are_those_of_an_undisturbed_one(ended
     train_and_evaluate(config, tmp_path)
     assert rows_of(tmp_path) == rows_of(workdir)
     assert_same_student(tmp_path, workdir, config)
-    # What is compared has means over several steps in it.
+    # Control: the rows contain means over several steps.
     assert len({row["train/loss"] for row in rows_of(workdir)[1:]}) == 4
 
 
-def test_a_teacher_that_was_replaced_is_refused(distilled, teacher_dir, tmp_path, monkeypatch):
+def test_train_rejects_a_replaced_teacher(distilled, teacher_dir, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher"
     shutil.copytree(teacher_dir / "student", teacher)
     config = distilled()
@@ -151,15 +151,15 @@ def test_a_teacher_that_was_replaced_is_refused(distilled, teacher_dir, tmp_path
     monkeypatch.undo()
 
     _, variables = models.load(teacher)
-    made = models.describe(teacher)
+    original = models.describe(teacher)
     other = variables | {"params": variables["params"] | {"pos_embed": variables["params"]["pos_embed"] + 1.0}}
-    for variables_now, description in (
-        (other, made),
-        (variables, made | {"overrides": made["overrides"] | {"mean": [0.4]}}),
+    for new_variables, description in (
+        (other, original),
+        (variables, original | {"overrides": original["overrides"] | {"mean": [0.4]}}),
     ):
-        models.save(teacher, variables_now, description)
+        models.save(teacher, new_variables, description)
         with pytest.raises(UserError, match=r"teacher\.digest was \w+, now \w+; choose another --workdir") as error:
             train_and_evaluate(config, tmp_path / "run")
         assert "\n" not in str(error.value)
-    models.save(teacher, variables, made)  # the same network, written again
+    models.save(teacher, variables, original)  # the same network, rewritten
     assert np.isfinite(train_and_evaluate(config, tmp_path / "run")["top1_last"])

@@ -1,1 +1,1 @@
-"""The parts of a run: state, step, sharding, optimizer, checkpoints, reports. `lfcc_jax.train` puts them together."""
+"""The parts of a run: state, step, sharding, optimizer, checkpoints, reports. `lfcc_jax.train` combines them."""

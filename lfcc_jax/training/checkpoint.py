@@ -1,4 +1,4 @@
-"""Checkpoints of a run: its state, and a record of what else it needs to resume, with digests of both."""
+"""Checkpoints of a run: its state, and a record of what else is needed to resume, with digests of both."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from lfcc_jax import storage
 from lfcc_jax.digest import changes, digests, not_finite, some
 from lfcc_jax.errors import UserError
-from lfcc_jax.training.report import say
+from lfcc_jax.training.report import log
 
 _policy = ocp.checkpoint_managers
 
@@ -24,11 +24,11 @@ _policy = ocp.checkpoint_managers
 class Checkpoints:
     """The checkpoints of one run, saved in the background. The last two and the best are kept.
 
-    Two, so that a run survives if the newest is damaged. The best is the one with the highest test accuracy among those
-    saved with one.
+    If the newest is damaged, the run resumes from the one before. The best checkpoint is the one with the highest test
+    accuracy, if any was saved with one.
 
     Args:
-      directory: where the checkpoints are, one directory for each step.
+      directory: Directory of the checkpoints, with one subdirectory per step.
     """
 
     def __init__(self, directory: epath.PathLike):
@@ -51,16 +51,16 @@ class Checkpoints:
         """Saves a state. Returns once it is copied to the host; the write continues in the background.
 
         Args:
-          step: number of updates made so far.
-          state: a tree of arrays, all of them finite; see `digest.not_finite`.
-          about: what else the run needs to resume, as JSON; the same in every process.
-          accuracy: of an evaluation at this step, if there was one.
+          step: Number of updates so far.
+          state: A tree of finite arrays; see `digest.not_finite`.
+          about: What else the run needs to resume, as JSON; the same in every process.
+          accuracy: Test accuracy at this step, if it was evaluated.
 
         Raises:
-          UserError: if there is a later checkpoint already.
+          UserError: if there is already a later checkpoint, or a save fails.
         """
         record = {"step": step, "accuracy": accuracy, "about": about, "arrays": digests(state)}
-        record = json.loads(json.dumps(record))  # as it will be read
+        record = json.loads(json.dumps(record))  # as `restore` will read it
         signed = {"record": record, "sha256": _sha256(record)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(signed))
         self._best.accuracies[step] = accuracy
@@ -72,31 +72,30 @@ class Checkpoints:
     def restore(self, abstract_state: Any, last_step: int) -> tuple[Any, dict[str, Any]] | None:
         """Returns state and `about` of the newest undamaged checkpoint, or None if there are no checkpoints.
 
-        A checkpoint is damaged if it cannot be read, if what was read is not what was saved, or if it contains NaN or
-        infinity. Damaged checkpoints are moved to `damaged/`, next to the directory, once an older one was read.
+        A checkpoint is damaged if it cannot be read, does not match its digests, or contains NaN or infinity. Damaged
+        checkpoints are moved to `damaged/`, next to the directory, once an older one is restored.
 
         Args:
-          abstract_state: shapes, dtypes and shardings of the state.
-          last_step: number of steps of the whole run.
+          abstract_state: Shapes, dtypes and shardings of the state.
+          last_step: Number of steps of the whole run.
 
         Raises:
-          UserError: if there are checkpoints and all are damaged, or one is of a step after `last_step`. Then none is
-            moved.
+          UserError: if all checkpoints are damaged, or one is after `last_step`. Then none is moved.
         """
         self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
         if steps and steps[0] > last_step:
             raise UserError(
-                f"{self._directory / str(steps[0])} is after the last step of this run, {last_step}; if it is not a "
-                "checkpoint of this run, delete it; if it is, the data set has changed since"
+                f"{self._directory / str(steps[0])} is after the last step of this run, {last_step}; delete it if it "
+                "is from another run; otherwise, the data set has changed"
             )
         reasons = {}
         for step in steps:
-            found = self._read(step, abstract_state)
-            if not isinstance(found, str):
+            result = self._read(step, abstract_state)
+            if not isinstance(result, str):
                 self._set_aside(reasons)
-                return found
-            reasons[step] = found
+                return result
+            reasons[step] = result
         if steps:
             newest = reasons[steps[0]]
             raise UserError(f"none of the checkpoints {steps} in {self._directory} can be used; the newest: {newest}")
@@ -108,13 +107,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and stops the background threads."""
+        """Waits for pending saves and stops the background threads."""
         with self._save_errors():
             self._manager.close()
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """Turns an error of this save, or of one before that was still being written, into one line."""
+        """Turns an error of this save, or of an earlier one still being written, into one line."""
         try:
             yield
         except UserError:
@@ -123,11 +122,11 @@ class Checkpoints:
             steps = []
             with contextlib.suppress(Exception):  # the directory may be gone
                 steps = ocp.utils.checkpoint_steps(self._directory)
-            last = f"the last checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
+            last = f"the last checkpoint is at step {max(steps)}" if steps else "there is no checkpoint yet"
             raise UserError(f"cannot save to {self._directory}: {storage.one_line(error)}; {last}") from error
 
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]] | str:
-        """Returns state and `about` of a checkpoint, or what is wrong with it; the same in every process."""
+        """Returns state and `about` of a checkpoint, or the problem if it is damaged. All processes agree which."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore())
         # Left installed after a failure: aborted reads may report later.
         hook, sys.unraisablehook = sys.unraisablehook, _quiet_aborted_reads
@@ -135,16 +134,16 @@ class Checkpoints:
         try:
             read = self._manager.restore(step, args=args)
             record = _verified(read["record"], step)
-        except Exception as error:  # Orbax raises everything from JSONDecodeError to bare Exception here.
+        except Exception as error:  # Orbax raises any type here, from JSONDecodeError to bare Exception.
             problem = " ".join(str(error).split())[:200] or type(error).__name__
-        if problem := _of_any_process(problem):
+        if problem := _problem_of_any_process(problem):
             return problem
         sys.unraisablehook = hook
-        if wrong := changes(record["arrays"], digests(read.state)):
-            problem = f"{some(wrong)} differs from what was saved"
-        elif wrong := not_finite(read.state):
-            problem = f"{some(wrong)} contains NaN or infinity"
-        if problem := _of_any_process(problem):
+        if names := changes(record["arrays"], digests(read.state)):
+            problem = f"{some(names)} differs from what was saved"
+        elif names := not_finite(read.state):
+            problem = f"{some(names)} contains NaN or infinity"
+        if problem := _problem_of_any_process(problem):
             return problem
         return read.state, record["about"]
 
@@ -158,14 +157,14 @@ class Checkpoints:
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
         for step, reason in reasons.items():
-            say(f"checkpoint {step} is damaged and was moved to {damaged}: {reason}")
+            log(f"checkpoint {step} is damaged and was moved to {damaged}: {reason}")
 
 
 class _Best(_policy.PreservationPolicy):
-    """Preserves the checkpoint with the highest accuracy, the newest of several.
+    """Preserves the checkpoint with the highest accuracy; among ties, the newest.
 
-    Orbax's `BestN` forgets the metrics of checkpoints that another process saved, unless it keeps them in files of its
-    own, and then a damaged one of those makes all checkpoints unusable.
+    After a restart, Orbax's `BestN` lacks the metrics of earlier checkpoints unless it stores them in separate files,
+    and then one damaged file makes all checkpoints unusable.
     """
 
     def __init__(self, accuracies: dict[int, float | None]):
@@ -181,14 +180,14 @@ class _Best(_policy.PreservationPolicy):
 
 def _accuracies(directory: epath.Path) -> dict[int, float | None]:
     """Returns the accuracy of each checkpoint that has an undamaged record."""
-    found = {}
+    accuracies = {}
     for path in directory.iterdir() if storage.exists(directory) else ():
         try:
             step = int(path.name)
-            found[step] = _verified(ocp.JsonCheckpointHandler().restore(path / "record"), step)["accuracy"]
-        except Exception:  # not a checkpoint, or one that `restore` will report
+            accuracies[step] = _verified(ocp.JsonCheckpointHandler().restore(path / "record"), step)["accuracy"]
+        except Exception:  # not a checkpoint, or damaged, which `restore` reports
             continue
-    return found
+    return accuracies
 
 
 def _sha256(record: Mapping[str, Any]) -> str:
@@ -200,27 +199,27 @@ def _verified(signed: Mapping[str, Any], step: int) -> dict[str, Any]:
     if _sha256(record) != signed["sha256"]:
         raise ValueError("its record differs from what was saved")
     if record["step"] != step:
-        raise ValueError(f"it is the checkpoint of step {record['step']}")
+        raise ValueError(f"it was saved as step {record['step']}")
     return record
 
 
-def _of_any_process(problem: str) -> str:
-    """Returns the problem, or a note if only other processes have one: all must resume from the same step."""
-    anywhere = multihost_utils.process_allgather(np.asarray(bool(problem))).any()
-    return problem or ("another process could not read it" if anywhere else "")
+def _problem_of_any_process(problem: str) -> str:
+    """Returns the problem, or a note if only another process has one: all must resume from the same step."""
+    any_problem = multihost_utils.process_allgather(np.asarray(bool(problem))).any()
+    return problem or ("another process could not read it" if any_problem else "")
 
 
 class _CheckpointManager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never asks JAX's preemption service, whose counter is the training loop's: see `StopRequest`.
+        """Returns False, because the training loop queries JAX's preemption service: see `StopRequest`.
 
-        Orbax asks with steps, some from a background thread, and thereby moves the counter past the loop's.
+        Orbax would query it with steps, some from a background thread, which moves its counter past the loop's.
         """
         del step
         return False
 
 
 def _quiet_aborted_reads(unraisable: Any) -> None:
-    """Drops the tracebacks of reads that were under way when another failed; that failure itself is raised."""
+    """Drops the tracebacks of reads that were pending when another failed; only that failure is raised."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)

@@ -1,4 +1,4 @@
-"""Reads a run's config: every key is known and read, or it is an error before anything is computed."""
+"""Reads a run's config. Unknown keys and invalid values are errors before any computation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,26 +14,27 @@ Block = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run. Each block is the keyword arguments of one function, which its line names.
+    """Config of a run. Each block is the keyword arguments of the function below.
 
     Attributes:
-      data: of `lfcc_jax.data.open_inputs`.
-      student: `name`, and what differs from that network's defaults, of `lfcc_jax.models.create`; and `checkpoint`, a
-        work directory whose student this one starts as, with that one's number of classes. None if empty.
-      losses: a block for each method: `weight` (a number, or a block for `training.schedules.create`), and the
-        settings of `lfcc_jax.methods.create`. Weight 0 leaves the method out.
-      optimizer: of `training.optimizer.create`, with `learning_rate` a number or a schedule.
-      epochs: how long to train.
-      batch_size: global, over all devices.
-      teacher: like `student`; its `checkpoint` is the work directory of the run that trained it. No name, no teacher.
-      seed: of weights, shuffle, augmentation and dropout.
-      dtype: of the networks' computation, `float32` or `bfloat16`; weights and losses stay float32.
-      ema_decay: of the moving average of the student's variables, which is then what is evaluated; 0 is none. It has no
-        warm-up: after n steps, a share of ema_decay^n is still the initial weights.
-      mesh: of `training.sharding.create_mesh`.
-      log_every_steps: how often a progress line is printed.
-      eval_every_epochs: how often the student is evaluated and saved; always at the end.
-      checkpoint_every_steps: how often it is saved in between; 0 is not.
+      data: Arguments of `lfcc_jax.data.open_inputs`.
+      student: Arguments of `lfcc_jax.models.create`: `name`, and fields that differ from the network's defaults. Also
+        `checkpoint`, a work directory to initialize the student from, with the same number of classes; unused if empty.
+      losses: A block per method: `weight` (a number, or a block for `training.schedules.create`), and the settings of
+        `lfcc_jax.methods.create`. Weight 0 turns the method off.
+      optimizer: Arguments of `training.optimizer.create`; `learning_rate` is a number or a schedule.
+      epochs: Number of epochs.
+      batch_size: Global batch size, over all devices.
+      teacher: Like `student`; `checkpoint` is the work directory of the run that trained it. Without a `name`, there is
+        no teacher.
+      seed: Seed of initialization, shuffling, augmentation and dropout.
+      dtype: Compute dtype of the networks, `float32` or `bfloat16`; weights and losses are float32.
+      ema_decay: Decay of the moving average of the student's variables, which is evaluated instead of them; 0 turns it
+        off. There is no warm-up: after n steps, the initial weights have weight ema_decay^n in the average.
+      mesh: Arguments of `training.sharding.create_mesh`.
+      log_every_steps: Number of steps between progress lines.
+      eval_every_epochs: Number of epochs between evaluations and their checkpoints; the last step is always evaluated.
+      checkpoint_every_steps: Number of steps between further checkpoints; 0 turns them off.
     """
 
     data: Block
@@ -66,7 +67,7 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config as plain dicts, with its references resolved.
 
     Raises:
-      UserError: if it is neither a `ConfigDict` nor a dict, or a placeholder in it was not filled in.
+      UserError: if it is neither a `ConfigDict` nor a dict, or a required value is missing.
     """
     if hasattr(config, "to_dict"):
         try:
@@ -86,5 +87,5 @@ def differences(first: Any, second: Any, prefix: str = "config") -> list[tuple[s
     """
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         pairs = [(key, first.get(key, "unset"), second.get(key, "unset")) for key in sorted(first.keys() | second)]
-        return [found for key, a, b in pairs for found in differences(a, b, f"{prefix}.{key}" if prefix else key)]
+        return [item for key, a, b in pairs for item in differences(a, b, f"{prefix}.{key}" if prefix else key)]
     return [] if first == second else [(prefix, first, second)]

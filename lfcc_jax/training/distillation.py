@@ -24,12 +24,12 @@ from lfcc_jax.training.step import Augment, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """What a run trains, and how.
+    """Networks, losses and optimizer of a run.
 
     Attributes:
-      student: The network that is trained.
-      teacher: The network that is imitated, or None.
-      losses: The methods whose losses add up, by name.
+      student: Network to train.
+      teacher: Network to distill, or None.
+      losses: Methods whose losses are summed, by name.
       weights: Weight of each method, as a function of the step.
       optimizer: Updates everything that is trained.
       learning_rate: Learning rate, as a function of the step.
@@ -47,10 +47,10 @@ class Distillation:
     total_steps: int
 
     def without_teacher(self) -> "Distillation":
-        """Returns the same without a teacher, for a run that would only be compared with it.
+        """Returns the same without a teacher, if the teacher would only be used for comparison.
 
         Raises:
-          UserError: if a loss needs one.
+          UserError: if a loss needs a teacher.
         """
         for name, method in self.losses.items():
             if method.needs_teacher:
@@ -72,7 +72,7 @@ class Distillation:
         return jax.jit(self.init, out_shardings=placement, compiler_options=options)(jax.random.key(seed))
 
     def state_shapes(self) -> TrainState:
-        """Returns shapes and dtypes of the state, computing nothing."""
+        """Returns shapes and dtypes of the state, without computing it."""
         return self._state_shapes
 
     @functools.cached_property
@@ -90,7 +90,7 @@ class Distillation:
         Args:
           mesh: Devices to train on, which need not exist.
           augment: As in `make_train_step`.
-          program: Makes what is compiled of the step; see `Feed.program`.
+          program: Wraps the step before compilation; see `Feed.program`.
         """
         losses = {name: method.for_run(mesh=mesh) for name, method in self.losses.items()}
         step = make_train_step(
@@ -100,7 +100,7 @@ class Distillation:
         return jax.jit(program(step), donate_argnums=0, out_shardings=(placement, replicated(mesh)))
 
     def step_arguments(self, mesh: Mesh) -> tuple[Any, Any]:
-        """Returns shapes, dtypes and shardings of the step's state and teacher variables, to compile it for."""
+        """Returns shapes, dtypes and shardings of the step's state and teacher variables, for compilation."""
         teacher = None if self.teacher is None else placed(self.teacher.variable_shapes(), mesh)
         return placed(self.state_shapes(), mesh), teacher
 
@@ -111,7 +111,7 @@ def build(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None)
     Args:
       run: The config.
       images: What the networks need to know about the data.
-      made: Description in the teacher's checkpoint. Fields that the config does not set are as the teacher was trained.
+      made: Description in the teacher's checkpoint. It sets the fields that the config does not.
 
     Raises:
       UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
@@ -144,19 +144,19 @@ def build(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None)
 
 
 def check_blocks(run: RunConfig) -> None:
-    """Checks the networks, losses and optimizer of a config as far as that is possible without the data.
+    """Checks the networks, losses and optimizer of a config as far as possible without the data.
 
     Raises:
       UserError: as `build`.
     """
-    for whose, block in (("student", run.student), ("teacher", run.teacher)):
-        if whose == "student" or block.get("name"):
-            some = Images(num_classes=10, size=224, channels=block.get("image_channels", 3), count=0)
-            network(block, some, run.dtype, f"config.{whose}")
+    for role, block in (("student", run.student), ("teacher", run.teacher)):
+        if role == "student" or block.get("name"):
+            images = Images(num_classes=10, size=224, channels=block.get("image_channels", 3), count=0)
+            network(block, images, run.dtype, f"config.{role}")
     for name, block in run.losses.items():
         _loss(name, block, count=2**31)
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer", {"decays": models.Network.decays})
-    optimizers.create(**block | {"learning_rate": 1.0})  # a schedule needs the number of steps, and so the data
+    optimizers.create(**block | {"learning_rate": 1.0})  # schedules need the number of steps, hence the data
 
 
 def count_steps(run: RunConfig, count: int) -> int:
@@ -182,7 +182,8 @@ def network(block: Block, images: Images, dtype: str, where: str = "config.stude
     """Returns the network that a config block describes.
 
     Raises:
-      UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds or not the data's.
+      UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds or conflicts with the
+        data.
     """
     if "name" not in block:
         raise UserError(f"{where}: missing name, for example 'resnet18'")

@@ -1,4 +1,4 @@
-"""Evaluation over every example of a split, exactly once each, of a student alone and beside its teacher."""
+"""Evaluation of a student, alone or next to its teacher, on every example of a split exactly once."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,16 +18,15 @@ from lfcc_jax.training.sharding import batch_sharding, replicated, to_global
 from lfcc_jax.training.step import Batch, Metrics
 
 CALIBRATION_BINS = 15
-# CKA is an average over groups of this many images, of the first so many images.
+# Number of images per group, over which CKA is averaged, and number of images that it uses in all.
 _CKA_GROUP, _CKA_IMAGES = 64, 1024
 
 
 class Evaluator:
     """Evaluates a student, and compares it to its teacher.
 
-    The teacher's predictions are computed at the first evaluation and kept on the devices, split like the batches:
-    4 bytes for each image and class. Only CKA, which compares feature maps, runs the teacher again, on the first 1,024
-    images.
+    The teacher's predictions are computed in the first evaluation and kept on the devices, split like the batches: 4
+    bytes per image and class. Only CKA, which compares feature maps, runs the teacher again, on the first 1,024 images.
 
     =================== ============================================================================================
     `accuracy`          fraction of the examples whose class has the largest logit
@@ -41,12 +40,12 @@ class Evaluator:
     =================== ============================================================================================
 
     Args:
-      student: the network that is evaluated.
-      teacher: the network that it is compared with, or None.
-      teacher_variables: the teacher's variables, or None.
-      read_batches: returns an iterable over this process's part of each padded global batch: `image`, `label`, `mask`.
-      mesh: devices to evaluate on.
-      prepare: makes float images in [0, 1] of uint8 ones.
+      student: Network to evaluate.
+      teacher: Network to compare it with, or None.
+      teacher_variables: The teacher's variables, or None.
+      read_batches: Returns an iterable over this process's part of each padded global batch: `image`, `label`, `mask`.
+      mesh: Devices to evaluate on.
+      prepare: Converts uint8 images to floats in [0, 1].
     """
 
     def __init__(
@@ -63,29 +62,29 @@ class Evaluator:
         placement = (replicated(mesh), batch_sharding(mesh))
         self._compare = compare and jax.jit(compare, out_shardings=placement)
         self._evaluate = jax.jit(make_eval_step(student, prepare), out_shardings=replicated(mesh))
-        self._predictions: list[jax.Array] = []  # of the teacher, one array a batch
+        self._predictions: list[jax.Array] = []  # the teacher's logits, one array per batch
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns metrics over all examples for a student's variables."""
         totals: dict[str, np.ndarray] = {}
-        ahead: list[Metrics] = []
-        seen = 0
+        pending: list[Metrics] = []
+        num_images = 0
         for i, batch in enumerate(self._read_batches()):
             batch = to_global(batch, self._mesh)
             if self._compare is None:
                 sums = self._evaluate(variables, batch)
             else:
-                if seen < _CKA_IMAGES or i == len(self._predictions):
+                if num_images < _CKA_IMAGES or i == len(self._predictions):
                     sums, logits = self._compare(variables, self._teacher_variables, batch)
                     if i == len(self._predictions):
                         self._predictions.append(logits)
-                if seen >= _CKA_IMAGES:  # at the first evaluation too: a resumed run gets the same numbers, bit for bit
+                if num_images >= _CKA_IMAGES:  # in the first evaluation too, so resumed runs get identical numbers
                     sums = self._evaluate(variables, batch | {"teacher_logits": self._predictions[i]})
-            seen += batch["label"].shape[0]
-            ahead.append(sums)
-            if len(ahead) > 2:  # waiting for an earlier batch keeps the whole split from piling up on the devices
-                _add(totals, ahead.pop(0))
-        for sums in ahead:
+            num_images += batch["label"].shape[0]
+            pending.append(sums)
+            if len(pending) > 2:  # bounds the number of batches on the devices
+                _add(totals, pending.pop(0))
+        for sums in pending:
             _add(totals, sums)
         count = totals.pop("count")
         return {name: _metric(name, total, count) for name, total in sorted(totals.items())}
@@ -96,12 +95,12 @@ def make_eval_step(
 ) -> Callable[[Any, Batch], Metrics]:
     """Returns `step(variables, batch) -> sums` over the examples whose `mask` is True.
 
-    Sums, with `count` among them, add up over batches of different fill; `Evaluator` makes metrics of them. Those of
-    `calibration_error` are `[CALIBRATION_BINS]`. With `teacher_logits` in the batch, the student is compared to them.
+    The sums, which include `count`, add up over batches; `Evaluator` turns them into metrics. `calibration_error` is
+    `[CALIBRATION_BINS]`. If the batch has `teacher_logits`, the student is compared to them.
 
     Args:
-      student: the network that is evaluated.
-      prepare: makes float images in [0, 1] of uint8 ones.
+      student: Network to evaluate.
+      prepare: Converts uint8 images to floats in [0, 1].
     """
 
     def step(variables: Any, batch: Batch) -> Metrics:
@@ -116,47 +115,47 @@ def make_comparison_step(
 ) -> Callable[[Any, Any, Batch], tuple[Metrics, jax.Array]]:
     """Returns `step(variables, teacher_variables, batch) -> (sums, teacher_logits)`.
 
-    The sums are those of `make_eval_step` with the teacher's logits, and those of each `cka/...`, `[3]`.
+    The sums are those of `make_eval_step` with the teacher's logits, and `[3]` for each `cka/...`.
 
     Args:
-      student: the network that is evaluated.
-      teacher: the network that it is compared with.
-      mesh: devices that the batch is split over.
-      prepare: makes float images in [0, 1] of uint8 ones.
+      student: Network to evaluate.
+      teacher: Network to compare it with.
+      mesh: Devices that the batch is split over.
+      prepare: Converts uint8 images to floats in [0, 1].
     """
 
     def step(variables: Any, teacher_variables: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
         images = prepare(batch["image"])
         logits, features = student.apply(variables, images, train=False)
-        taught = teach(teacher, teacher_variables, images)
-        sums = _sums(logits, taught.logits, batch)
+        target = teach(teacher, teacher_variables, images)
+        sums = _sums(logits, target.logits, batch)
         if images.shape[0] >= 4:
-            maps = sorted(name for name in features.keys() & taught.features.keys() if features[name].ndim == 4)
+            maps = sorted(name for name in features.keys() & target.features.keys() if features[name].ndim == 4)
             for name in maps:
-                sums[f"cka/{name}"] = _grouped_hsic(features[name], taught.features[name], batch["mask"], mesh)
-        return sums, taught.logits
+                sums[f"cka/{name}"] = _grouped_hsic(features[name], target.features[name], batch["mask"], mesh)
+        return sums, target.logits
 
     return step
 
 
 def _sums(logits: jax.Array, teacher_logits: jax.Array | None, batch: Batch) -> Metrics:
     labels, mask = batch["label"], batch["mask"]
-    guess = logits.argmax(-1)
-    # The label's rank among the logits; a sort would gather the batch.
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    before = (logits == own) & (jnp.arange(logits.shape[-1])[None] < labels[:, None])
-    rank = jnp.sum(~(logits <= own) | before, axis=-1)
+    prediction = logits.argmax(-1)
+    # Rank of the label's logit; a sort would gather the batch.
+    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    before = (logits == label_logit) & (jnp.arange(logits.shape[-1])[None] < labels[:, None])
+    rank = jnp.sum(~(logits <= label_logit) | before, axis=-1)
     values = {
         "count": jnp.ones_like(labels),
-        "accuracy": guess == labels,
+        "accuracy": prediction == labels,
         "top5": rank < 5,
         "loss": cross_entropy(logits, labels),
     }
     if teacher_logits is not None:
-        teacher_guess = teacher_logits.argmax(-1)
+        teacher_prediction = teacher_logits.argmax(-1)
         values |= {
-            "teacher_accuracy": teacher_guess == labels,
-            "agreement": guess == teacher_guess,
+            "teacher_accuracy": teacher_prediction == labels,
+            "agreement": prediction == teacher_prediction,
             "kl": kd(logits, teacher_logits),
         }
     sums = {name: jnp.sum(v, dtype=jnp.float32, where=mask) for name, v in values.items()}
@@ -174,8 +173,8 @@ def _overconfidence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> ja
 def _grouped_hsic(x: jax.Array, y: jax.Array, mask: jax.Array, mesh: Mesh) -> jax.Array:
     """Returns the sum of `hsic_terms` over groups of examples.
 
-    The terms are unbiased for groups of any size. A group never spans devices, so no map is sent anywhere; only if a
-    device holds fewer than 8 examples, the first 64 of the batch are one group instead.
+    The terms are unbiased for groups of any size. A group never spans devices, so no feature maps are communicated;
+    only if each device has fewer than 8 examples, the first 64 of the batch are one group instead.
     """
     local = x.shape[0] // mesh.size
     if local < 8:

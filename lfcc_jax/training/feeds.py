@@ -1,4 +1,4 @@
-"""Feeds: how training batches reach the devices, streamed from the host or picked from images in device memory."""
+"""Feeds: bring training batches to the devices, streamed from the host or gathered from images in device memory."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,35 +16,35 @@ Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
 
 
 class Feed(Protocol):
-    """Hands out data for training steps, in the order of the run's seed."""
+    """Returns data for training steps, in the order set by the run's seed."""
 
-    state: Any  # of the data iterator just after what was last handed out, as JSON
+    state: Any  # state of the data iterator after the last `take`, as JSON
 
     def restore(self, state: Any) -> None:
-        """Continues from the state of a checkpoint."""
+        """Resumes from the state in a checkpoint."""
 
     def program(self, step: Step) -> Step:
-        """Returns the step, or a loop over it, that takes what `take` returns in place of a batch."""
+        """Returns the step, or a loop over it, that accepts the result of `take` as its batch."""
 
     def shapes(self) -> Any:
-        """Returns shapes, dtypes and shardings of what `take` returns, to compile for."""
+        """Returns shapes, dtypes and shardings of the result of `take`, for compilation."""
 
     def take(self, most: int) -> tuple[Any, int]:
-        """Returns data for up to `most` steps, and the number of steps that it is for."""
+        """Returns data for up to `most` steps, and the number of steps."""
 
     def close(self) -> None:
-        """Ends threads and processes that read ahead."""
+        """Stops threads and processes that read ahead."""
 
 
 def create(inputs: Inputs, mesh: Mesh, batch_size: int, seed: int, capacity: int) -> Feed:
-    """Returns the feed that the inputs ask for.
+    """Returns the feed for some inputs.
 
     Args:
       inputs: The images.
       mesh: Devices that batches are split over.
       batch_size: Global batch size.
       seed: Seed of the order, and of crops on the host.
-      capacity: The largest number of steps that is ever asked for in one `take`.
+      capacity: Maximum number of steps in one `take`.
     """
     if inputs.resident:
         return ResidentFeed(inputs, mesh, batch_size, seed, capacity)
@@ -57,7 +57,7 @@ def batch_shapes(mesh: Mesh, batch_size: int, image_shape: tuple[int, ...]) -> d
     Args:
       mesh: Devices, which need not exist.
       batch_size: Global batch size.
-      image_shape: `(height, width, channels)` of the images as they come from the host.
+      image_shape: `(height, width, channels)` of the images on the host.
     """
     split = batch_sharding(mesh)
     index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split)
@@ -66,7 +66,7 @@ def batch_shapes(mesh: Mesh, batch_size: int, image_shape: tuple[int, ...]) -> d
 
 
 class StreamFeed:
-    """Streams batches from the host, transferring one ahead of the one in use; see `Feed`."""
+    """Streams batches from the host, with one batch of prefetch; see `Feed`."""
 
     def __init__(self, inputs: Inputs, mesh: Mesh, batch_size: int, seed: int):
         self._batches = inputs.train_batches(batch_size, seed)
@@ -75,7 +75,7 @@ class StreamFeed:
         self.state = self._batches.get_state()
 
     def restore(self, state: Any) -> None:
-        """Continues from the state of a checkpoint."""
+        """Resumes from the state in a checkpoint."""
         self._batches.set_state(state)
         self._ahead, self.state = None, state
 
@@ -95,7 +95,7 @@ class StreamFeed:
         return batch, 1
 
     def close(self) -> None:
-        """Ends threads and processes that read ahead."""
+        """Stops threads and processes that read ahead."""
         self._batches.close()
 
     def _fetch(self) -> tuple[dict[str, jax.Array], Any]:
@@ -105,7 +105,7 @@ class StreamFeed:
 class ResidentFeed:
     """All examples in the memory of every device, and the indices of the next batches; see `Feed`.
 
-    Many steps are one program (`make_train_loop`), and nothing is asked of the host in between.
+    Many steps run as one program without returning to the host; see `make_train_loop`.
     """
 
     def __init__(self, inputs: Inputs, mesh: Mesh, batch_size: int, seed: int, capacity: int):
@@ -116,11 +116,11 @@ class ResidentFeed:
 
     @property
     def state(self) -> Any:
-        """State of the iterator, as a checkpoint must hold it."""
+        """State of the iterator, for a checkpoint."""
         return self._indices.get_state()
 
     def restore(self, state: Any) -> None:
-        """Continues from the state of a checkpoint."""
+        """Resumes from the state in a checkpoint."""
         self._indices.set_state(state)
 
     def program(self, step: Step) -> Step:
@@ -128,14 +128,14 @@ class ResidentFeed:
         return make_train_loop(step)
 
     def shapes(self) -> dict[str, Any]:
-        """Returns shapes, dtypes and shardings of what the loop is fed with."""
+        """Returns shapes, dtypes and shardings of the loop's input."""
         order = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._sharding)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self._mesh))
         examples = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in self._examples.items()}
         return {"examples": examples, "order": order, "count": count}
 
     def take(self, most: int) -> tuple[dict[str, Any], int]:
-        """Returns what the loop needs for the next `most` steps."""
+        """Returns the loop's input for the next `most` steps."""
         rows = [next(self._indices) for _ in range(most)]
         rows += [np.zeros_like(rows[0])] * (self._shape[0] - most)
         order = jax.make_array_from_process_local_data(self._sharding, np.stack(rows), self._shape)
@@ -143,7 +143,7 @@ class ResidentFeed:
         return {"examples": self._examples, "order": order, "count": count}, most
 
     def close(self) -> None:
-        """Ends threads that read ahead."""
+        """Stops threads that read ahead."""
         self._indices.close()
 
 

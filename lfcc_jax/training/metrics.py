@@ -8,12 +8,12 @@ import numpy as np
 
 
 class StepMetrics:
-    """Collects the metrics of each step, and averages them when a row is due.
+    """Collects the metrics of each step, and averages them for the next row.
 
     Steps are dispatched ahead of the devices, so metrics stay there until `fetch`.
 
     Args:
-      values: Values of each metric, in the order of steps, as `state` returned them before the run was stopped.
+      values: Values of each metric, in the order of steps: the `state` from the checkpoint of a resumed run.
     """
 
     def __init__(self, values: Mapping[str, Sequence[float]] = MappingProxyType({})):
@@ -42,7 +42,7 @@ class StepMetrics:
         return new
 
     def take_means(self) -> dict[str, float]:
-        """Returns the mean of each fetched metric over the steps, and begins anew."""
+        """Returns the mean of each fetched metric over the steps, and resets them."""
         means = {name: float(np.mean(values)) for name, values in self._values.items()}
         self._values = {}
         return means

@@ -11,10 +11,10 @@ from lfcc_jax.errors import unknown
 from lfcc_jax.models import Network
 from lfcc_jax.training.schedules import Schedule
 
-# Whether a parameter has weight decay, given the last part of its path and its value; see `Network.decays`.
+# Returns whether a parameter has weight decay, given the last part of its path and its value; see `Network.decays`.
 DecayRule = Callable[[str, Any], bool]
 
-# Parameters of learned filters. They are logits: decay would turn every filter into the global mean.
+# Parameters of learned filters. They are logits: decay would pull every filter toward the global mean.
 _FILTERS = ("rows", "columns")
 
 
@@ -32,7 +32,7 @@ def create(
       learning_rate: A function of the step.
       clip_norm: Maximum global norm of the gradient; 0 turns clipping off.
       decays: Rule of weight decay: the student's `Network.decays`.
-      **settings: Keyword arguments of the function of that name below.
+      **settings: Keyword arguments of `sgd` or `adamw`.
 
     Raises:
       UserError: if the optimizer or a setting is unknown (with the nearest one), or a value is out of bounds.
@@ -82,11 +82,11 @@ def decay_mask(params: Any, decays: DecayRule = Network.decays) -> Any:
         kernels, biases and scales, on which all networks agree.
     """
 
-    def decides(path: tuple, leaf: jax.Array) -> bool:
+    def has_decay(path: tuple, leaf: jax.Array) -> bool:
         name = getattr(path[-1], "key", "")
         return name not in _FILTERS and decays(name, leaf)
 
-    return jax.tree_util.tree_map_with_path(decides, params)
+    return jax.tree_util.tree_map_with_path(has_decay, params)
 
 
 OPTIMIZERS = {"adamw": adamw, "sgd": sgd}

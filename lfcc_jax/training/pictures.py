@@ -1,4 +1,4 @@
-"""Pictures of a run: its learning curves, and what frequencies the features of student and teacher contain."""
+"""Figures of a run: learning curves, and spectra of the feature maps of student and teacher."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from etils import epath
 
 from lfcc_jax import storage
 
-# The Okabe-Ito palette, which is safe for color-blind readers.
+# The Okabe-Ito colorblind-safe palette.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -19,12 +19,12 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
     """Draws losses and accuracies over the epochs.
 
     Args:
-      path: of the PNG.
-      rows: lines of `metrics.jsonl`: keys `train/...` and `test/...`, with `epoch`.
+      path: Path of the PNG.
+      rows: Rows of `metrics.jsonl`, with `epoch` and keys `train/...` and `test/...`.
     """
     figure, (left, right) = axes(1, 2, (10, 4.4))
     terms = sorted({key for row in rows for key in row if key.startswith("train/")} - set(_NOT_LOSSES))
-    if len(terms) == 2:  # one method, and the sum of it
+    if len(terms) == 2:  # one method, whose loss is the sum
         terms.remove("train/loss")
     for i, key in enumerate(terms):
         style = {"color": "black", "linewidth": 2} if key == "train/loss" else {"color": COLORS[i % len(COLORS)]}
@@ -42,9 +42,9 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
 
     right.plot(*series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, train")
     right.plot(*series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
-    taught = series(rows, "test/teacher_accuracy")[1]
-    if len(taught):
-        right.axhline(taught[-1], color=COLORS[1], linestyle="--", label="teacher, test")
+    teacher_accuracy = series(rows, "test/teacher_accuracy")[1]
+    if len(teacher_accuracy):
+        right.axhline(teacher_accuracy[-1], color=COLORS[1], linestyle="--", label="teacher, test")
         right.plot(*series(rows, "test/agreement"), color=COLORS[2], marker=".", label="agreement of both")
     right.set(title="Accuracy", xlabel="epoch", ylabel="fraction of images")
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
@@ -52,11 +52,11 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> None:
-    """Draws the radial power spectra of feature maps, a panel a stage.
+    """Draws the radial power spectra of feature maps, one panel per stage.
 
     Args:
-      path: of the PNG.
-      networks: for each network, by a name for the legend, each stage's `cycles_per_image` and `power`.
+      path: Path of the PNG.
+      networks: `cycles_per_image` and `power` of each stage, by the network's name in the legend and the stage.
     """
     stages = sorted({stage for features in networks.values() for stage in features})
     figure, panels = axes(1, len(stages), (3.2 * len(stages), 3.8), sharey=True)
@@ -80,14 +80,14 @@ _NOT_LOSSES = ("train/accuracy", "train/grad_norm", "train/learning_rate", "trai
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the epochs and values of one key of `metrics.jsonl`, where both are present."""
+    """Returns the epochs and values of one key of `metrics.jsonl`, for rows that have both."""
     points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and "epoch" in row]
     return tuple(np.asarray(points, float).reshape(-1, 2).T)
 
 
 def axes(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[matplotlib.figure.Figure, Any]:
     """Returns an empty figure of `size` inches and its axes, in this project's style."""
-    # A Figure of its own needs no display, and leaves the user's matplotlib backend as it is.
+    # Without pyplot, no display is needed and the user's backend is unchanged.
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, **kwargs)
     for axis in np.ravel(panels):

@@ -1,4 +1,4 @@
-"""Stopping a run on request (SIGTERM, Ctrl-C): all of its processes after the same step, so that it can be saved."""
+"""Stopping a run on SIGTERM or Ctrl-C: all processes stop after the same step and save a checkpoint."""
 
 import contextlib
 import itertools
@@ -12,45 +12,45 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-# JAX's service that agrees on a step counts through the life of the process, so a second run must not begin anew.
-_asked = itertools.count(1)
+# JAX's preemption service never resets its counter, so a second run in this process must continue the count.
+_sync_count = itertools.count(1)
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: the same command resumes the run
-    """The run was told to stop, and has saved itself. The same command resumes it."""
+    """The run was stopped and saved a checkpoint. The same command resumes it."""
 
 
 class StopRequest:
-    """Whether any process of the run was told to stop.
+    """Whether any process of the run received a signal to stop.
 
     With several processes, SIGTERM goes to JAX's preemption service, which picks the next count that no process has
-    reached yet. So processes that are some steps apart stop after the same one, without waiting for each other.
+    reached. So processes that are some steps apart stop after the same one, without waiting for each other.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def is_set(self) -> bool:
-        """Returns the same answer in every process. Each must ask once after each call of the training step."""
+        """Returns the same in every process. Each must call this once after each call of the training step."""
         if jax.process_count() == 1:
             return self.signal is not None
-        # A count of its own rather than the step: a call may make many steps, and the chosen one would be skipped.
-        return multihost_utils.reached_preemption_sync_point(next(_asked))
+        # Counts calls rather than steps: a call may run many steps and skip the chosen one.
+        return multihost_utils.reached_preemption_sync_point(next(_sync_count))
 
 
 @contextlib.contextmanager
 def watch_signals() -> Iterator[StopRequest]:
-    """Yields a request to stop that SIGTERM and SIGINT (Ctrl-C) set. A second signal gets the default handling.
+    """Yields a request to stop that SIGTERM and SIGINT (Ctrl-C) set. A second signal gets the previous handling.
 
-    A signal that comes too late to stop the run is sent again afterwards. Outside the main thread (a notebook's worker,
-    say), Python cannot listen, and a run of one process is never told to stop.
+    A signal that arrives too late to stop the run is raised again afterward. Outside the main thread, for example in a
+    notebook's worker, Python cannot handle signals, and a run of one process never stops early.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def listen(number: int, frame: Any) -> None:
+    def handle(number: int, frame: Any) -> None:
         del frame
         request.signal = number
         signal.signal(number, before[number])
@@ -58,10 +58,10 @@ def watch_signals() -> Iterator[StopRequest]:
         if jax.process_count() > 1:
             signal.raise_signal(signal.SIGTERM)
 
-    # With several processes SIGTERM is left to JAX, which listens for it since `jax.distributed.initialize`.
+    # With several processes, `jax.distributed.initialize` has installed JAX's handler of SIGTERM.
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
-    wakeup = signal.set_wakeup_fd(-1)  # that of `answer_interrupts`
-    before = {number: signal.signal(number, listen) for number in numbers}
+    wakeup = signal.set_wakeup_fd(-1)  # set by `answer_interrupts`
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request
     finally:
@@ -75,13 +75,13 @@ def watch_signals() -> Iterator[StopRequest]:
 def answer_interrupts(answer: Callable[[], None]) -> None:
     """Calls `answer` in a thread as soon as Ctrl-C is pressed, except within `watch_signals`.
 
-    Python would raise KeyboardInterrupt in the main thread, between two of its own instructions. A compilation is one,
-    for minutes; and if it comes within one of JAX's garbage collection callbacks, it is printed and dropped.
+    Python raises KeyboardInterrupt in the main thread between bytecode instructions, and a compilation is a single
+    instruction that may take minutes. Within one of JAX's garbage collection callbacks, it is printed and dropped.
 
     Args:
       answer: Ends the process.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as shells do in the background
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # shells make background programs ignore it
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

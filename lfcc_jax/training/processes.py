@@ -1,4 +1,4 @@
-"""The processes of a run on several hosts: they train the same thing, and when one fails all of them end."""
+"""The processes of a run on several hosts: they must agree on the run, and if one fails, all exit."""
 
 import atexit
 import contextlib
@@ -21,23 +21,23 @@ import jax
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import differences
 
-# Packages that decide which numbers a step computes and which examples it gets.
+# Packages that affect the numbers of a step or the order of examples.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain")
 _FAILED, _LEAVING = "lfcc_jax/failed", "lfcc_jax/leaving"
-# What JAX says if another process is gone.
-_GONE = ("Gloo", "Connection reset", "Connection closed", "Socket closed", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-_gathered = itertools.count()  # all processes gather in the same order
-_ending = threading.Lock()  # taken, for good, by the thread that ends this process
+# Parts of JAX's error messages when another process is gone.
+_LOST = ("Gloo", "Connection reset", "Connection closed", "Socket closed", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+_gathered = itertools.count()  # the same in all processes, which gather in the same order
+_ending = threading.Lock()  # held by the thread that ends this process, and never released
 
 
 def gather(value: Any) -> list[Any]:
     """Returns the `value` of every process, ordered by process index. All processes must call this together.
 
-    Through JAX's coordination service rather than its devices: nothing is compiled, and the processes of a CPU cluster
-    may come minutes apart, while its collectives give up after 30 seconds.
+    Uses JAX's coordination service, not its devices: nothing is compiled, and processes may arrive minutes apart, while
+    collectives on CPU time out after 30 seconds.
 
     Args:
-      value: Anything that JSON holds.
+      value: A JSON value.
     """
     text = json.dumps(value, default=str)
     service = _service()
@@ -51,18 +51,18 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Checks that all processes do the same thing; otherwise they would train on, each with its own idea of the run.
+    """Checks that all processes have the same config and inputs.
 
     Args:
-      facts: What must be the same everywhere: nested dicts of JSON values.
+      facts: Values that must be the same in all processes: nested dicts of JSON values.
 
     Raises:
-      UserError: in every process, if the facts of any process differ from those of process 0; names the keys.
+      UserError: in every process, with the keys, if any process differs from process 0.
     """
     first, *others = gather(facts)
     for process, other in enumerate(others, start=1):
-        if found := differences(first, other, ""):
-            values = "; ".join(f"{key} is {here} in process 0, {there} in {process}" for key, here, there in found)
+        if different := differences(first, other, ""):
+            values = "; ".join(f"{key} is {here} in process 0, {there} in {process}" for key, here, there in different)
             raise UserError(f"all processes must run the same thing, but {values}")
 
 
@@ -93,14 +93,14 @@ def software() -> dict[str, str]:
 
 
 def end(status: int, line: str) -> NoReturn:
-    """Prints a line to stderr and ends this process at once, and with it all processes that `watch_peers`.
+    """Prints a line to stderr and exits immediately, and with it all processes that called `watch_peers`.
 
-    Nothing is torn down: interrupting a compilation leaves XLA's threads running, and Python's finalization under them
-    crashes; and JAX's own shutdown would wait minutes for processes that are waiting for this one.
+    Skips the normal shutdown: an interrupted compilation leaves XLA's threads running, and Python's finalization then
+    crashes; and JAX's shutdown would wait minutes for processes that wait for this one.
 
     Args:
       status: Exit status.
-      line: What happened.
+      line: Line to print.
     """
     _ending.acquire()
     print(line, file=sys.stderr)
@@ -112,35 +112,35 @@ def end(status: int, line: str) -> NoReturn:
 
 
 def end_after(error: Exception) -> NoReturn:
-    """Ends this process, and its peers, after an exception that is not a `UserError`: with a traceback and one line.
+    """Ends this process and its peers after an exception that is not a `UserError`, with a traceback and one line.
 
-    If the exception only says that another process is gone, which a CPU's collectives notice at once, there is just the
-    line. On accelerators JAX notices after 100 seconds without a heartbeat, or at once if process 0 is gone, and aborts
-    this process with a page of C++ messages, which Python cannot intercept.
+    If the exception only means that another process is gone, which collectives on CPU detect immediately, there is no
+    traceback. On accelerators, JAX detects it after 100 seconds without a heartbeat (immediately for process 0), and
+    aborts this process with a page of C++ messages, which Python cannot intercept.
     """
     line = " ".join(str(error).split())[:300]
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(words in line for words in _GONE):
-        time.sleep(3.0)  # if the other one called `end`, the thread of `watch_peers` repeats its line and ends us
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(words in line for words in _LOST):
+        time.sleep(3.0)  # if the other process called `end`, `watch_peers` prints its line and ends this one first
         end(1, f"error: lost contact with another process: {line}")
     traceback.print_exception(error)
     end(1, f"error: {type(error).__name__}: {line}")
 
 
 def watch_peers() -> None:
-    """Starts a thread that ends this process, with one line, soon after another process has called `end`.
+    """Starts a thread that ends this process, with one line, after another process calls `end`.
 
-    Without it, this process would wait for the other one in a collective: for ever, or until JAX aborts it with a page
+    Without it, this process would wait for the other one in a collective: forever, or until JAX aborts it with a page
     of C++ messages.
     """
-    client, over = _service().client, threading.Event()
+    client, stop = _service().client, threading.Event()
     if client is None:
         return
 
     def watch() -> None:
-        while not over.wait(1.0):
+        while not stop.wait(1.0):
             try:
                 process, status, line = json.loads(client.key_value_try_get(_FAILED))
-            except jax.errors.JaxRuntimeError:  # NOT_FOUND, the usual answer
+            except jax.errors.JaxRuntimeError:  # NOT_FOUND: no process has failed
                 continue
             if _ending.acquire(blocking=False):
                 print(f"process {process} ended this run: {line}", file=sys.stderr)
@@ -149,8 +149,8 @@ def watch_peers() -> None:
 
     thread = threading.Thread(target=watch, name="watch_peers", daemon=True)
     thread.start()
-    # Last registered, first called: no request is under way when JAX closes its client.
-    atexit.register(lambda: (over.set(), thread.join()))
+    # Runs before JAX's exit handlers, which were registered earlier, so no request is pending when the client closes.
+    atexit.register(lambda: (stop.set(), thread.join()))
 
 
 def _leave(status: int) -> NoReturn:
@@ -161,14 +161,14 @@ def _leave(status: int) -> NoReturn:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             service.client.wait_at_barrier(_LEAVING, 10_000)
         if service.process_id == 0:
-            time.sleep(1.0)  # the coordination service lives here, and JAX aborts processes that lose it
+            time.sleep(1.0)  # this process hosts the coordination service, and JAX aborts processes that lose it
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(status)
 
 
 def _service() -> Any:
-    """Returns the state of JAX's coordination service. Its client is None in a run of one process."""
-    from jax._src import distributed  # it has no public name
+    """Returns the state of JAX's coordination service. `client` is None in a run of one process."""
+    from jax._src import distributed  # there is no public API
 
     return distributed.global_state

@@ -12,19 +12,19 @@ from etils import epath
 from lfcc_jax import storage
 
 
-def say(text: str) -> None:
-    """Prints a line at once, from the first process only."""
+def log(text: str) -> None:
+    """Prints a line without buffering, in process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
-# Metrics of a training step that are not single losses.
+# Metrics of a training step that are not the loss of a method.
 _NOT_LOSSES = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_second")
 _SECONDS_BETWEEN_LINES = 3.0
 
 
 class Progress:
-    """Makes progress lines. Images per second count training only; the time left counts everything.
+    """Formats progress lines. Images per second include training only; the time left includes everything.
 
     Args:
       total_steps: Number of steps of the run.
@@ -35,37 +35,37 @@ class Progress:
 
     def __init__(self, total_steps: int, steps_per_epoch: int, batch_size: int, step: int):
         self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
-        self._begin = self._from = step
-        self._began, self._last_line = time.monotonic(), -float("inf")
+        self._first = self._resumed = step
+        self._start_time, self._last_line = time.monotonic(), -float("inf")
         self._training_seconds = self._training_steps = 0.0
         self.resume(step)
 
     def pause(self, step: int) -> None:
-        """Ends a stretch of training at `step`; all work up to it must be done."""
-        self._training_seconds += time.monotonic() - self._since
-        self._training_steps += step - self._from
+        """Pauses the clock at `step`, which must be complete."""
+        self._training_seconds += time.monotonic() - self._resume_time
+        self._training_steps += step - self._resumed
 
     def resume(self, step: int) -> None:
-        """Begins a stretch of training at `step`."""
-        self._since, self._from = time.monotonic(), step
+        """Starts the clock at `step`."""
+        self._resume_time, self._resumed = time.monotonic(), step
 
     @property
     def images_per_second(self) -> float:
-        """Over all stretches of training up to now."""
+        """Images per second of training so far, without pauses."""
         return self._training_steps * self._batch / self._training_seconds if self._training_steps else 0.0
 
     def line(self, step: int, metrics: Mapping[str, float]) -> str | None:
-        """Returns the progress line for `step`; None if the last one was made moments ago.
+        """Returns the progress line for `step`; None if the last one is only seconds old.
 
         Args:
           step: Number of steps done.
-          metrics: `loss`, `accuracy`, and the single losses that `loss` is the weighted sum of.
+          metrics: `loss`, `accuracy`, and the losses of the methods, whose weighted sum is `loss`.
         """
         now = time.monotonic()
         if now - self._last_line < _SECONDS_BETWEEN_LINES and step < self._total:
             return None
         self._last_line = now
-        left = (now - self._began) / (step - self._begin) * (self._total - step)
+        left = (now - self._start_time) / (step - self._first) * (self._total - step)
         width = len(str(self._total))
         terms = [f"{name} {value:.3f}" for name, value in metrics.items() if name not in _NOT_LOSSES]
         return (
@@ -77,13 +77,13 @@ class Progress:
 
 
 class MetricsWriter:
-    """Appends metrics to `metrics.jsonl`, one object a line, and on a local disk to TensorBoard's files.
+    """Appends metrics to `metrics.jsonl`, one object per line, and on a local disk to TensorBoard files.
 
-    Those need TensorFlow. In a bucket it would use its own client, with other settings than everything else here.
+    TensorBoard files need TensorFlow, which would access a bucket with a separate client and other settings.
 
     Args:
-      workdir: of the run.
-      step: where the run goes on, or 0 if it begins. Lines that a lost part of it wrote are dropped.
+      workdir: Work directory of the run.
+      step: Step at which the run starts or resumes. Later rows, from before a crash, are dropped.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
@@ -97,12 +97,12 @@ class MetricsWriter:
             return
         try:
             from clu.metric_writers import SummaryWriter
-        except ImportError:  # no TensorFlow, or no tensorboard beside it
+        except ImportError:  # no TensorFlow or no tensorboard
             return
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of `step`, at once."""
+        """Writes and flushes the metrics of `step`."""
         if jax.process_index() == 0:
             storage.append_line(self._path, storage.to_json({"step": step, **metrics}))
         if self._tensorboard is not None:
@@ -117,7 +117,7 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Returns the rows of `metrics.jsonl`. Damaged lines are skipped, which is reported unless the last was cut off."""
+    """Returns the rows of `metrics.jsonl`. Skips damaged lines, with a log line unless it is a truncated last line."""
     path = workdir / "metrics.jsonl"
     if not storage.exists(path):
         return []
@@ -133,12 +133,12 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
         elif number <= text.count("\n"):
             damaged.append(number)
     if damaged:
-        say(f"{path}: skipped damaged lines {', '.join(map(str, damaged))}")
+        log(f"{path}: skipped damaged lines {', '.join(map(str, damaged))}")
     return rows
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a Markdown table with aligned columns; the first is flush left, the others right."""
+    """Returns a Markdown table with aligned columns; the first is left-aligned, the others right-aligned."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 

@@ -11,7 +11,7 @@ from lfcc_jax.arguments import AtMost, Fraction, NonNegative, Positive, check_va
 from lfcc_jax.errors import UserError, unknown
 
 Schedule = Callable[[Any], Any]
-# Steps are int32 in a compiled program.
+# Steps are int32 in compiled programs.
 _LAST_STEP = 2**31 - 1
 Value = Annotated[float, NonNegative]
 Spec = Value | Mapping[str, Any]
@@ -21,15 +21,15 @@ Epochs = Annotated[float, NonNegative, AtMost(10**6)]
 def create(spec: Spec, *, steps_per_epoch: int, total_steps: int, where: str) -> Schedule:
     """Returns the schedule that a config value describes: a function of the step.
 
-    Durations in epochs are rounded to whole steps, and steps are counted in integers. So a value changes at the same
-    step whether the schedule is compiled or not, which floating-point division does not guarantee.
+    Durations in epochs are rounded to whole steps, and compared with the step as integers. So a value changes at the
+    same step whether the schedule is compiled or not, which floating-point division does not guarantee.
 
     Args:
       spec: A number, for a constant; or a block with a `name` (`constant`, `linear`, `cosine`, `step`) and the keyword
-        arguments of the function of that name below. Durations are in epochs.
+        arguments of that function below. Durations are in epochs.
       steps_per_epoch: Number of steps in an epoch.
       total_steps: Length of the run.
-      where: What to call the value in error messages.
+      where: Config key of the value, for error messages.
 
     Raises:
       UserError: if the schedule or a key is unknown (with the nearest one), a value is out of bounds, or the warm-up is
@@ -64,7 +64,7 @@ def constant(value: Value, *, steps_per_epoch: int, total_steps: int) -> Schedul
 
 
 def linear(start: Value, end: Value, epochs: Epochs, *, steps_per_epoch: int, total_steps: int) -> Schedule:
-    """Goes from `start` to `end` in `epochs` epochs and stays there."""
+    """Changes linearly from `start` to `end` over `epochs` epochs, then stays at `end`."""
     del total_steps
     return _ramp(start, end, max(1, _steps(epochs, steps_per_epoch)), lambda _: end)
 
@@ -79,10 +79,10 @@ def cosine(
     steps_per_epoch: int,
     total_steps: int,
 ) -> Schedule:
-    """Falls from `peak` to `final` along half a cosine over the whole run (Loshchilov and Hutter, SGDR, 2017).
+    """Decays from `peak` to `final` along half a cosine over the whole run (Loshchilov and Hutter, SGDR, 2017).
 
-    The warm-up is a straight line from `warmup_start` to `peak` that replaces the beginning of the cosine: the cosine
-    runs from step 0, as in timm. With `by_epoch` the value only changes at the beginning of an epoch, also as in timm.
+    The linear warm-up from `warmup_start` to `peak` replaces the beginning of the cosine, which starts at step 0, as in
+    timm. With `by_epoch` the value only changes at the beginning of an epoch, also as in timm.
     """
 
     def schedule(step: Any) -> Any:
@@ -103,7 +103,7 @@ def step(
     steps_per_epoch: int,
     total_steps: int,
 ) -> Schedule:
-    """Starts at `peak`, times `factor` after every `every_epochs` epochs; warm-up and `by_epoch` as in `cosine`."""
+    """Multiplies `peak` by `factor` every `every_epochs` epochs; warm-up and `by_epoch` as in `cosine`."""
     del total_steps
     every = min(max(1, _steps(every_epochs, steps_per_epoch)), _LAST_STEP)
 
@@ -126,7 +126,7 @@ def _by_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
 
 
 def _ramp(start: float, end: float, steps: int, then: Schedule) -> Schedule:
-    """Goes from `start` to `end` in a straight line, and after `steps` steps follows another schedule."""
+    """Changes linearly from `start` to `end` over `steps` steps, then follows another schedule."""
     if not steps:
         return then
     last = min(steps, _LAST_STEP)

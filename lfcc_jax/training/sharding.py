@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh with axes `data` and `fsdp`, and the placement of batches and weights on it."""
+"""Sharding: a mesh with axes `data` and `fsdp`, and the placement of batches and weights on it."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -15,36 +15,38 @@ def create_mesh(data: Annotated[int, AtLeast(-1)] = -1, fsdp: Annotated[int, AtL
     """Returns a mesh of `data` x `fsdp` devices, with automatic sharding propagation.
 
     Args:
-      data: devices along the axis that splits the batch only; -1 takes all that `fsdp` leaves.
-      fsdp: devices along the axis that splits large weights and the optimizer's state too.
+      data: Number of devices along the axis that splits only the batch; -1 uses all that `fsdp` leaves.
+      fsdp: Number of devices along the axis that also splits large weights and the optimizer's state.
 
     Raises:
-      UserError: if there are too few devices, or none of the platform that JAX_PLATFORMS names.
+      UserError: if there are too few devices, or none for the platforms in JAX_PLATFORMS.
     """
     try:
         devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where jaxlib has no support for the platform
+    except (RuntimeError, AssertionError) as error:  # AssertionError if jaxlib does not support the platform
         platforms = jax.config.jax_platforms
         raise UserError(f"JAX_PLATFORMS={platforms}: no such device. {error}") from error
     if fsdp < 1 or (data < 1 and data != -1) or (data == -1 and len(devices) % fsdp):
-        raise UserError(f"config.mesh: data={data}, fsdp={fsdp} cannot be laid over {len(devices)} devices")
+        raise UserError(f"config.mesh: data={data}, fsdp={fsdp} does not divide {len(devices)} devices")
     data = len(devices) // fsdp if data == -1 else data
     if data * fsdp > len(devices) or (jax.process_count() > 1 and data * fsdp != len(devices)):
-        raise UserError(f"config.mesh: data={data} x fsdp={fsdp} needs {data * fsdp} devices; here are {len(devices)}")
+        raise UserError(f"config.mesh: data={data} x fsdp={fsdp} needs {data * fsdp} devices, got {len(devices)}")
     axis_types = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types, devices=devices[: data * fsdp])
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, where: str) -> None:
-    """Raises `UserError` unless the global batch divides over the mesh."""
+    """Raises `UserError` unless the global batch size is a multiple of the number of devices."""
     if batch_size < 1 or batch_size % mesh.size:
         less = batch_size // mesh.size * mesh.size
         fits = f"{less} or {less + mesh.size}" if less else f"{mesh.size}"
-        raise UserError(f"{where}: a batch of {batch_size} does not divide over {mesh.size} devices; {fits} does")
+        raise UserError(
+            f"{where} must be a multiple of the number of devices, {mesh.size}, got {batch_size}; use {fits}"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the placement of a whole copy on every device."""
+    """Returns the placement of a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -54,12 +56,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def weight_shardings(shapes: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
-    """Returns a placement for every array of a tree of weights, or of optimizer state: a rule of shapes alone.
+    """Returns a placement for every array of a tree of weights or optimizer state, from its shape alone.
 
     Args:
-      shapes: a tree of arrays or of their shapes.
-      mesh: the mesh. With one device along `fsdp` everything is replicated.
-      min_size: arrays of fewer numbers than this are replicated, since gathering them costs more than they take.
+      shapes: A tree of arrays or shapes.
+      mesh: The mesh. With one device along `fsdp`, everything is replicated.
+      min_size: Arrays with fewer elements are replicated, since gathering them costs more than the memory is worth.
 
     Returns:
       A tree of shardings: the longest dimension that the `fsdp` axis divides is split, if the array is large.
@@ -77,12 +79,12 @@ def weight_shardings(shapes: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's share of a batch on its devices, as one global array for each entry."""
+    """Places this process's part of a batch on its devices, as one global array per entry."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
 def placed(shapes: Any, mesh: Mesh) -> Any:
-    """Returns a tree of shapes with the placement of `weight_shardings`, to compile for or to restore into."""
+    """Returns a tree of shapes with the placement of `weight_shardings`, for compilation or for restoring."""
     placement = weight_shardings(shapes, mesh)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)

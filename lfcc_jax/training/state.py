@@ -1,4 +1,4 @@
-"""What training changes and a checkpoint holds: student, heads and optimizer. Never the teacher."""
+"""The state that training updates and checkpoints contain: student, heads and optimizer, but not the teacher."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +17,9 @@ class TrainState:
     """The state of a run.
 
     Attributes:
-      step: Number of updates made.
-      params: What the optimizer updates: `student`, and `heads` by the name of the method.
-      collections: All other variables, likewise: the student's `batch_stats`, and the memories of methods.
+      step: Number of updates so far.
+      params: Parameters that the optimizer updates: `student`, and `heads` by method.
+      collections: All other variables, with the same keys: the student's `batch_stats`, and the memories of methods.
       opt_state: State of the optimizer over `params`.
       ema: Exponential moving average of the student's variables, or None.
       rng: Key of the run. Step `n` uses `fold_in(rng, n)`, so a resumed run draws the same numbers.
@@ -43,9 +43,9 @@ class TrainState:
         return self.student if self.ema is None else self.ema
 
     def with_student(self, variables: Mapping[str, Any]) -> "TrainState":
-        """Returns this state with another network as the student, to be fine-tuned."""
+        """Returns this state with other variables for the student, for fine-tuning."""
         params, collections = _split(variables)
-        # A copy, because the step may overwrite either.
+        # A copy, because the step donates both.
         ema = None if self.ema is None else jax.tree.map(jnp.copy, dict(variables))
         return self.replace(
             params=self.params | {"student": params}, collections=self.collections | {"student": collections}, ema=ema
@@ -60,13 +60,13 @@ def init_state(
     optimizer: optax.GradientTransformation,
     use_ema: bool,
 ) -> TrainState:
-    """Returns the state at step 0. Pure, so it can be jitted into any sharding, or only have its shape taken."""
+    """Returns the state at step 0. Pure, so it can be jitted with any sharding or passed to `jax.eval_shape`."""
     student_key, heads_key, run_key = jax.random.split(key, 3)
     images = jnp.zeros(student.image_shape(), jnp.float32)
     variables = student.init(student_key, images)
 
     batch = {"image": images, "label": jnp.zeros((1,), jnp.int32), "index": jnp.zeros((1,), jnp.int32)}
-    # Heads need only the sizes of what the networks return.
+    # Heads only depend on the shapes of the networks' outputs.
     student_output = _zeros(jax.eval_shape(lambda: student.apply(variables, images)))
     teacher_output = None if teacher is None else _zeros(_teacher_shapes(teacher))
     keys = jax.random.split(heads_key, max(len(methods), 1))

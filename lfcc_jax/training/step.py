@@ -1,4 +1,4 @@
-"""One training step, as a pure function to be jitted."""
+"""The training step, as a pure function to be jitted."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from lfcc_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# Turns a batch as it comes from the host, and a key, into what networks and losses see.
+# Maps a key and a batch from the host to the batch that networks and losses get.
 Augment = Callable[[jax.Array, Batch], dict[str, jax.Array]]
 
 
@@ -30,22 +30,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """Returns `step(state, teacher_variables, batch) -> (state, metrics)`.
 
-    The teacher's variables are an argument, so they are not compiled into the program; the teacher runs in evaluation
-    mode, and no gradient reaches it.
+    The teacher's variables are an argument, so they are not compiled into the program. The teacher runs in evaluation
+    mode, and gets no gradient.
 
     Args:
-      student: The network that is trained.
-      teacher: The network that is imitated, or None.
-      methods: The losses that add up, by name.
+      student: Network to train.
+      teacher: Network to distill, or None.
+      methods: Methods whose losses are summed, by name.
       weights: Weight of each method, as a function of the step.
       optimizer: Updates `state.params`.
       ema_decay: Decay of the moving average in `state.ema`, if that is not None.
-      augment: Turns uint8 images into floats in [0, 1], and labels into labels; `to_float` alone if None. Both networks
-        see what it returns.
+      augment: Returns the batch for both networks, with float images in [0, 1]; only `to_float` if None.
 
     Returns:
-      The step. Its metrics are float32 scalars: `loss`, the loss of each method unweighted (`at`, or `ofa/exits` if a
-      method has several parts), `accuracy`, `grad_norm`.
+      The step. Its metrics are float32 scalars: `loss`, the unweighted loss of each method (`at`, or `ofa/exits` for
+      methods with several parts), `accuracy`, `grad_norm`.
     """
 
     def step(state: TrainState, teacher_variables: Any, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -1,4 +1,4 @@
-"""What a finished run reports about itself: its summary, its student's description, and feature spectra."""
+"""Reports of a finished run: its summary, its student's description, and feature spectra."""
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from lfcc_jax.models import Network
 from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training.config import RunConfig
 from lfcc_jax.training.distillation import Distillation
-from lfcc_jax.training.report import say, table
+from lfcc_jax.training.report import log, table
 from lfcc_jax.training.sharding import replicated
 from lfcc_jax.training.state import TrainState
 
@@ -32,13 +32,13 @@ def summarize(
     """Returns the contents of `summary.json`.
 
     Args:
-      run: the run's config.
-      distillation: what the run trained.
-      dataset: name of the data set.
-      results: the evaluation after the last step.
-      rows: the rows of `metrics.jsonl`. Only the best accuracy and the speed depend on them.
-      sizes: number of parameters of `student` and `heads`.
-      mesh: devices that the run used.
+      run: The run's config.
+      distillation: Networks and losses of the run.
+      dataset: Name of the data set.
+      results: Evaluation after the last step.
+      rows: Rows of `metrics.jsonl`, for the best accuracy and the speed.
+      sizes: Number of parameters of `student` and `heads`.
+      mesh: Devices of the run.
     """
     tests = {
         row["step"]: row["test/accuracy"] for row in rows if row["step"] > 0 and row.get("test/accuracy") is not None
@@ -79,20 +79,20 @@ def sizes_of(shapes: TrainState) -> dict[str, int]:
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
-    """Returns the summary of a run that has ended, or None; a damaged one is as good as none."""
+    """Returns the summary of a finished run, or None if it is missing or damaged."""
     path = workdir / "summary.json"
     if not storage.exists(path):
         return None
     try:
         summary = storage.read_json(path)
     except UserError as error:
-        say(f"{error}; the end of the run is repeated")
+        log(f"{error}; repeating the end of the run")
         return None
     return summary if isinstance(summary, dict) and summary else None
 
 
 def describe_student(run: RunConfig, images: Images) -> dict[str, Any]:
-    """Returns the arguments of `models.create` that make the run's student, as `models.save` wants them."""
+    """Returns the arguments of `models.create` for the run's student, in the form that `models.save` takes."""
     overrides = {key: value for key, value in run.student.items() if key not in ("name", "checkpoint")}
     return {
         "name": run.student["name"],
@@ -108,25 +108,25 @@ def spectra(
     """Returns the radial spectrum of each stage's feature map, in cycles per image.
 
     Args:
-      network: the network.
-      variables: its variables.
-      prepare: makes float images in [0, 1] of uint8 ones.
+      network: Network to analyze.
+      variables: Its variables.
+      prepare: Converts uint8 images to floats in [0, 1].
       images: uint8 images, `[batch, height, width, channels]`.
-      mesh: devices that hold them.
+      mesh: Devices of the images.
     """
 
     def compute(variables: Any, images: jax.Array) -> dict[str, Any]:
         features = network.apply(variables, prepare(images), train=False).features
         return {stage: radial_spectrum(x) for stage, x in features.items() if x.ndim == 4}
 
-    found = jax.device_get(jax.jit(compute, out_shardings=replicated(mesh))(variables, images))
+    results = jax.device_get(jax.jit(compute, out_shardings=replicated(mesh))(variables, images))
     sizes = network.feature_info()
     return {
         stage: {
             "cycles_per_image": (frequencies * min(sizes[stage].height, sizes[stage].width)).tolist(),
             "power": power.tolist(),
         }
-        for stage, (frequencies, power) in found.items()
+        for stage, (frequencies, power) in results.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The work directory of a run: claimed by the first start, recognized by every later one, locked while in use."""
+"""The work directory of a run: claimed on the first start, recognized on later ones, locked while in use."""
 
 import contextlib
 import fcntl
@@ -19,12 +19,12 @@ from lfcc_jax.training.config import as_dict, differences
 from lfcc_jax.training.processes import gather, in_first_process
 from lfcc_jax.training.summary import read_summary
 
-# What may change between two starts of the same run, since no weight and no reported result depends on it.
-# `eval_every_epochs` is not among them: it decides which checkpoint is the best one.
+# Keys that may change when a run resumes, since no weight and no reported result depends on them.
+# `eval_every_epochs` is not one of them: the best checkpoint depends on it.
 _FREE = ("log_every_steps", "checkpoint_every_steps", "data.workers")
-_PATIENCE_SECONDS = 5.0
+_VISIBILITY_TIMEOUT = 5.0
 
-# Bytes that a checkpoint takes besides its arrays: their names, shapes, shardings and places in the files.
+# Size in bytes of a checkpoint's metadata: names, shapes, shardings and file offsets of its arrays.
 _OVERHEAD = 1_000_000
 
 
@@ -35,16 +35,16 @@ def claim_workdir(
     held: contextlib.ExitStack,
     num_bytes: int = 0,
 ) -> epath.Path:
-    """Returns the work directory, created or that of the same run, and locks it. All processes must call this together.
+    """Creates and locks a work directory, or that of the same run. All processes must call this together.
 
-    Writes `config.json` and `inputs.json`, which identify the run. They keep the values of the first start.
+    Writes `config.json` and `inputs.json`, which identify the run, on the first start only.
 
     Args:
       workdir: Local directory or `gs://BUCKET/...`, the same for all processes.
       config: The run's config.
-      inputs: What the config refers to, the data and the teacher, as JSON values that change if their content does.
+      inputs: Identity of the data and the teacher, as JSON values that change with their content.
       held: Releases the lock when it is closed.
-      num_bytes: Size of a checkpoint. A new run does not start unless there is room for one.
+      num_bytes: Size of a checkpoint. A new run needs enough free space for one.
 
     Raises:
       UserError: in every process, if the directory contains a different run, is in use by another one, cannot be
@@ -58,7 +58,7 @@ def claim_workdir(
             storage.check_writable(workdir, "--workdir", num_bytes + _OVERHEAD)
         storage.make_directory(workdir)
         _lock(workdir, held)
-        check_same_run(workdir, config, inputs)  # the run that had the lock may have written it just now
+        check_same_run(workdir, config, inputs)  # the previous owner of the lock may just have written it
         for name, value in (("inputs.json", inputs), ("config.json", as_dict(config))):
             if not storage.exists(workdir / name):
                 storage.write_json(workdir / name, value)
@@ -69,23 +69,23 @@ def claim_workdir(
 
 
 def finished_summary(workdir: epath.PathLike, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the summary of a run that has ended in this directory, or None. All processes must call this together.
+    """Returns the summary of the finished run in this directory, or None. All processes must call this together.
 
     Raises:
       UserError: in every process, as `check_same_run`.
     """
-    found: list[dict[str, Any] | None] = []
+    summaries: list[dict[str, Any] | None] = []
 
-    def look() -> None:
+    def read() -> None:
         check_same_run(workdir, config)
-        found.append(read_summary(storage.resolve(workdir, "--workdir")))
+        summaries.append(read_summary(storage.resolve(workdir, "--workdir")))
 
-    in_first_process(look)
-    return gather(found[0] if found else None)[0]
+    in_first_process(read)
+    return gather(summaries[0] if summaries else None)[0]
 
 
 def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> None:
-    """Checks that a work directory is free or that of the same run; writes nothing.
+    """Checks that a work directory is unused or that of the same run. Writes nothing.
 
     Args:
       workdir: Directory that need not exist.
@@ -93,24 +93,24 @@ def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any], inputs: M
       inputs: As in `claim_workdir`; not compared if None.
 
     Raises:
-      UserError: if it contains a different run, with every value that differs, or a file in it is damaged.
+      UserError: if it contains a different run (with the values that differ), or a damaged file.
     """
     workdir = storage.resolve(workdir, "--workdir")
     path = workdir / "config.json"
     if storage.exists(path):
-        found = differences(_read(path), _plain(as_dict(config)))
-        found = [difference for difference in found if difference[0].removeprefix("config.") not in _FREE]
+        different = differences(_read(path), _plain(as_dict(config)))
+        different = [difference for difference in different if difference[0].removeprefix("config.") not in _FREE]
         if inputs is not None and storage.exists(workdir / "inputs.json"):
-            found += differences(_read(workdir / "inputs.json"), _plain(inputs), "")
-        if found:
-            changes = "; ".join(f"{key} was {before}, now {now}" for key, before, now in found)
+            different += differences(_read(workdir / "inputs.json"), _plain(inputs), "")
+        if different:
+            changes = "; ".join(f"{key} was {before}, now {now}" for key, before, now in different)
             raise UserError(f"{workdir} already contains a different run: {changes}; choose another --workdir")
     elif storage.exists(workdir / "checkpoints"):
         raise UserError(f"{workdir} contains checkpoints of an unknown run: config.json is missing")
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a value as JSON would bring it back."""
+    """Returns a value after a round trip through JSON."""
     return json.loads(storage.to_json(value))
 
 
@@ -122,13 +122,13 @@ def _read(path: epath.Path) -> dict[str, Any]:
 
 
 def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
-    """Locks a local work directory until `held` is closed, or this process ends in whatever way.
+    """Locks a local work directory until `held` is closed or this process exits, even if it is killed.
 
-    The kernel keeps the lock, so a run that was killed never blocks its successor; no child inherits it, since Python
-    opens files as close-on-exec and nothing here forks without exec. On NFS, Linux turns flock into a lock of the
-    server, which may keep that of a host that lost power until its lease is over (90 s by default); where locks are
-    not supported, two runs in one directory are not noticed. Neither are they in a bucket: an owner file with a
-    heartbeat would do, but it would make the successor of a run that was killed wait.
+    The kernel holds the lock, so a killed run never blocks its successor. Child processes do not inherit it, since
+    Python opens files as close-on-exec and nothing here forks without exec. On NFS, Linux maps flock to a lock of the
+    server, which may keep that of a host that lost power until its lease expires (90 s by default). If locks are not
+    supported, two runs in one directory are not detected. Neither are they in a bucket: an owner file with a heartbeat
+    would detect them, but would delay the successor of a killed run.
 
     Raises:
       UserError: if another run has locked the directory.
@@ -149,7 +149,7 @@ def _lock(workdir: epath.Path, held: contextlib.ExitStack) -> None:
     os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _sees(path: epath.Path) -> bool:
+def _is_visible(path: epath.Path) -> bool:
     try:
         return storage.exists(path)
     except (OSError, UserError):  # no permission, no credentials
@@ -157,9 +157,9 @@ def _sees(path: epath.Path) -> bool:
 
 
 def _check_shared(workdir: epath.Path) -> None:
-    """Checks that all processes see what process 0 writes. Otherwise they would wait for its checkpoints for ever.
+    """Checks that all processes see the files of process 0. Otherwise they would wait for its checkpoints forever.
 
-    The file has a random name, and nobody looks for it before it is there: NFS clients remember what did not exist.
+    The file has a random name and is only looked up once it exists: NFS clients cache failed lookups.
     """
     if jax.process_count() == 1:
         return
@@ -169,14 +169,14 @@ def _check_shared(workdir: epath.Path) -> None:
         storage.write_text(token, "Checks that all processes of a run share this directory.\n")
 
     in_first_process(write)
-    began = time.monotonic()
-    while not (seen := _sees(token)) and time.monotonic() - began < _PATIENCE_SECONDS:
+    start_time = time.monotonic()
+    while not (visible := _is_visible(token)) and time.monotonic() - start_time < _VISIBILITY_TIMEOUT:
         time.sleep(0.2)
-    blind = [process for process, sees in enumerate(gather(seen)) if not sees]
+    excluded = [process for process, ok in enumerate(gather(visible)) if not ok]
     if jax.process_index() == 0:
         token.unlink()
-    if blind:
+    if excluded:
         raise UserError(
-            f"`--workdir` must be a directory that all processes share, but process {blind[0]} does not see what "
+            f"`--workdir` must be a directory that all processes share, but process {excluded[0]} does not see what "
             f"process 0 wrote to {workdir}; use a network disk or gs://"
         )

@@ -22,7 +22,7 @@ def abstract():
 
 
 def saved(directory, accuracies):
-    """Saves a checkpoint for each step, and opens the directory again, as a resume does."""
+    """Saves a checkpoint for each step, and reopens the directory, as a resumed run does."""
     checkpoints = Checkpoints(directory)
     for step, accuracy in accuracies.items():
         checkpoints.save(step, state(step), {"next_index": step}, accuracy)
@@ -35,7 +35,7 @@ def steps_in(directory):
 
 
 def truncate(directory):
-    """Cuts every data file in half, as a full disk would."""
+    """Truncates every data file to half its size."""
     for file in directory.rglob("d/*"):
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
@@ -47,7 +47,7 @@ def flip_a_bit(file, position):
     file.write_bytes(content)
 
 
-def test_state_and_record_are_restored_bit_for_bit(tmp_path):
+def test_restore_returns_state_and_record_bit_for_bit(tmp_path):
     restored, about = saved(tmp_path / "c", {3: None}).restore(abstract(), 9)
     np.testing.assert_array_equal(restored["w"], state(3)["w"])
     np.testing.assert_array_equal(*map(jax.random.key_data, (restored["key"], state(3)["key"])))
@@ -58,12 +58,12 @@ def test_restore_returns_none_without_checkpoints(tmp_path):
     assert Checkpoints(tmp_path / "c").restore(abstract(), 9) is None
 
 
-def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path):
+def test_save_keeps_the_last_two_and_the_best_checkpoint(tmp_path):
     saved(tmp_path / "c", {1: 0.1, 2: 0.9, 3: 0.3, 4: None, 5: 0.5, 6: None})
     assert steps_in(tmp_path / "c") == [2, 5, 6]
 
 
-def test_the_best_checkpoint_survives_a_resume(tmp_path):
+def test_best_checkpoint_is_kept_after_a_resume(tmp_path):
     saved(tmp_path / "c", {1: 0.5, 2: 0.9, 3: None, 4: 0.6}).close()
     saved(tmp_path / "c", {5: None, 6: 0.7}).close()
     assert steps_in(tmp_path / "c") == [2, 5, 6]
@@ -73,7 +73,7 @@ def test_the_best_checkpoint_survives_a_resume(tmp_path):
     assert steps_in(tmp_path / "c") == [9, 10, 11]
 
 
-def test_a_truncated_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, capsys):
+def test_restore_sets_a_truncated_checkpoint_aside_and_uses_the_one_before(tmp_path, capsys):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
     truncate(tmp_path / "c" / "2")
     restored, about = checkpoints.restore(abstract(), 9)
@@ -81,13 +81,13 @@ def test_a_truncated_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path,
     assert about == {"next_index": 1}
     assert "checkpoint 2 is damaged" in capsys.readouterr().out
     assert (tmp_path / "damaged" / "2").exists()
-    # The run will come to step 2 again, and must be able to save it.
+    # The run reaches step 2 again and must be able to save it.
     checkpoints.save(2, state(2), {"next_index": 2})
     checkpoints.close()
     assert Checkpoints(tmp_path / "c").restore(abstract(), 9)[1] == {"next_index": 2}
 
 
-def test_a_flipped_bit_in_an_array_is_found_and_the_array_is_named(tmp_path, capsys):
+def test_restore_detects_a_flipped_bit_and_names_the_array(tmp_path, capsys):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
     file = max((tmp_path / "c" / "2" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
     assert file.stat().st_size > 64 * 64 * 3  # most of it is `w`, which does not compress
@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_an_array_is_found_and_the_array_is_named(tmp_path, cap
     assert f"checkpoint 2 is damaged and was moved to {tmp_path / 'damaged'}: w differs" in capsys.readouterr().out
 
 
-def test_arrays_of_another_state_are_found_by_their_digests(tmp_path, capsys):
+def test_restore_detects_arrays_of_another_state(tmp_path, capsys):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None, 3: None})
     shutil.rmtree(tmp_path / "c" / "3" / "state")
     shutil.copytree(tmp_path / "c" / "2" / "state", tmp_path / "c" / "3" / "state")
@@ -105,7 +105,7 @@ def test_arrays_of_another_state_are_found_by_their_digests(tmp_path, capsys):
     assert "key (and 1 more) differs from what was saved" in capsys.readouterr().out
 
 
-def test_a_changed_record_is_found(tmp_path, capsys):
+def test_restore_detects_a_changed_record(tmp_path, capsys):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
     file = tmp_path / "c" / "2" / "record" / "metadata"
     text = file.read_text()
@@ -115,7 +115,7 @@ def test_a_changed_record_is_found(tmp_path, capsys):
     assert "its record differs from what was saved" in capsys.readouterr().out
 
 
-def test_a_checkpoint_with_nan_is_set_aside(tmp_path, capsys):
+def test_restore_sets_a_checkpoint_with_nan_aside(tmp_path, capsys):
     checkpoints = saved(tmp_path / "c", {1: None})
     checkpoints.save(2, state(2) | {"w": state(2)["w"].at[3, 5].set(jnp.nan)}, {"next_index": 2})
     assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 1}
@@ -140,15 +140,15 @@ def test_restore_raises_if_every_checkpoint_is_damaged(tmp_path):
     assert not (tmp_path / "damaged").exists()
 
 
-def test_a_state_of_another_structure_is_refused_and_nothing_is_moved(tmp_path):
+def test_restore_rejects_a_state_of_another_structure_and_moves_nothing(tmp_path):
     checkpoints = saved(tmp_path / "c", {1: None, 2: None})
     with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] .* can be used; the newest: "):
         checkpoints.restore({"v": abstract()["w"]}, 9)
     assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 2}
 
 
-def test_saves_that_fail_are_one_line_with_the_last_step(tmp_path):
-    # Files above a limit fail like those on a full disk. In a process of its own, whose files stay limited.
+def test_failed_saves_raise_one_line_with_the_last_step(tmp_path):
+    # Writes beyond the limit fail as on a full disk. In a subprocess, because the limit cannot be lifted.
     program = f"""
 import resource
 import jax.numpy as jnp
@@ -172,15 +172,15 @@ for save in (
     except UserError as error:
         print(error)
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    lines = found.stdout.splitlines()
-    assert f"cannot save to {tmp_path}/checkpoints: File too large; the last checkpoint is of step 1" in lines
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert f"cannot save to {tmp_path}/checkpoints: File too large; the last checkpoint is at step 1" in lines
     assert lines[-1] == f"cannot write {tmp_path}/student: File too large"
     assert len(lines) <= 4
-    assert not found.stderr
+    assert not done.stderr
 
 
-def test_a_checkpoint_after_the_last_step_is_refused(tmp_path):
+def test_restore_rejects_a_checkpoint_after_the_last_step(tmp_path):
     saved(tmp_path / "c", {1: None, 2: None})
     (tmp_path / "c" / "7777").mkdir()
     with pytest.raises(UserError, match=r"7777 is after the last step of this run, 9") as error:
@@ -188,7 +188,7 @@ def test_a_checkpoint_after_the_last_step_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_copied_checkpoint_is_set_aside_and_the_run_can_save(tmp_path, capsys):
+def test_restore_sets_a_copied_checkpoint_aside_and_the_run_can_save(tmp_path, capsys):
     saved(tmp_path / "c", {1: None, 2: None})
     shutil.copytree(tmp_path / "c" / "2", tmp_path / "c" / "7")
     checkpoints = Checkpoints(tmp_path / "c")
@@ -199,14 +199,14 @@ def test_a_copied_checkpoint_is_set_aside_and_the_run_can_save(tmp_path, capsys)
     assert 3 in steps_in(tmp_path / "c")
 
 
-def test_saving_below_a_later_checkpoint_raises(tmp_path):
+def test_save_rejects_a_step_before_the_newest_checkpoint(tmp_path):
     checkpoints = saved(tmp_path / "c", {5: None})
     with pytest.raises(UserError, match="cannot save step 4: .* already contains step 5"):
         checkpoints.save(4, state(4), {})
 
 
 @pytest.mark.parametrize("name", ["notes", "3.orbax-checkpoint-tmp-123", "-3", "0x7", "٣", "3.5"])
-def test_other_directories_and_files_are_ignored(tmp_path, name):
+def test_checkpoints_ignore_other_directories_and_files(tmp_path, name):
     saved(tmp_path / "c", {1: None, 2: None}).close()
     (tmp_path / "c" / name).mkdir()
     (tmp_path / "c" / "README").write_text("4")

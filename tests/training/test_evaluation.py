@@ -1,4 +1,4 @@
-"""Evaluation against definitions in numpy float64; what it computes once; what it sends between devices."""
+"""Evaluation: metrics against NumPy in float64, cached teacher predictions, and collectives."""
 
 import re
 
@@ -44,9 +44,9 @@ def evaluator(pair, parts):
 
 
 def outputs(pair, parts):
-    """Returns both networks' outputs for all examples that count."""
-    seen = np.concatenate([part["image"][part["mask"]] for part in parts]) / np.float32(255)
-    return [jax.jit(m.apply)(v, seen) for m, v in zip(*pair, strict=True)]
+    """Returns both networks' outputs for all unmasked examples."""
+    images = np.concatenate([part["image"][part["mask"]] for part in parts]) / np.float32(255)
+    return [jax.jit(m.apply)(v, images) for m, v in zip(*pair, strict=True)]
 
 
 def test_evaluation_matches_its_definitions_over_all_examples(pair):
@@ -81,7 +81,7 @@ def test_evaluation_matches_its_definitions_over_all_examples(pair):
         np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_cka_of_large_batches_is_over_groups_that_stay_on_their_devices(pair):
+def test_cka_of_large_batches_averages_over_groups_within_a_device(pair):
     # 128 examples, 16 on each of 8 devices; 40 are padding.
     parts = [batch(size=128, used=88)]
     got = evaluator(pair, parts)(pair[1][0])
@@ -93,14 +93,14 @@ def test_cka_of_large_batches_is_over_groups_that_stay_on_their_devices(pair):
 
 
 def comparison_text(pair, mesh, size):
-    """Returns the program that evaluates a student beside its teacher, compiled for 8 devices."""
+    """Returns the compiled comparison step for 8 devices, as text."""
     step = make_comparison_step(*pair[0], mesh)
     split = batch_sharding(mesh)
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for n, x in batch(size=size).items()}
     return jax.jit(step).lower(*pair[1], shapes).compile().as_text()
 
 
-def test_comparison_step_sends_sums_and_no_feature_maps(pair, monkeypatch):
+def test_comparison_step_reduces_sums_and_gathers_no_feature_maps(pair, monkeypatch):
     mesh = create_mesh()
     assert set(
         re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", comparison_text(pair, mesh, 128))
@@ -122,7 +122,7 @@ def test_teacher_predictions_are_computed_once(pair, monkeypatch):
     compare = evaluate._compare
     evaluate._compare = lambda *args: calls.append(1) or compare(*args)
     again = evaluate(pair[1][0])
-    assert len(calls) == 1  # the batch that CKA is computed on
+    assert len(calls) == 1  # the batch for CKA
     assert again == first
 
     other = jax.tree.map(lambda x: x * 0.5, pair[1][0])
@@ -146,7 +146,7 @@ def test_evaluation_ignores_masked_examples(pair):
         np.testing.assert_allclose(masked[name], value, rtol=1e-3 if "cka" in name else 1e-5, atol=1e-6, err_msg=name)
 
 
-def test_network_agrees_with_itself_in_every_respect():
+def test_network_agrees_with_itself_in_all_metrics():
     model = network("vit_pico")
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     got = Evaluator(model, model, variables, lambda: [batch()], create_mesh())(variables)
@@ -154,7 +154,7 @@ def test_network_agrees_with_itself_in_every_respect():
     np.testing.assert_allclose([got[f"cka/stage{s}"] for s in (1, 2, 3, 4)], 1, rtol=1e-5)
 
 
-def test_evaluation_without_a_teacher_has_the_students_metrics_alone(pair):
+def test_evaluation_without_a_teacher_returns_only_the_students_metrics(pair):
     alone = Evaluator(pair[0][0], None, None, lambda: [batch()], create_mesh())(pair[1][0])
     both = evaluator(pair, [batch()])(pair[1][0])
     assert set(alone) == {"accuracy", "top5", "loss", "calibration_error"}

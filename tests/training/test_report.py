@@ -6,7 +6,7 @@ from etils import epath
 from lfcc_jax.training import report
 
 
-def test_a_resumed_run_drops_the_lines_of_what_was_lost(tmp_path):
+def test_metrics_writer_drops_rows_after_the_resumed_step(tmp_path):
     workdir = epath.Path(tmp_path)
     writer = report.MetricsWriter(workdir, 0)
     for step in (1, 2, 3):
@@ -19,7 +19,7 @@ def test_a_resumed_run_drops_the_lines_of_what_was_lost(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def test_damaged_lines_are_skipped_and_reported(tmp_path, capsys):
+def test_read_metrics_skips_and_reports_damaged_lines(tmp_path, capsys):
     good = [{"step": step, "test/accuracy": step / 8} for step in range(4)]
     damaged = [
         "",
@@ -38,7 +38,7 @@ def test_damaged_lines_are_skipped_and_reported(tmp_path, capsys):
     assert "metrics.jsonl: skipped damaged lines 2, 3, 4, 5, 6, 7, 8, 9, 10\n" in capsys.readouterr().out
 
 
-def test_a_row_with_nan_is_valid_json(tmp_path):
+def test_metrics_writer_writes_nan_as_valid_json(tmp_path):
     writer = report.MetricsWriter(epath.Path(tmp_path), 0)
     writer.write(1, {"train/loss": float("nan"), "train/accuracy": float("inf"), "test/loss": 0.5})
     writer.close()
@@ -47,7 +47,7 @@ def test_a_row_with_nan_is_valid_json(tmp_path):
     )
 
 
-def test_tensorboard_gets_the_same_numbers_where_tensorflow_is_installed(tmp_path):
+def test_metrics_writer_writes_tensorboard_files_with_tensorflow(tmp_path):
     tensorflow = pytest.importorskip("tensorflow")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -60,7 +60,7 @@ def test_tensorboard_gets_the_same_numbers_where_tensorflow_is_installed(tmp_pat
     assert (event.step, tensorflow.make_ndarray(event.tensor_proto)) == (7, 0.25)
 
 
-def test_the_progress_line_says_where_the_run_is_and_how_long_it_will_take(monkeypatch):
+def test_progress_line_shows_step_speed_and_time_left(monkeypatch):
     clock = iter([0.0, 0.0, 4.0, 5.0])
     monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))
     progress = report.Progress(total_steps=30, steps_per_epoch=10, batch_size=32, step=10)
@@ -70,24 +70,24 @@ def test_the_progress_line_says_where_the_run_is_and_how_long_it_will_take(monke
     assert line == "step 20/30  epoch 2.0  loss 1.2500  accuracy 0.5000  80 images/s  0:00:05 left"
 
 
-def test_the_progress_line_names_the_single_losses():
+def test_progress_line_shows_the_loss_of_each_method():
     progress = report.Progress(total_steps=30, steps_per_epoch=10, batch_size=32, step=0)
     metrics = {"kd": 2.0, "lfcc": 0.25, "loss": 2.25, "accuracy": 0.5, "grad_norm": 3.0, "learning_rate": 0.1}
     assert "loss 2.2500 (kd 2.000, lfcc 0.250)  accuracy" in progress.line(10, metrics)
 
 
-def test_progress_lines_are_seconds_apart_but_for_the_last(monkeypatch):
+def test_progress_lines_are_seconds_apart_except_the_last(monkeypatch):
     now = 0.0
     monkeypatch.setattr(report.time, "monotonic", lambda: now)
     progress = report.Progress(total_steps=100, steps_per_epoch=10, batch_size=32, step=0)
-    made = {}
+    lines = {}
     for step in range(1, 101):  # a step takes a quarter of a second
         now += 0.25
-        made[step] = progress.line(step, {"loss": 1.0, "accuracy": 0.5})
-    assert [step for step, line in made.items() if line] == [*range(1, 100, 12), 100]
+        lines[step] = progress.line(step, {"loss": 1.0, "accuracy": 0.5})
+    assert [step for step, line in lines.items() if line] == [*range(1, 100, 12), 100]
 
 
-def test_a_table_is_aligned_markdown():
+def test_table_is_aligned_markdown():
     expected = "| name | value |\n|:-----|------:|\n| a    |     1 |\n| bcde |    22 |"
     assert report.table(["name", "value"], [["a", 1], ["bcde", 22]]) == expected
 

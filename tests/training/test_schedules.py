@@ -18,36 +18,36 @@ def values(spec, *steps):
 
 
 def compiled(*cases):
-    """Returns the values of schedules as a training step computes them: jitted, of int32.
+    """Returns the values of schedules as in a training step: jitted, with int32 steps.
 
     Args:
-      cases: for each schedule its spec, the steps, the number of steps in an epoch, and of the run.
+      cases: Spec, steps, steps per epoch and total steps of each schedule.
     """
     steps = [np.asarray(steps, np.int32) for _, steps, _, _ in cases]
-    made = [
+    created = [
         schedules.create(spec, steps_per_epoch=size, total_steps=total, where="here") for spec, _, size, total in cases
     ]
-    values = jax.jit(lambda steps: [schedule(at) for schedule, at in zip(made, steps, strict=True)])(steps)
+    values = jax.jit(lambda steps: [schedule(at) for schedule, at in zip(created, steps, strict=True)])(steps)
     return [np.asarray(value) for value in values]
 
 
-def test_a_number_is_a_constant_schedule():
+def test_create_returns_a_constant_schedule_for_a_number():
     assert values(0.5, 0, 50, 100) == [0.5, 0.5, 0.5]
     assert values({"name": "constant", "value": 0.5}, 0, 100) == [0.5, 0.5]
 
 
-def test_cosine_is_timms_with_the_warm_up_laid_over_its_start():
+def test_cosine_matches_timm_with_the_warm_up_replacing_its_start():
     spec = {"name": "cosine", "peak": 1.0, "final": 0.2, "warmup_epochs": 2, "warmup_start": 0.1}
     t = np.arange(101)
     expected = np.where(t < 20, 0.1 + 0.9 * t / 20, 0.2 + 0.4 * (1 + np.cos(np.pi * t / 100)))
     np.testing.assert_allclose(values(spec, *t), expected, rtol=1e-5)
 
 
-# With these, step * (1 / duration) is less than a whole number in float32 at steps that are multiples of the duration.
+# Durations d for which step * (1 / d) in float32 is below the integer at some multiples of d.
 SIZES = (330, 975, 1001, 3900, 7800, 30030)
 
 
-def test_compiled_step_schedules_change_exactly_where_integer_arithmetic_says():
+def test_compiled_step_schedules_match_integer_arithmetic():
     cases, expected = [], []
     for size, every, by_epoch in itertools.product((*SIZES, 107, 159), (1, 8, 30), (False, True)):
         spec = {"name": "step", "peak": 1.0, "every_epochs": every, "factor": 0.5, "by_epoch": by_epoch}
@@ -57,7 +57,7 @@ def test_compiled_step_schedules_change_exactly_where_integer_arithmetic_says():
     jax.tree.map(np.testing.assert_array_equal, compiled(*cases), expected)
 
 
-def test_division_in_float32_puts_some_of_those_steps_into_the_wrong_epoch():
+def test_control_float32_division_puts_some_steps_into_the_wrong_epoch():
     late = jax.jit(lambda step: jax.numpy.floor(step / 30030.0))
     assert [float(late(np.int32(n * 30030))) for n in range(1, 91)] != list(range(1, 91))
 
@@ -85,34 +85,34 @@ def test_compiled_schedules_agree_with_float64(size, epochs, warmup, by_epoch, p
         {"name": "step", "every_epochs": 2, "factor": 0.5, **shape},
         {"name": "linear", "start": 1.0, "end": 0.0, "epochs": warmup},
     )
-    cosine, falling, linear = compiled(*((spec, steps, size, total) for spec in specs))
+    cosine, step, linear = compiled(*((spec, steps, size, total) for spec in specs))
     np.testing.assert_allclose(cosine, warmed(0.25 + 0.375 * (1 + np.cos(np.pi * at / total))), atol=2e-6)
-    np.testing.assert_allclose(falling, warmed(0.5 ** np.minimum(at // (2 * size), 126)), atol=1e-6)
+    np.testing.assert_allclose(step, warmed(0.5 ** np.minimum(at // (2 * size), 126)), atol=1e-6)
     np.testing.assert_allclose(linear, 1 - np.minimum(steps / max(length, 1), 1), atol=1e-6)
     assert (linear[steps >= max(length, 1)] == 0).all()
 
 
-def test_durations_are_rounded_to_whole_steps():
+def test_create_rounds_durations_to_whole_steps():
     spec = {"name": "step", "peak": 1.0, "every_epochs": 0.32, "factor": 0.5, "warmup_epochs": 0.11}
-    (found,) = compiled((spec, [2, 3, 9, 10], 30, 300))
-    assert found.tolist() == pytest.approx([2 / 3, 1, 1, 0.5])
+    (result,) = compiled((spec, [2, 3, 9, 10], 30, 300))
+    assert result.tolist() == pytest.approx([2 / 3, 1, 1, 0.5])
 
 
-def test_step_falls_by_its_factor_after_each_stretch():
+def test_step_is_multiplied_by_its_factor_after_each_period():
     spec = {"name": "step", "peak": 1.0, "every_epochs": 3, "factor": 0.1}
     np.testing.assert_allclose(values(spec, 0, 29, 30, 59, 60, 90), [1, 1, 0.1, 0.1, 0.01, 0.001], rtol=1e-5)
 
 
-def test_linear_goes_from_start_to_end_and_stays():
+def test_linear_changes_from_start_to_end_and_stays_there():
     spec = {"name": "linear", "start": 0.0, "end": 2.0, "epochs": 5}
     np.testing.assert_allclose(values(spec, 0, 25, 50, 100), [0, 1, 2, 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear", "step"])
-def test_a_duration_of_more_steps_than_int32_holds_is_never_reached(name):
+def test_schedules_never_reach_a_duration_beyond_int32(name):
     spec = {"linear": {"start": 1.0, "end": 0.0, "epochs": 1e6}, "step": {"peak": 1.0, "every_epochs": 1e6}}[name]
-    (found,) = compiled(({"name": name, **spec}, [10**6], 30030, 2**31 - 1))
-    assert found == pytest.approx(1, abs=1e-4)
+    (result,) = compiled(({"name": name, **spec}, [10**6], 30030, 2**31 - 1))
+    assert result == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_schedules_reject_invalid_values(spec, message):
         schedules.create(spec, **TIME)
 
 
-def test_the_known_keys_of_a_schedule_do_not_include_what_the_run_sets():
+def test_unknown_key_of_a_schedule_does_not_list_keys_set_by_the_run():
     with pytest.raises(UserError) as error:
         schedules.create({"name": "linear", "begin": 1.0}, **TIME)
     assert str(error.value).endswith("Known: end, epochs, name, start.")

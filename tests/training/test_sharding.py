@@ -7,7 +7,7 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.training import sharding
 
 
-def test_the_mesh_takes_all_devices_and_propagates_automatically():
+def test_create_mesh_uses_all_devices_with_automatic_axes():
     mesh = sharding.create_mesh()
     assert dict(mesh.shape) == {"data": 8, "fsdp": 1}
     assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
@@ -16,23 +16,23 @@ def test_the_mesh_takes_all_devices_and_propagates_automatically():
 
 
 @pytest.mark.parametrize("shape", [{"data": 16}, {"fsdp": 3}, {"data": 0}, {"data": 4, "fsdp": 4}])
-def test_a_mesh_that_cannot_be_laid_is_refused(shape):
-    with pytest.raises(UserError, match="8 devices|devices; here are 8"):
+def test_create_mesh_rejects_invalid_shapes(shape):
+    with pytest.raises(UserError, match="does not divide 8 devices|needs 16 devices, got 8"):
         sharding.create_mesh(**shape)
 
 
-def test_a_batch_must_divide_over_the_devices_and_the_nearest_that_do_are_named():
+def test_check_batch_size_rejects_other_than_multiples_and_suggests_the_nearest():
     mesh = sharding.create_mesh()
     sharding.check_batch_size(16, mesh, "config.batch_size")
     with pytest.raises(
-        UserError, match="config.batch_size: a batch of 20 does not divide over 8 devices; 16 or 24 does"
+        UserError, match="config.batch_size must be a multiple of the number of devices, 8, got 20; use 16 or 24"
     ):
         sharding.check_batch_size(20, mesh, "config.batch_size")
-    with pytest.raises(UserError, match="; 8 does"):
+    with pytest.raises(UserError, match="; use 8$"):
         sharding.check_batch_size(3, mesh, "config.batch_size")
 
 
-def test_large_weights_are_split_along_their_longest_dimension_that_divides():
+def test_weight_shardings_split_large_weights_along_their_longest_divisible_dimension():
     mesh = sharding.create_mesh(fsdp=4)
     tree = {
         "large": jnp.zeros((256, 1024)),
@@ -46,6 +46,6 @@ def test_large_weights_are_split_along_their_longest_dimension_that_divides():
     assert specs["odd"] == specs["small"] == PartitionSpec()
 
 
-def test_without_an_fsdp_axis_everything_is_replicated():
+def test_weight_shardings_without_fsdp_replicate_everything():
     specs = jax.tree.map(lambda s: s.spec, sharding.weight_shardings(jnp.zeros((512, 512)), sharding.create_mesh()))
     assert specs == PartitionSpec()

@@ -25,7 +25,7 @@ def batch(seed=0, size=16):
 
 
 def trained_batch_stats(variables):
-    """Makes running statistics that differ from a batch's, as those of a trained network do."""
+    """Returns variables with running statistics that differ from a batch's, as in a trained network."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x * 1.5 + 0.1 if path[0].key == "batch_stats" else x, variables
     )
@@ -96,9 +96,9 @@ def test_teacher_runs_in_evaluation_mode_and_never_changes(teacher):
     before = jax.tree.map(np.array, run.teacher_variables)
     metrics = [run.step(seed) for seed in range(3)]
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, run.teacher_variables))
-    # The same images again: a teacher with dropout, or with the batch's own statistics, would give another loss.
+    # With dropout or batch statistics, the teacher's loss on the same images would differ.
     fresh = run_of(teacher=teacher)
-    taught = fresh.teacher.apply(fresh.teacher_variables, batch(0)["image"] / np.float32(255)).logits
+    target = fresh.teacher.apply(fresh.teacher_variables, batch(0)["image"] / np.float32(255)).logits
     student, _ = fresh.student.apply(
         fresh.state.student,
         batch(0)["image"] / np.float32(255),
@@ -106,7 +106,7 @@ def test_teacher_runs_in_evaluation_mode_and_never_changes(teacher):
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.split(jax.random.fold_in(fresh.state.rng, 0))[0]},
     )
-    expected = fresh.losses["kd"].apply({}, None, student, models.Output(taught, {}))["kd"].mean()
+    expected = fresh.losses["kd"].apply({}, None, student, models.Output(target, {}))["kd"].mean()
     np.testing.assert_allclose(metrics[0]["kd"], expected, rtol=1e-5)
 
 
@@ -114,26 +114,26 @@ def test_control_a_teacher_in_training_mode_gives_other_logits_and_statistics():
     run = run_of(teacher="resnet_pico")
     images = batch()["image"] / np.float32(255)
     variables = run.teacher_variables
-    frozen = run.teacher.apply(variables, images, train=False).logits
+    evaluation = run.teacher.apply(variables, images, train=False).logits
     rngs = {"dropout": jax.random.key(0)}
-    awake, updates = run.teacher.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
-    assert not np.allclose(frozen, awake.logits, rtol=1e-2)
+    training, updates = run.teacher.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+    assert not np.allclose(evaluation, training.logits, rtol=1e-2)
     assert not np.allclose(variables["batch_stats"]["stem_norm"]["mean"], updates["batch_stats"]["stem_norm"]["mean"])
 
 
-def test_teacher_is_an_argument_of_the_program_and_not_part_of_the_state():
+def test_teacher_is_an_argument_of_the_step_and_not_part_of_the_state():
     run = run_of()
     wide = {"image": np.zeros((8, 8, 8, 1), np.uint8), "label": np.zeros(8, np.int32)}
     text = run.jitted.lower(run.state, run.teacher_variables, wide).as_text()
     kernel = run.teacher_variables["params"]["blocks"]["mlp"]["fc1"]["kernel"]
     inside = jax.jit(lambda state, batch: run.jitted(state, run.teacher_variables, batch))
-    # Closed over, the teacher's weights would stand in the program's text as constants.
+    # If closed over, the teacher's weights become constants in the program's text.
     assert len(inside.lower(run.state, wide).as_text()) > len(text) + 4 * kernel.size
     paths = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state)}
     assert not [path for path in paths if "blocks']['attn" in path]
 
 
-def test_methods_add_up_with_their_weights_and_a_weight_may_be_a_schedule():
+def test_loss_is_the_weighted_sum_of_methods_with_scheduled_weights():
     ramp = optax.linear_schedule(0.0, 1.0, 4)
     run = Run(create_mesh(), weights={"kd": optax.constant_schedule(0.25), "lfcc": ramp}, temperature=2.0)
     for step in range(3):
@@ -141,18 +141,18 @@ def test_methods_add_up_with_their_weights_and_a_weight_may_be_a_schedule():
         np.testing.assert_allclose(m["loss"], m["cross_entropy"] + 0.25 * m["kd"] + step / 4 * m["lfcc"], rtol=1e-5)
 
 
-def test_student_heads_and_running_statistics_all_learn():
+def test_step_updates_student_heads_and_running_statistics():
     run = run_of()
     before = jax.tree.map(np.array, (run.state.student, run.state.params["heads"]["lfcc"]))
     run.step(0)
-    run.step(1)  # the zero-initialized norms of the blocks hold the first step's gradient back
+    run.step(1)  # zero-initialized norms block some gradients in the first step
     after = jax.tree.map(np.array, (run.state.student, run.state.params["heads"]["lfcc"]))
-    same = [
+    unchanged = [
         jax.tree_util.keystr(path)
         for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
         if np.array_equal(x, y)
     ]
-    assert same == []
+    assert unchanged == []
 
 
 def test_moving_average_follows_weights_and_statistics():
@@ -174,7 +174,7 @@ def test_training_on_one_batch_lowers_its_loss():
 def test_gradient_matches_finite_differences():
     run = run_of((1, 1), dropout=0.0)
     for seed in range(2):
-        run.step(seed)  # zero-initialized norms leave the first inputs of many a ReLU at its kink
+        run.step(seed)  # with zero-initialized norms, many inputs of ReLU start at its kink
     data = to_global(batch(), run.mesh)
     params = run.state.params
     fresh = run.state.replace(opt_state=run.optimizer.init(params))

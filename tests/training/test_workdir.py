@@ -27,7 +27,7 @@ def test_claim_workdir_recognizes_the_same_run(tmp_path):
     assert claim(tmp_path / "run", ConfigDict(CONFIG)) == workdir
 
 
-def test_claim_workdir_accepts_changes_that_no_result_depends_on(tmp_path):
+def test_claim_workdir_accepts_changes_that_do_not_affect_results(tmp_path):
     claim(tmp_path)
     before = (tmp_path / "config.json").read_text()
     data = {"name": "a", "workers": 4}
@@ -83,7 +83,7 @@ time.sleep(600)
 """
 
 
-def test_a_work_directory_is_locked_while_its_run_lives_and_free_once_it_was_killed(tmp_path):
+def test_claim_workdir_locks_until_the_run_exits_or_is_killed(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path, repr(CONFIG)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "claimed\n"
     with pytest.raises(UserError, match=rf"in use by another run \(process {holder.pid} on .*\); stop it"):
@@ -91,4 +91,4 @@ def test_a_work_directory_is_locked_while_its_run_lives_and_free_once_it_was_kil
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     claim(tmp_path, inputs={})
-    claim(tmp_path, inputs={})  # released at the end of a run, so that a notebook does not keep it
+    claim(tmp_path, inputs={})  # the previous claim released the lock
