@@ -5,7 +5,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from lfcc_jax.errors import UserError
@@ -120,16 +119,6 @@ def test_restore_sets_a_checkpoint_with_nan_aside(tmp_path, capsys):
     checkpoints.save(2, state(2) | {"w": state(2)["w"].at[3, 5].set(jnp.nan)}, {"next_index": 2})
     assert checkpoints.restore(abstract(), 9)[1] == {"next_index": 1}
     assert "w contains NaN or infinity" in capsys.readouterr().out
-
-
-def test_a_checkpoint_without_digests_is_restored_with_a_note(tmp_path, capsys):
-    with ocp.CheckpointManager(tmp_path / "c") as manager:
-        args = {"state": ocp.args.StandardSave(state(3)), "data": ocp.args.JsonSave({"next_index": 3})}
-        manager.save(3, args=ocp.args.Composite(**args))
-    restored, about = Checkpoints(tmp_path / "c").restore(abstract(), 9)
-    np.testing.assert_array_equal(restored["w"], state(3)["w"])
-    assert about == {"data": {"next_index": 3}}
-    assert "checkpoint 3 has no digests" in capsys.readouterr().out
 
 
 def test_restore_raises_if_every_checkpoint_is_damaged(tmp_path):

@@ -90,18 +90,3 @@ def test_progress_lines_are_seconds_apart_except_the_last(monkeypatch):
 def test_table_is_aligned_markdown():
     expected = "| name | value |\n|:-----|------:|\n| a    |     1 |\n| bcde |    22 |"
     assert report.table(["name", "value"], [["a", 1], ["bcde", 22]]) == expected
-
-
-def test_a_bucket_that_cannot_be_appended_to_gets_the_whole_file_each_time(tmp_path):
-    first = report.MetricsWriter(epath.Path(tmp_path), 0)
-    first._appends = False
-    for step in (1, 2, 3):
-        first.write(step, {"loss": 1.0 / step})
-    resumed = report.MetricsWriter(epath.Path(tmp_path), 2)
-    resumed._appends = False
-    resumed.write(3, {"loss": 9.0})
-    assert [(row["step"], row["loss"]) for row in report.read_metrics(epath.Path(tmp_path))] == [
-        (1, 1.0),
-        (2, 0.5),
-        (3, 9.0),
-    ]
