@@ -1,6 +1,8 @@
-"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU: collectives and temporary HBM per chip.
+"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU.
 
-pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.lower_core
+    pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.lower_core
+
+Prints a table with the collectives and the temporary HBM per chip of each program.
 """
 
 import argparse
