@@ -43,7 +43,7 @@ def main() -> None:
     }
     cases: dict[str, dict[str, Any]] = {"kd alone": {}}
     cases |= {name: {} for name in methods.list_methods() if name not in ("cross_entropy", "kd")}
-    cases["crd_bank"] = {"examples": EXAMPLES}
+    cases["crd_bank"] = {"num_examples": EXAMPLES}
     cases["ofa, attention"] = {"branch": "attention"}
 
     runs = {}
