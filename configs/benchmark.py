@@ -1,15 +1,15 @@
-"""The benchmark of distillation between heterogeneous architectures: its pairs and recipes, as blocks of a config.
+"""The benchmark of distillation between heterogeneous architectures: its pairs and recipes, as config blocks.
 
 Pairs and settings are those of One-for-All (Hao et al., One-for-All: Bridge the Gap Between Heterogeneous
 Architectures in Knowledge Distillation, 2023), as in the released code: batch sizes are global, all networks see images
-of 224 x 224 pixels, and students are trained from scratch. Where the authors are known to have run something else, the
-config files say so. The losses of each method are in `lfcc_jax.methods.presets`.
+of 224 x 224 pixels, and students are trained from scratch. Known deviations in the authors' own runs are listed in the
+config files. The losses of each method are in `lfcc_jax.methods.presets`.
 
-Differences from that code: each network normalizes images by its own mean and deviation (there all by CIFAR-100's, on
-CIFAR-100), and test images are resized with the student's own interpolation; mixing draws one fraction for the global
+Differences from that code: each network normalizes images by its own mean and standard deviation (there CIFAR-100's
+for all, on CIFAR-100); test images are resized with the student's interpolation; mixing draws one fraction per global
 batch (there one in each of eight processes); `drop_path` is 0 (there unset on CIFAR-100, so timm's 0.1 for Swin
-students); position embeddings and bias tables do not decay (there they do, as they are hidden in the distiller);
-BatchNorm uses the statistics of the global batch.
+students); position embeddings and bias tables have no weight decay (there they do, because the distiller wraps the
+student); BatchNorm uses the statistics of the global batch.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Block = dict[str, Any]
 
 METHODS = presets.METHODS
 
-# Teachers and students of its two tables.
+# Teachers and students of the benchmark's two tables.
 CIFAR100_PAIRS = (
     ("swin_tiny", "resnet18"),
     ("vit_small", "resnet18"),
@@ -73,8 +73,8 @@ def get_config(
 
     Args:
       argument: The part of `--config` after the colon.
-      recipe: How a student is trained, given its name: `cifar100` or `imagenet`.
-      teacher_recipe: The same for a teacher.
+      recipe: Returns the recipe of a student, given its name: `cifar100` or `imagenet`.
+      teacher_recipe: The same for the teacher.
       data: The `data` block, without the augmentation.
       num_classes: Number of classes of the data set.
       **changes: Keys of the config that differ from the benchmark's.
@@ -102,7 +102,7 @@ def cifar100(student: str) -> Block:
 def fine_tuning(teacher: str) -> Block:
     """Returns the recipe of a teacher from ImageNet on CIFAR-100, the same for every network.
 
-    The authors' released teachers were trained by the students' AdamW recipe with a tenth of its learning rates.
+    The released teachers were trained with the students' AdamW recipe at a tenth of its learning rates.
     """
     return {
         "optimizer": _adamw(_cosine(5e-5, 1e-6, warmup_epochs=20, warmup_start=5e-8)),

@@ -1,18 +1,18 @@
-"""CIFAR-100 between heterogeneous architectures: the 12 pairs of the benchmark's table, by any method.
+"""CIFAR-100 with heterogeneous architectures: the 12 pairs of the benchmark's table, with any method.
 
     --config=configs/cifar100.py:teacher=swin_tiny,student=resnet18,method=lfcc
 
 `teacher` and `student` are any two networks; the pairs of the table are `CIFAR100_PAIRS` in configs/benchmark.py.
 `method` is one of `METHODS` (`scratch`, `kd`, `lfcc`, ...), or `teacher`, which trains the teacher itself. The recipe
-is the one released with One-for-All: 300 epochs with a global batch size of 1024, images enlarged to 224 x 224 pixels;
-SGD with Nesterov momentum for CNN students, AdamW with strong augmentation for Transformers and MLPs. Its authors are
-known to have deviated from it: they report a lower weight of OFA (0.1) and a higher learning rate (0.1) for Swin-T ->
-ResNet18, and the scratch baselines of ResNet18 came from an older recipe. We do not know the original settings of LFCC.
+is the one released with One-for-All: 300 epochs with a global batch size of 1024, images resized to 224 x 224 pixels;
+SGD with Nesterov momentum for CNN students, AdamW with strong augmentation for Transformers and MLPs. Its authors
+deviated from it: they report a lower weight of OFA (0.1) and a higher learning rate (0.1) for Swin-T -> ResNet18, and
+the scratch baselines of ResNet18 come from an older recipe. We do not know the original settings of LFCC.
 
-Time: not measured. A step of 1024 images costs 3 times the student's multiplications plus the teacher's (GMACs per
-image are in the table of networks); an epoch is 48 steps.
+Time: not measured. A step of 1024 images costs 3 times the student's MACs plus the teacher's (docs/networks.md lists
+GMACs per image); an epoch is 48 steps.
 
-1.  The teacher: a timm checkpoint from ImageNet with a new classifier, fine-tuned on CIFAR-100.
+1.  The teacher: a timm ImageNet checkpoint with a new classifier, fine-tuned on CIFAR-100.
 
     python -m lfcc_jax.convert --model swin_tiny_patch4_window7_224 --checkpoint swin.safetensors \
         --out runs/swin_in1k --head new --num-classes 100

@@ -1,4 +1,4 @@
-"""The demo's config, which is part of the package: see `lfcc_jax/default_config.py`."""
+"""The config of the demo, from `lfcc_jax/default_config.py`."""
 
 from lfcc_jax.default_config import METHODS, get_config
 

@@ -1,4 +1,4 @@
-"""ImageNet-1K between heterogeneous architectures: the 15 pairs of the benchmark's table, by any method.
+"""ImageNet-1K with heterogeneous architectures: the 15 pairs of the benchmark's table, with any method.
 
     --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc
 

@@ -1,15 +1,15 @@
-"""Small images of 100 classes, small heterogeneous networks: every method under one recipe, in minutes on one GPU.
+"""Small images of 100 classes and small heterogeneous networks: all methods with one recipe, in minutes on one GPU.
 
     python -m experiments.compare --config=configs/study.py --pairs=all --methods=all --parallel=8 --workdir=runs/study
 
 `teacher` and `student` are networks for images of 32 x 32 pixels; `--pairs=all` has one pair for each direction
 between CNN, Transformer and MLP. `method` is one of `METHODS` or `ABLATION`, or `teacher`. The data set is CIFAR-100,
-or any other of 32 x 32 pixels with `--config.data.name=DIRECTORY`, and is kept in device memory. All students have the
-same recipe, with AdamW; teachers are trained four times as long, with stronger augmentation.
+or any other of 32 x 32 pixels with `--config.data.name=DIRECTORY`, and is kept in device memory. All students share one
+AdamW recipe; teachers are trained four times as long, with stronger augmentation.
 
-`runlocal` shrinks a run to a minute or two on 2 CPU cores: smaller networks on 16 x 16 pixels, and a fifth of the
-images for students. Teachers see nine tenths, so the last tenth is held out from both networks, and weights can be
-chosen on it (`--config.data.test_split='train[90%:]'`).
+`runlocal` shrinks a run to a minute or two on 2 CPU cores: smaller networks, 16 x 16 pixels, and a fifth of the images
+for students. Teachers use nine tenths, so the last tenth is held out from both networks and can be used to choose
+weights (`--config.data.test_split='train[90%:]'`).
 """
 
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ _VARIANTS = {
 }
 ABLATION = ("kd", "dist", "lfcc", "lfcc_dist", "lfcc_dist_3", *_VARIANTS)
 
-# Weights of the losses with `runlocal`, chosen on the last tenth of the training images, for its first and third pair.
+# Weights of the losses with `runlocal`, chosen for its first and third pair on the last tenth of the training images.
 _WEIGHTS_RUNLOCAL = {
     "kd": 10.0,
     "fitnet": 0.3,
@@ -63,8 +63,8 @@ _WEIGHTS_RUNLOCAL = {
     "ofa": 3.0,
     "lfcc": 10.0,
 }
-# Weight of LFCC with DIST: 1 was chosen for all six pairs of `runlocal`, on train[20%:]; 3 earlier, for the first,
-# third and fifth.
+# Weight of LFCC with DIST: 1 was chosen for all six pairs of `runlocal`, on train[20%:]; 3, earlier, for the first,
+# third and fifth pair.
 _WEIGHTS_WITH_DIST = {"lfcc_dist": 1.0, "lfcc_dist_3": 3.0}
 
 _PAIRS = (
@@ -86,7 +86,7 @@ _PAIRS_RUNLOCAL = (
 
 
 def get_pairs(argument: str = "") -> tuple[tuple[str, str], ...]:
-    """Returns the teachers and students of `--pairs=all`."""
+    """Returns the (teacher, student) pairs of `--pairs=all`."""
     return _PAIRS_RUNLOCAL if _chosen(argument).runlocal else _PAIRS
 
 

@@ -1,6 +1,5 @@
 """Collectives and memory of compiled programs on eight devices."""
 
-import collections
 import functools
 import math
 import re
@@ -10,12 +9,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
+from experiments.tpu import collectives as parser
 from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.spectrum import energy_below, radial_spectrum
 
-NAMES = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-COLLECTIVE = re.compile(rf" ({NAMES})(?:-start)?\(")
 BATCH = jax.P("data")
 
 
@@ -44,7 +42,8 @@ def compiled(function, *arguments):
 
 
 def collectives(function, *arguments):
-    return dict(collections.Counter(COLLECTIVE.findall(compiled(function, *arguments).as_text())))
+    found = parser.collectives(compiled(function, *arguments).as_text())
+    return {kind: count for kind, (count, _) in found.items()}
 
 
 def energy(ys):

@@ -1,9 +1,9 @@
-"""Flips random bits in the files of checkpoints and saved networks, and times what their digests cost.
+"""Flips random bits in the files of checkpoints and saved networks, and times their digests.
 
     python -m experiments.bench.digests --flips=200 --network=resnet50
 
-Every flip must be found, or leave what is read bit-identical to what was saved (a timestamp, say). The times are of a
-state of `--network` with AdamW: its weights, batch statistics, and two moments.
+Every flip must be detected, unless what is read is bit-identical to what was saved (in a timestamp, for example). The
+timed state is that of `--network` with AdamW: weights, batch statistics and two moments.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SMALL = {"name": "resnet_pico", "num_classes": 10, "image_size": 8, "overrides":
 
 
 def state_of(network: models.Network, seed: int) -> TrainState:
-    """Returns the state of a run that trains a network with AdamW; its numbers are random."""
+    """Returns the training state of a network with AdamW, with random values."""
     rng = np.random.default_rng(seed)
 
     def draw(shapes: Any) -> Any:
@@ -49,7 +49,7 @@ def state_of(network: models.Network, seed: int) -> TrainState:
 
 
 def abstract(state: TrainState) -> TrainState:
-    """Returns what `Checkpoints.restore` needs to know of a state."""
+    """Returns the abstract state for `Checkpoints.restore`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
@@ -61,95 +61,97 @@ def flip(file: Path, bit: int) -> None:
 
 
 def flips_in(directory: Path, count: int, rng: np.random.Generator, outcome: Callable[[], str]) -> collections.Counter:
-    """Returns how often each outcome came of a flip in a kind of file; files count by their size, but for one in four.
+    """Returns the number of flips by (kind of file, outcome).
+
+    Three of four flips draw a bit uniformly over all files, the fourth draws the file uniformly first.
 
     Args:
-      directory: Its files are damaged, and repaired before the next flip.
+      directory: Directory whose files are damaged one at a time and restored.
       count: Number of flips.
-      rng: Where they are.
-      outcome: Reads the directory and says what came of it.
+      rng: Draws the positions.
+      outcome: Reads the damaged directory and returns the outcome.
     """
     files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.stat().st_size]
     sizes = np.array([path.stat().st_size for path in files])
-    found = collections.Counter()
+    counts = collections.Counter()
     for i in range(count):
         file = files[rng.choice(len(files), p=sizes / sizes.sum() if i % 4 else None)]
         bit = int(rng.integers(8 * file.stat().st_size))
         flip(file, bit)
         kind = "d/*" if file.parent.name == "d" else file.name
-        found[kind, outcome()] += 1
+        counts[kind, outcome()] += 1
         flip(file, bit)
-    return found
+    return counts
 
 
 def flips_in_checkpoints(directory: Path, count: int, rng: np.random.Generator) -> collections.Counter:
-    """Returns what came of flips in the newer one of two checkpoints."""
+    """Returns the outcomes of flips in the newer of two checkpoints."""
     states = [state_of(models.create(**_arguments(SMALL)), step) for step in (1, 2)]
     with contextlib.closing(Checkpoints(directory / "checkpoints")) as checkpoints:
         for step, state in enumerate(states, 1):
             checkpoints.save(step, state, {"next_index": 8 * step})
-    want = [digests(state) for state in states]
+    expected = [digests(state) for state in states]
 
     def outcome() -> str:
-        said = io.StringIO()
+        printed = io.StringIO()
         with (
-            contextlib.redirect_stdout(said),
+            contextlib.redirect_stdout(printed),
             contextlib.closing(Checkpoints(directory / "checkpoints")) as checkpoints,
         ):
             state, about = checkpoints.restore(abstract(states[1]), 9)
         step = about["next_index"] // 8 if about.get("next_index") in (8, 16) else None
-        identical = step is not None and digests(state) == want[step - 1]
+        identical = step is not None and digests(state) == expected[step - 1]
         if step == 1:
             (directory / "damaged" / "2").rename(directory / "checkpoints" / "2")
         if not identical:
-            return "NOT FOUND"
-        ours = "differs from what was saved" in said.getvalue()
-        return "nothing changed" if step == 2 else "found by its digest" if ours else "found by Orbax"
+            return "MISSED"
+        by_digest = "differs from what was saved" in printed.getvalue()
+        return "no effect" if step == 2 else "detected by its digest" if by_digest else "detected by Orbax"
 
     return flips_in(directory / "checkpoints" / "2", count, rng, outcome)
 
 
 def flips_in_networks(directory: Path, count: int, rng: np.random.Generator) -> collections.Counter:
-    """Returns what came of flips in a saved network."""
+    """Returns the outcomes of flips in a saved network."""
     network = models.create(**_arguments(SMALL))
     variables = state_of(network, 3).student
     models.save(directory / "network", variables, SMALL)
-    want, made = digests(variables), models.describe(directory / "network")
+    expected, description = digests(variables), models.describe(directory / "network")
 
     def outcome() -> str:
         try:
-            found, loaded = models.load(directory / "network")
+            loaded, loaded_variables = models.load(directory / "network")
         except UserError as error:
-            ours = "differs from what was saved" in str(error) or "changed after it was written" in str(error)
-            return "found by its digest" if ours else "found by Orbax"
-        same = found == network and digests(loaded) == want
-        same &= {**models.describe(directory / "network"), "digests": 0} == {**made, "digests": 0}
-        return "nothing changed" if same else "NOT FOUND"
+            by_digest = "differs from what was saved" in str(error) or "changed after it was written" in str(error)
+            return "detected by its digest" if by_digest else "detected by Orbax"
+        same = loaded == network and digests(loaded_variables) == expected
+        same &= {**models.describe(directory / "network"), "digests": 0} == {**description, "digests": 0}
+        return "no effect" if same else "MISSED"
 
     return flips_in(directory / "network", count, rng, outcome)
 
 
 def times(name: str, directory: Path) -> list[list[str]]:
-    """Returns rows of a table: what a save and its digests take."""
+    """Returns table rows with the times of a save, a restore and their digests."""
     state = state_of(models.create(name, 1000, 224), 1)
     size = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
-    took = collections.defaultdict(list)
+    seconds = collections.defaultdict(list)
     with contextlib.closing(Checkpoints(directory / "times")) as checkpoints:
         for step in range(1, 6):
-            for what, function in (("digests", digests), ("search for NaN", not_finite)):
+            for label, function in (("digests", digests), ("search for NaN", not_finite)):
                 began = time.perf_counter()
                 function(state)
-                took[what].append(time.perf_counter() - began)
+                seconds[label].append(time.perf_counter() - began)
             began = time.perf_counter()
             checkpoints.save(step, state, {})
-            took["save until training resumes, digests included"].append(time.perf_counter() - began)
+            seconds["save until training resumes, digests included"].append(time.perf_counter() - began)
             checkpoints.wait()
-            took["save until all is on disk, digests included"].append(time.perf_counter() - began)
+            seconds["save until all is on disk, digests included"].append(time.perf_counter() - began)
         began = time.perf_counter()
         checkpoints.restore(abstract(state), 9)
-        took["restore, digests included"].append(time.perf_counter() - began)
+        seconds["restore, digests included"].append(time.perf_counter() - began)
     return [
-        [what, f"{1000 * min(seconds):,.0f}", f"{size / min(seconds) / 1e9:.2f}"] for what, seconds in took.items()
+        [label, f"{1000 * min(values):,.0f}", f"{size / min(values) / 1e9:.2f}"] for label, values in seconds.items()
     ] + [["size of the state, MB", f"{size / 1e6:,.0f}", ""]]
 
 
@@ -158,27 +160,29 @@ def _arguments(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Prints both tables; returns 1 if a flip was not found."""
+    """Prints the tables and returns 1 if a flip was missed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=200, help="number of flips")
-    parser.add_argument("--network", default="resnet50", help="network whose state is timed; none if empty")
-    parser.add_argument("--seed", type=int, default=0, help="where the bits are")
-    given = parser.parse_args()
+    parser.add_argument("--flips", type=int, default=200, help="number of flips (default: %(default)s)")
+    parser.add_argument(
+        "--network", default="resnet50", help="network whose state is timed; empty for none (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the positions (default: %(default)s)")
+    options = parser.parse_args()
     logging.set_verbosity(logging.ERROR)  # Orbax's
-    rng = np.random.default_rng(given.seed)
+    rng = np.random.default_rng(options.seed)
     missed = 0
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        for what, run in (("checkpoint", flips_in_checkpoints), ("network", flips_in_networks)):
-            found = run(directory, given.flips // 2, rng)
-            outcomes = sorted({outcome for _, outcome in found})
-            kinds = sorted({kind for kind, _ in found})
+        for kind, run in (("checkpoint", flips_in_checkpoints), ("network", flips_in_networks)):
+            counts = run(directory, options.flips // 2, rng)
+            outcomes = sorted({outcome for _, outcome in counts})
+            files = sorted({file for file, _ in counts})
             print(
-                table([f"flips in a {what}", *outcomes], [[k, *(found[k, o] for o in outcomes)] for k in kinds]), "\n"
+                table([f"flips in a {kind}", *outcomes], [[f, *(counts[f, o] for o in outcomes)] for f in files]), "\n"
             )
-            missed += sum(count for (_, outcome), count in found.items() if outcome == "NOT FOUND")
-        if given.network:
-            print(table([f"{given.network}, AdamW", "ms", "GB/s"], times(given.network, directory)))
+            missed += sum(count for (_, outcome), count in counts.items() if outcome == "MISSED")
+        if options.network:
+            print(table([f"{options.network}, AdamW", "ms", "GB/s"], times(options.network, directory)))
     return min(missed, 1)
 
 

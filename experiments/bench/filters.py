@@ -1,20 +1,21 @@
 """Times the low-pass filters as matrix products, FFTs and convolutions, and all grids of a stage in one pass.
 
-    python -m experiments.bench.filters
+    python -m experiments.bench.filters --rounds=5
 
-Batch 64, float32. Times of one run are comparable with one another alone, so they are given as ratios; the floor is the
-time to read the map and write the result once, at the speed at which this machine copies an array of that size.
+All maps are float32. Compare only times of one run; the tables therefore show ratios. The floor is the time to read the
+map and write a result of the same size once.
 """
 
 import argparse
+import functools
 import itertools
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.timing import best_seconds
 from lfcc_jax import compact, compact_grids, filters, low_pass
 
 STAGES = {  # height (= width) and channels
@@ -30,12 +31,12 @@ STAGES = {  # height (= width) and channels
 }
 GRIDS = (1, 2, 4)
 CUTOFF = 1 / 8
-# Each implementation with the kind that costs it least: no mirrored boundary for the FFT, few taps for the convolution.
+# The cheapest kind for each implementation: no mirrored boundary for the FFT, few taps for the convolution.
 CHEAPEST = {"matmul": "ideal", "fft": "ideal", "conv": "box"}
 
 
 def stacked(x: jax.Array) -> list[jax.Array]:
-    """Returns all grids from one product per axis, over the rows of all the operators stacked."""
+    """Returns all grids from one product per axis, with the rows of all operators stacked."""
     rows, columns = (np.concatenate([filters.operator("box", n, g) for g in GRIDS]) for n in x.shape[1:3])
     y = filters.apply_operators(rows, columns, x)
     ends = np.cumsum((0, *GRIDS))
@@ -43,28 +44,23 @@ def stacked(x: jax.Array) -> list[jax.Array]:
 
 
 def gradient(function: Callable) -> Callable:
-    """Returns the function that computes the gradient of a filter's energy: forward and backward."""
+    """Returns the gradient of a filter's energy, which runs the forward and the backward pass."""
     return jax.grad(lambda x: sum(jnp.sum(jnp.square(y)) for y in jax.tree.leaves(function(x))))
 
 
 def measure(functions: dict, x: jax.Array, rounds: int) -> dict:
-    """Returns milliseconds, GFLOP and MiB accessed of each function: its best of some rounds."""
+    """Returns milliseconds (best of `rounds`), GFLOP and MiB accessed of each function."""
     programs = {name: jax.jit(function).lower(x).compile() for name, function in functions.items()}
-    best = dict.fromkeys(programs, np.inf)
-    for _ in range(rounds):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(x))
-            best[name] = min(best[name], time.perf_counter() - start)
+    best = best_seconds({name: functools.partial(program, x) for name, program in programs.items()}, rounds)
     cost = {name: program.cost_analysis() for name, program in programs.items()}
     return {n: (1e3 * best[n], cost[n].get("flops", 0) / 1e9, cost[n]["bytes accessed"] / 2**20) for n in programs}
 
 
 def main() -> None:
     """Prints two tables."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64, help="number of images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="timed calls per program (default: %(default)s)")
     options = parser.parse_args()
     device = jax.devices()[0].device_kind
     print(f"jax {jax.__version__}, {device}, batch {options.batch}, best of {options.rounds} rounds\n")

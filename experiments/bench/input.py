@@ -1,18 +1,15 @@
-"""Images a second of the input pipeline and of the augmentation on the device, beside torchvision's and timm's.
+"""Images per second of the input pipeline and of the device augmentation, compared with torchvision and timm.
 
-    python -m experiments.bench.input
+    python -m experiments.bench.input --rounds=3
 
-Needs torch, torchvision and timm. The photographs are scikit-learn's two, as JPEG of 500 x 375 pixels, about ImageNet's
-average. Ours and theirs take turns. Reading is by as many processes of each; the augmentation is one program on all
-cores here, and one thread of Python there, of which training would have one in each worker. Times of one run are
-comparable with one another alone.
+Needs torch, torchvision and timm. The images are scikit-learn's two photographs, as JPEG of 500 x 375 pixels, about
+ImageNet's average. Both sides read with the same number of processes. Our augmentation is one program on all cores;
+theirs is one Python thread, of which training has one per worker. Compare only rates of one run.
 """
 
 import argparse
 import contextlib
 import io
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,12 +19,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from experiments.bench.timing import best_seconds
 from lfcc_jax import data
 from lfcc_jax.data.augmentation import create
 from lfcc_jax.training.report import table
 
 if not hasattr(torch.ops.torchvision, "nms"):
-    # torchvision built for another torch lacks operators that nothing here calls, and fails on import.
+    # A torchvision built for another torch lacks these operators and fails on import; none is called here.
     operators = torch.library.Library("torchvision", "DEF")
     operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -40,7 +38,7 @@ SIZE, CLASSES, POLICY = 224, 1000, "rand-m9-mstd0.5-inc1"
 
 
 class Photographs(torch.utils.data.Dataset):
-    """The photographs as bytes: for torch with a transform, for the Grain pipeline without one."""
+    """Encoded photographs: with a transform for torch, without one for the Grain pipeline."""
 
     def __init__(self, count: int, transform: Any = None):
         self._bytes = []
@@ -64,20 +62,14 @@ class Photographs(torch.utils.data.Dataset):
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=60, help="timed at once; many more than are made ahead")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64, help="images per batch (default: %(default)s)")
+    batches = "batches per timing of the pipeline; must exceed the prefetch depth (default: %(default)s)"
+    parser.add_argument("--batches", type=int, default=60, help=batches)
+    parser.add_argument("--rounds", type=int, default=3, help="timings per row (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.workers)
-    rates: dict[str, dict[str, float]] = {}
-
-    def record(what: str, whose: str, images: int, run: Callable[[], None]) -> None:
-        began = time.perf_counter()
-        run()
-        rate = images / (time.perf_counter() - began)
-        rates.setdefault(what, {})[whose] = max(rate, rates.get(what, {}).get(whose, 0.0))
 
     count = options.batch * options.batches
     crop = transforms.Compose(
@@ -89,7 +81,7 @@ def main() -> None:
     source = data.Source(Photographs(10 * count), CLASSES, 0, 3)
     grain_batches = data.train_batches(source, options.batch, seed=0, image_size=SIZE, workers=options.workers)
     torch_batches = iter(loader)
-    for _ in range(options.batches):  # both fill what they prefetch
+    for _ in range(options.batches):  # fill the prefetch buffers
         next(grain_batches), next(torch_batches)
 
     strong = {"flip": True, "randaugment": POLICY, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}
@@ -100,29 +92,31 @@ def main() -> None:
     jax.block_until_ready(augment(jax.random.key(0), batch))
     transform = create_transform(SIZE, is_training=True, auto_augment=POLICY, re_prob=0.0, scale=(1.0, 1.0))
     erase, mixup = RandomErasing(0.25, mode="pixel", device="cpu"), Mixup(0.8, 1.0, num_classes=CLASSES)
-    pictures = [Image.fromarray(image) for image in uint8]
+    pil_images = [Image.fromarray(image) for image in uint8]
 
-    def transformed(picture: Image.Image) -> torch.Tensor:
+    def transformed(image: Image.Image) -> torch.Tensor:
         while True:
-            with contextlib.suppress(ValueError):  # timm's posterize may ask for 0 bits, which Pillow refuses
-                return transform(picture)
+            with contextlib.suppress(ValueError):  # timm's posterize may draw 0 bits, which Pillow rejects
+                return transform(image)
 
-    def theirs() -> None:
-        images = erase(torch.stack([transformed(picture) for picture in pictures]))
+    def augment_timm() -> None:
+        images = erase(torch.stack([transformed(image) for image in pil_images]))
         mixup(images, torch.arange(options.batch))
 
-    for step in range(options.rounds):
-        decode = f"decode a JPEG of 500 x 375, random crop to {SIZE}; {options.workers} processes"
-        record(decode, "ours", count, lambda: [next(grain_batches) for _ in range(options.batches)])
-        record(decode, "theirs", count, lambda: [next(torch_batches) for _ in range(options.batches)])
-        strongly = f"flip, {POLICY}, erasing, mixup and CutMix at {SIZE}"
-        key = jax.random.key(step)
-        record(strongly, "ours", options.batch, lambda key=key: jax.block_until_ready(augment(key, batch)))
-        record(strongly, "theirs", options.batch, theirs)
-    rows = [
-        [what, f"{rate['ours']:.0f}", f"{rate['theirs']:.0f}", f"{rate['ours'] / rate['theirs']:.2f}"]
-        for what, rate in rates.items()
-    ]
+    decode = f"decode a JPEG of 500 x 375, random crop to {SIZE}; {options.workers} processes"
+    strongly = f"flip, {POLICY}, erasing, mixup and CutMix at {SIZE}"
+    keys = iter([jax.random.key(i) for i in range(options.rounds)])
+    programs = {
+        (decode, "ours"): lambda: [next(grain_batches) for _ in range(options.batches)],
+        (decode, "theirs"): lambda: [next(torch_batches) for _ in range(options.batches)],
+        (strongly, "ours"): lambda: augment(next(keys), batch),
+        (strongly, "theirs"): augment_timm,
+    }
+    best = best_seconds(programs, options.rounds)
+    rows = []
+    for name, images in ((decode, count), (strongly, options.batch)):
+        ours, theirs = (images / best[name, side] for side in ("ours", "theirs"))
+        rows.append([name, f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}"])
     print(
         f"images/s, best of {options.rounds}; batch {options.batch}; jax {jax.__version__} on {jax.default_backend()}, "
         f"torch {torch.__version__}\n"

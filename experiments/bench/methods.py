@@ -1,13 +1,11 @@
-"""What each method costs beside plain KD: trained parameters, memory, and the time of a training step.
+"""Measures the cost of each method on top of plain KD: head parameters, state, and the time of a training step.
 
-    python -m experiments.bench.methods
+    python -m experiments.bench.methods --rounds=30
 
-Each step has the cross-entropy, `kd`, and one method more. The methods take turns, so that a machine that slows down
-slows all of them down; times of one run are comparable with one another alone.
+Each step has the cross-entropy, `kd`, and one more method. Compare only times of one run.
 """
 
 import argparse
-import time
 from typing import Any
 
 import jax
@@ -15,27 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.bench.timing import best_seconds
 from lfcc_jax import methods, models
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training.report import table
 from lfcc_jax.training.state import init_state
 from lfcc_jax.training.step import make_train_step
 
-EXAMPLES = 50_000  # in the memory of `crd_bank`: as many as CIFAR-100 has
+EXAMPLES = 50_000  # size of the bank of `crd_bank`, that of CIFAR-100
 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--student", default="resnet_nano")
-    parser.add_argument("--teacher", default="vit_nano")
-    parser.add_argument("--image_size", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="resnet_nano", help="name of the student (default: %(default)s)")
+    parser.add_argument("--teacher", default="vit_nano", help="name of the teacher (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=16, help="side of the images, pixels (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="number of images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps per method (default: %(default)s)")
     options = parser.parse_args()
 
     student, teacher = (models.create(name, 100, options.image_size) for name in (options.student, options.teacher))
-    taught = jax.jit(teacher.init)(jax.random.key(1), jnp.zeros(teacher.image_shape()))
+    teacher_variables = jax.jit(teacher.init)(jax.random.key(1), jnp.zeros(teacher.image_shape()))
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (options.batch, *student.image_shape()[1:]), np.uint8),
@@ -44,7 +43,7 @@ def main() -> None:
     }
     cases: dict[str, dict[str, Any]] = {"kd alone": {}}
     cases |= {name: {} for name in methods.list_methods() if name not in ("cross_entropy", "kd")}
-    cases["crd_bank"] = {"examples": EXAMPLES}
+    cases["crd_bank"] = {"num_examples": EXAMPLES}
     cases["ofa, attention"] = {"branch": "attention"}
 
     runs = {}
@@ -52,14 +51,20 @@ def main() -> None:
         losses = {other: methods.create(other) for other in ("cross_entropy", "kd")}
         if name != "kd alone":
             losses["more"] = methods.create(name.split(",")[0], **settings)
-        runs[name] = Run(student, teacher, losses, taught, batch)
-    for _ in range(options.rounds):
-        for run in runs.values():
-            run.step()
+        runs[name] = Run(student, teacher, losses, teacher_variables, batch)
+    best = best_seconds({name: run.step for name, run in runs.items()}, options.rounds)
+    for name, run in runs.items():
+        if not np.isfinite(run.loss):
+            raise FloatingPointError(f"loss of '{name}' must be finite, got {run.loss}")
 
-    floor = runs["kd alone"].best
-    lines = [
-        [name, f"{run.parameters:,}", f"{run.memory:,}", f"{1e3 * run.best:.1f}", f"{run.best / floor:.2f}"]
+    rows = [
+        [
+            name,
+            f"{run.parameters:,}",
+            f"{run.memory:,}",
+            f"{1e3 * best[name]:.1f}",
+            f"{best[name] / best['kd alone']:.2f}",
+        ]
         for name, run in sorted(runs.items(), key=lambda item: item[0] != "kd alone")
     ]
     size = sum(leaf.size for leaf in jax.tree.leaves(student.variable_shapes()["params"]))
@@ -68,32 +73,31 @@ def main() -> None:
         f"batch {options.batch}, float32; best of {options.rounds} steps on {jax.devices()[0].device_kind}, "
         f"jax {jax.__version__}\n"
     )
-    print(table(["method", "head parameters", "numbers remembered", "ms a step", "over kd alone"], lines))
+    print(table(["method", "head parameters", "numbers remembered", "ms a step", "over kd alone"], rows))
 
 
 class Run:
-    """One method's compiled step, its sizes, and its best time so far in seconds."""
+    """One method's compiled step, its sizes, and its last loss."""
 
-    def __init__(self, student: models.Network, teacher: models.Network, losses: dict, taught: Any, batch: dict):
+    def __init__(
+        self, student: models.Network, teacher: models.Network, losses: dict, teacher_variables: Any, batch: dict
+    ):
         weights = dict.fromkeys(losses, optax.constant_schedule(1.0))
         optimizer = optimizers.create("adamw", lambda _: 1e-4)
         init = jax.jit(lambda key: init_state(key, student, teacher, losses, optimizer, use_ema=False))
-        self._state, self._arguments = init(jax.random.key(0)), (taught, batch)
+        self._state, self._arguments = init(jax.random.key(0)), (teacher_variables, batch)
         step = jax.jit(make_train_step(student, teacher, losses, weights, optimizer), donate_argnums=0)
         self._step = step.lower(self._state, *self._arguments).compile()
         self.parameters, self.memory = (
             sum(leaf.size for leaf in jax.tree.leaves(variables["heads"].get("more", {})))
             for variables in (self._state.params, self._state.collections)
         )
-        self.best = np.inf
 
-    def step(self) -> None:
-        """Takes one step and times it."""
-        began = time.perf_counter()
-        self._state, metrics = jax.block_until_ready(self._step(self._state, *self._arguments))
-        self.best = min(self.best, time.perf_counter() - began)
-        if not np.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"the loss is {metrics['loss']}")
+    def step(self) -> Any:
+        """Takes one step and returns the new state."""
+        self._state, metrics = self._step(self._state, *self._arguments)
+        self.loss = metrics["loss"]
+        return self._state
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
         --batch-size=256 --dtype=bfloat16 --minutes=4 --out=steps.json
 
 Random images are already on the device, so the input pipeline is not measured. All programs are compiled first and then
-take turns, so that a machine that slows down slows all of them. FLOPs and bytes are XLA's own count for one device; its
-ceilings, a bfloat16 matrix product and a copy, are measured in the same process. The PyTorch rows are timm's networks
-trained by KD with the same optimizer, autocast and channels_last; they flip images and augment no further, so
-compare them with `--augmentation=flip`. What does not fit into `--minutes` is skipped and listed.
+take turns, so that a machine that slows down slows all of them. FLOPs and bytes are XLA's count for one device; its
+ceilings, a bfloat16 matrix product and a copy, are measured in the same process. The PyTorch rows train timm's networks
+by KD with the same optimizer, autocast and channels_last; their only augmentation is the flip, so compare them with
+`--augmentation=flip`. Programs that do not fit into `--minutes` are skipped and listed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Torch needs memory on the same device.
+# Leave memory to PyTorch on the same device.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import imagenet
+from experiments.bench.timing import best_seconds
 from lfcc_jax import models
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import Images, augmentation
@@ -57,7 +58,7 @@ XLA_UNTIL, TORCH_UNTIL = 0.65, 0.85
 
 @dataclasses.dataclass
 class Row:
-    """One program and what was measured of it."""
+    """One program and its measurements."""
 
     pair: str
     method: str
@@ -101,28 +102,28 @@ class JaxStep:
         self._lowered = step.lower(*self._distillation.step_arguments(self._mesh), batch)
 
     def compile(self) -> None:
-        """Compiles the step and draws the networks' weights. Runs in a thread."""
+        """Compiles the step and initializes the networks. Runs in a thread."""
         began = time.monotonic()
         self._program = self._lowered.compile()
         self.row.compile_seconds = time.monotonic() - began
         cost, memory = self._program.cost_analysis(), self._program.memory_analysis()
         self.row.flops, self.row.bytes_accessed = cost.get("flops"), cost.get("bytes accessed")
         self.row.temporary_bytes = memory.temp_size_in_bytes
-        # Random numbers are drawn once and are slow to compile.
-        lazy = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        state = jax.jit(self._distillation.init, compiler_options=lazy)(jax.random.key(0))
+        # Initialization runs once; unoptimized code compiles faster.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        state = jax.jit(self._distillation.init, compiler_options=options)(jax.random.key(0))
         self._state = jax.device_put(state, replicated(self._mesh))
-        self._taught = None
+        self._teacher = None
         if network := self._distillation.teacher:
             images = jnp.zeros(network.image_shape())
-            taught = jax.jit(network.init, compiler_options=lazy)(jax.random.key(1), images)
-            self._taught = jax.device_put(taught, replicated(self._mesh))
+            variables = jax.jit(network.init, compiler_options=options)(jax.random.key(1), images)
+            self._teacher = jax.device_put(variables, replicated(self._mesh))
 
     def run(self, batch: dict[str, jax.Array], steps: int) -> float:
         """Takes some steps and returns seconds per step."""
         began = time.perf_counter()
         for _ in range(steps):
-            self._state, metrics = self._program(self._state, self._taught, batch)
+            self._state, metrics = self._program(self._state, self._teacher, batch)
         jax.block_until_ready((self._state, metrics))
         return (time.perf_counter() - began) / steps
 
@@ -134,7 +135,7 @@ class TorchStep:
         self.row = row
         teacher, student = map(models.full_name, row.pair.split(":"))
         config = run_config(options, row.pair, "kd")
-        given = {
+        settings = {
             "teacher": teacher,
             "student": student,
             "compiled": row.engine == "torch.compile",
@@ -142,7 +143,7 @@ class TorchStep:
             "ema_decay": config["ema_decay"],
             **{key: getattr(options, key) for key in ("batch_size", "image_size", "dtype")},
         }
-        command = [sys.executable, "-m", "experiments.bench.torch_steps", json.dumps(given)]
+        command = [sys.executable, "-m", "experiments.bench.torch_steps", json.dumps(settings)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -153,24 +154,24 @@ class TorchStep:
         threading.Thread(target=lambda: self._errors.extend(self._process.stderr), daemon=True).start()
 
     def ask(self, steps: int) -> None:
-        """Asks for some steps; the first time for none, which compiles."""
-        with contextlib.suppress(BrokenPipeError):  # a process that ended says why in `answer`
+        """Requests `steps` steps. The first request must be 0, which compiles."""
+        with contextlib.suppress(BrokenPipeError):  # `answer` reports why the process ended
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
 
     def answer(self, timeout: float) -> dict[str, Any]:
-        """Returns what the process measured.
+        """Returns the measurement of the process.
 
         Raises:
-          UserError: if it failed, or does not answer within `timeout` seconds.
+          UserError: if the process failed or does not answer within `timeout` seconds.
         """
         try:
             answer = self._answers.get(timeout=max(timeout, 0.1))
         except queue.Empty:
             raise UserError("out of time") from None
         if not answer:
-            said = [line.strip() for line in self._errors if line.strip()]
-            raise UserError(said[-1][:160] if said else f"exit status {self._process.poll()}")
+            lines = [line.strip() for line in self._errors if line.strip()]
+            raise UserError(lines[-1][:160] if lines else f"exit status {self._process.poll()}")
         return json.loads(answer)
 
     def run(self, _: Any, steps: int) -> float:
@@ -192,7 +193,7 @@ class TorchStep:
 
 
 def run_config(options: argparse.Namespace, pair: str, method: str) -> dict[str, Any]:
-    """Returns the config of one run of configs/imagenet.py at this benchmark's batch size and dtype."""
+    """Returns a config of configs/imagenet.py with this benchmark's batch size and dtype."""
     teacher, student = pair.split(":")
     config = as_dict(imagenet.get_config(f"teacher={teacher},student={student},method={method}"))
     return config | {"batch_size": options.batch_size, "dtype": options.dtype}
@@ -238,7 +239,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 skipped[_name(step.row)] = _one_line(error)
             else:
                 ready.append(step)
-        # Only now: XLA times candidates for each kernel on the device while it compiles, and would be disturbed.
+        # Only now: while it compiles, XLA times candidate kernels on the device, which must be idle.
         for step in torch_steps:
             step.ask(0)
         for step in torch_steps:
@@ -271,32 +272,29 @@ def random_batch(options: argparse.Namespace, mesh: jax.sharding.Mesh) -> dict[s
 
 
 def measure_ceilings() -> dict[str, float]:
-    """Returns FLOP/s of a bfloat16 matrix product and bytes/s of a copy on one device: the best of five tries."""
+    """Returns FLOP/s of a bfloat16 matrix product and bytes/s of a copy on one device, each the best of five."""
     small = jax.default_backend() == "cpu"
     n, length = (512, 1 << 22) if small else (8192, 1 << 29)
     square = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16)
     vector = jnp.ones((length,), jnp.float32)
     product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+    calls = 5
 
-    def best(function: Any, x: jax.Array, calls: int = 5) -> float:
-        jax.block_until_ready(function(x))
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            for _ in range(calls):
-                y = function(x)
-            jax.block_until_ready(y)
-            times.append((time.perf_counter() - began) / calls)
-        return min(times)
+    def repeat(function: Any, x: jax.Array) -> jax.Array:
+        for _ in range(calls):
+            y = function(x)
+        return y
 
+    programs = {"product": lambda: repeat(product, square), "copy": lambda: repeat(copy, vector)}
+    best = best_seconds(programs, 5, warm_up=True)
     return {
-        "matmul_flops_per_second": 2 * n**3 / best(product, square),
-        "copy_bytes_per_second": 2 * vector.nbytes / best(copy, vector),
+        "matmul_flops_per_second": calls * 2 * n**3 / best["product"],
+        "copy_bytes_per_second": calls * 2 * vector.nbytes / best["copy"],
     }
 
 
 def take_turns(steps: Sequence[Any], batch: dict[str, jax.Array], left: Any, skipped: dict[str, str]) -> list[Row]:
-    """Times all programs in turns until the budget or `ROUNDS` is used up, and returns the rows that have a time."""
+    """Times all programs in turns for `ROUNDS` rounds or until the budget is used up, and returns the timed rows."""
     counts = {}
     for step in steps:
         if counts and left() <= 0:
@@ -305,7 +303,7 @@ def take_turns(steps: Sequence[Any], batch: dict[str, jax.Array], left: Any, ski
         try:
             step.run(batch, 1)
             counts[step] = max(1, min(50, round(TURN_SECONDS / step.run(batch, 1))))
-        except Exception as error:  # one program that is out of memory is no reason to lose the others
+        except Exception as error:  # one program may be out of memory
             skipped[_name(step.row)] = _one_line(error)
     for _ in range(ROUNDS):
         began = time.monotonic()
@@ -359,7 +357,7 @@ def _report(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Returns a report as a paragraph and a table."""
+    """Returns a report as Markdown."""
 
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
@@ -413,14 +411,29 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures, prints the table, writes the JSON file, and returns the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--pairs", type=names, default="swin_tiny:resnet18", help="teacher:student, ...")
-    parser.add_argument("--methods", type=names, default="kd,lfcc", help="as in configs/imagenet.py")
-    parser.add_argument("--batch-size", type=int, default=256, help="over all devices")
-    parser.add_argument("--image-size", type=int, default=224, help="in pixels")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--augmentation", choices=("recipe", "flip"), default="recipe")
-    parser.add_argument("--minutes", type=float, default=4.0, help="budget for everything, compilation included")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--pairs", type=names, default="swin_tiny:resnet18", help="teacher:student,... (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--methods", type=names, default="kd,lfcc", help="methods of configs/imagenet.py (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=256, help="images per step, over all devices (default: %(default)s)"
+    )
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images, pixels (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="compute dtype (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--augmentation",
+        choices=("recipe", "flip"),
+        default="recipe",
+        help="the recipe's augmentation or only the flip (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=4.0, help="time budget, compilation included (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write (default: none)")
     options = parser.parse_args(arguments)
     for pair in options.pairs:
         if pair.count(":") != 1:
@@ -435,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     if unfinished:
-        os._exit(0)  # an interpreter that ends while XLA compiles in a thread crashes
+        os._exit(0)  # a regular exit crashes while XLA compiles in a thread
     return report
 
 

@@ -1,7 +1,7 @@
-"""A KD step of timm's networks in PyTorch, timed on request: the other side of `experiments.bench.steps`.
+"""Times KD steps of timm's networks in PyTorch on request. Started by `experiments.bench.steps`.
 
-Takes its settings as JSON from the command line. For each line on stdin, a number of steps, it takes them and prints
-`{"seconds": ...}`: of the warm-up, compilation included, for the first line, and per step for all others.
+The only argument is the settings as JSON. Each line on stdin is a number of steps, answered by `{"seconds": ...}`: per
+step, but for the first line the time of compilation and warm-up.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def main() -> None:
             finish()
             answer = time.perf_counter() - began
         else:
-            step()  # memory that was handed back after the last turn is taken again
+            step()  # reallocates the memory released below
             finish()
             began = time.perf_counter()
             for _ in range(int(line)):
@@ -101,7 +101,7 @@ def main() -> None:
             finish()
             answer = (time.perf_counter() - began) / int(line)
         if device == "cuda":
-            torch.cuda.empty_cache()  # other programs take their turns on this device
+            torch.cuda.empty_cache()  # for the other programs on this device
         print(json.dumps({"seconds": answer}), flush=True)
 
 

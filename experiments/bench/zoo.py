@@ -1,10 +1,9 @@
-"""Speed of the networks beside timm's, on the same machine in the same run: images a second, forward and training.
+"""Images per second of the networks and of timm's, forward and training, in the same run.
 
-pip install torch torchvision timm && python -m experiments.bench.zoo
+    pip install torch torchvision timm && python -m experiments.bench.zoo --batch=8 --rounds=2
 
-Training is the gradient of the cross-entropy, without an optimizer. Both sides run float32 on random images and take
-turns; the best of `--rounds` counts. GMACs are the multiplications of convolutions and matrix products, counted in the
-program that is run.
+Training is the gradient of the cross-entropy, without an optimizer. Both sides run float32 on random images. GMACs are
+the multiplications of convolutions and matrix products, counted in the traced program.
 """
 
 import argparse
@@ -20,6 +19,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "goldens"))
 from timm_networks import build
 
+from experiments.bench.timing import best_seconds
 from lfcc_jax import models
 from lfcc_jax.losses import cross_entropy
 
@@ -41,44 +41,40 @@ CLASSES = 1000
 
 
 def main() -> None:
-    """Prints one row for each network."""
+    """Prints one row per network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=NAMES, help="networks (default: the benchmark's)")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    parser.add_argument("names", nargs="*", default=NAMES, help="names of networks (default: the benchmark's)")
+    parser.add_argument("--batch", type=int, default=16, help="number of images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls per program (default: %(default)s)")
+    options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on {device}, "
-        f"{torch.get_num_threads()} threads, batch {given.batch}, 224 x 224, float32\n"
+        f"{torch.get_num_threads()} threads, batch {options.batch}, 224 x 224, float32\n"
     )
     print("| network | parameters | GMACs | compile, s | forward, images/s | timm's | training, images/s | timm's |")
     print("|:--|--:|--:|--:|--:|--:|--:|--:|")
-    for name in given.names:
+    for name in options.names:
         network = models.create(name, CLASSES)
         variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros(network.image_shape()))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-        images = np.random.RandomState(0).uniform(size=(given.batch, 224, 224, 3)).astype(np.float32)
+        images = np.random.RandomState(0).uniform(size=(options.batch, 224, 224, 3)).astype(np.float32)
         macs = count_macs(jax.make_jaxpr(network.apply)(variables, images[:1]).jaxpr) / 1e9
         start = time.perf_counter()
         ours = ours_to_run(network, variables, images)
-        compiled = time.perf_counter() - start
+        compile_seconds = time.perf_counter() - start
         theirs = theirs_to_run(name, images, device)
-        best = np.full((2, 2), np.inf)
-        for _ in range(given.rounds):
-            for side, programs in enumerate((ours, theirs)):
-                for kind, program in enumerate(programs):
-                    best[side, kind] = min(best[side, kind], seconds(program))
-        rate = given.batch / best
+        best = best_seconds(dict(enumerate((*ours, *theirs))), options.rounds, warm_up=True)
+        forward, training, timm_forward, timm_training = (options.batch / best[i] for i in range(4))
         print(
-            f"| {name} | {parameters:,} | {macs:.3f} | {compiled:.1f} | {rate[0, 0]:.1f} | {rate[1, 0]:.1f} "
-            f"| {rate[0, 1]:.1f} | {rate[1, 1]:.1f} |",
+            f"| {name} | {parameters:,} | {macs:.3f} | {compile_seconds:.1f} | {forward:.1f} | {timm_forward:.1f} "
+            f"| {training:.1f} | {timm_training:.1f} |",
             flush=True,
         )
 
 
 def ours_to_run(network, variables, images):
-    """Returns functions that run the forward pass and the gradient once; both are compiled."""
+    """Returns compiled functions that run our forward pass and gradient once."""
     labels = jnp.zeros(len(images), jnp.int32)
 
     def loss(params, rest, images):
@@ -95,8 +91,8 @@ def ours_to_run(network, variables, images):
         for function, arguments in ((forward, (variables, images)), (gradient, (variables["params"], rest, images)))
     )
     return (
-        lambda: jax.block_until_ready(forward(variables, images)),
-        lambda: jax.block_until_ready(gradient(variables["params"], rest, images)),
+        lambda: forward(variables, images),
+        lambda: gradient(variables["params"], rest, images),
     )
 
 
@@ -122,16 +118,8 @@ def theirs_to_run(name, images, device):
     return forward, gradient
 
 
-def seconds(program) -> float:
-    """Returns how long the second of two runs takes."""
-    program()
-    start = time.perf_counter()
-    program()
-    return time.perf_counter() - start
-
-
 def count_macs(jaxpr) -> float:
-    """Returns the multiplications of all convolutions and matrix products of a program."""
+    """Returns the number of multiplications in the convolutions and matrix products of a program."""
     total = 0.0
     for equation in jaxpr.eqns:
         out = equation.outvars[0].aval

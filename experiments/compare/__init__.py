@@ -1,1 +1,1 @@
-"""Comparisons of methods, pairs of networks and seeds, and their tables and pictures."""
+"""Comparisons of methods, pairs of networks and seeds, with tables and plots."""

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: accuracies of methods and seeds, and gains pair by pair."""
+"""Plots of a comparison: accuracies of methods and seeds, and gains by pair."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from lfcc_jax.training import pictures
 def comparison(
     path: epath.Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], teacher: float, title: str = ""
 ) -> None:
-    """Draws test accuracy over the epochs, and the last accuracy of each seed with the mean and its standard error.
+    """Plots test accuracy over the epochs, and the last accuracy of each seed with the mean and its standard error.
 
     With more methods than colors, the first method and the best ones are colored and the others are gray.
 
@@ -34,20 +34,27 @@ def comparison(
     )
     colors = dict(zip(chosen, pictures.COLORS, strict=False))
     figure, (left, right) = pictures.axes(1, 2, (10, max(4, 0.3 * len(runs))))
-    for place, method in enumerate(by_end):
+    for position, method in enumerate(by_end):
         accuracy, color = accuracies[method], colors.get(method, "0.6")
         label = method if method in colors else None
         left.plot(epochs, accuracy.mean(axis=0), color=color, marker=".", label=label, zorder=2 if label else 1)
         ends = accuracy[:, -1]
-        right.plot(ends, np.full(len(ends), place), "o", color=color, alpha=0.35, markeredgewidth=0)
+        right.plot(ends, np.full(len(ends), position), "o", color=color, alpha=0.35, markeredgewidth=0)
         right.errorbar(
-            ends.mean(), place, xerr=_standard_error(ends), fmt="D", color=color, capsize=4, markersize=6, elinewidth=2
+            ends.mean(),
+            position,
+            xerr=_standard_error(ends),
+            fmt="D",
+            color=color,
+            capsize=4,
+            markersize=6,
+            elinewidth=2,
         )
     left.axhline(100 * teacher, color="black", linestyle="--", linewidth=1, label="teacher")
     right.axvline(100 * teacher, color="black", linestyle="--", linewidth=1)
     seeds = len(next(iter(runs.values())))
     left.set(title=f"Mean over {seeds} seed{'s' if seeds > 1 else ''}", xlabel="epoch", ylabel="test accuracy, %")
-    # Before training all methods are at chance, which would leave the end no room.
+    # Leave out the accuracy before training, which would squeeze the rest.
     lowest = min(accuracy[:, 1:].mean(axis=0).min() for accuracy in accuracies.values())
     left.set_ylim(lowest - 2, None)
     left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
@@ -58,7 +65,7 @@ def comparison(
 
 
 def pairs(path: epath.Path, accuracies: Mapping[str, Mapping[str, Sequence[float]]], title: str = "") -> None:
-    """Draws the gain of each method over the first one: each pair of networks, their mean and its standard error.
+    """Plots the gain of each method over the first one: each pair of networks, their mean and its standard error.
 
     Args:
       path: Path of the PNG.
@@ -68,27 +75,33 @@ def pairs(path: epath.Path, accuracies: Mapping[str, Mapping[str, Sequence[float
     """
     first, *methods = next(iter(accuracies.values()))
     gains = {
-        method: np.array([np.mean(found[method]) - np.mean(found[first]) for found in accuracies.values()])
+        method: np.array([np.mean(values[method]) - np.mean(values[first]) for values in accuracies.values()])
         for method in methods
     }
     by_gain = sorted(gains, key=lambda method: -gains[method].mean())
     figure, axis = pictures.axes(1, 1, (8, 2.2 + 0.34 * len(by_gain)))
-    places = np.arange(len(by_gain))
+    positions = np.arange(len(by_gain))
     means = [gains[method].mean() for method in by_gain]
-    axis.barh(places, means, color="0.88", zorder=0)
+    axis.barh(positions, means, color="0.88", zorder=0)
     for i, (pair, color, marker) in enumerate(
         zip(accuracies, itertools.cycle(pictures.COLORS), itertools.cycle("os^Dv"), strict=False)
     ):
         axis.plot(
-            [gains[method][i] for method in by_gain], places, marker, color=color, alpha=0.7, markersize=5, label=pair
+            [gains[method][i] for method in by_gain],
+            positions,
+            marker,
+            color=color,
+            alpha=0.7,
+            markersize=5,
+            label=pair,
         )
     if len(accuracies) > 1:
         errors = [_standard_error(gains[method]) for method in by_gain]
         axis.errorbar(
-            means, places, xerr=errors, fmt="|", color="black", capsize=4, label="mean ± standard error over pairs"
+            means, positions, xerr=errors, fmt="|", color="black", capsize=4, label="mean ± standard error over pairs"
         )
     axis.axvline(0, color="black", linewidth=1)
-    axis.set(yticks=places, yticklabels=by_gain, ylim=(len(by_gain) - 0.5, -0.5), title=title)
+    axis.set(yticks=positions, yticklabels=by_gain, ylim=(len(by_gain) - 0.5, -0.5), title=title)
     axis.set_xlabel(f"top-1 minus that of {first}, points")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     pictures.save(figure, path)

@@ -1,9 +1,9 @@
-"""Tables and pictures of the runs that `experiments.compare` made; as a command, again from `results.json` alone.
+"""Tables and plots of the runs of `experiments.compare`. As a command, redraws them from `results.json` alone.
 
     python -m experiments.compare.report experiments/results/study_runlocal.json
 
-writes `study_runlocal.md` and `study_runlocal.png` next to it. LFCC is compared with every other method pair by pair,
-over equal seeds.
+writes `study_runlocal.md` and `study_runlocal.png` next to the file. LFCC is compared with every other method by pair
+and seed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.training import pictures
 from lfcc_jax.training.report import read_metrics, table
 
-# What pictures call the methods; the others by their own name.
+# Labels of methods in plots, where they differ from the name.
 _NAMES = {
     "scratch": "alone",
     "kd": "KD",
@@ -77,25 +77,23 @@ Pair = tuple[str, str] | None
 def markdown(
     rows: Rows, teachers: Mapping[str, Mapping[str, Any]], methods: Sequence[str], pairs: Sequence[Pair]
 ) -> str:
-    """Returns Markdown: for several pairs a table of all (see `of_all_pairs`), then one table for each pair.
+    """Returns Markdown: for several pairs, the table of `of_all_pairs`; then one table per pair.
 
     Args:
-      rows: a summary for each run, with its `method`.
-      teachers: the summary of each teacher's own run, by its name as the pairs have it; "" if that is not given.
-      methods: in the order in which they are shown.
-      pairs: names of teacher and student; [None] for one pair.
+      rows: The summary of each run, with its `method` and, for several pairs, its `pair`.
+      teachers: The summary of each teacher, by its name in `pairs`; "" for the teacher of the pair None.
+      methods: Names of the methods, in the order of the rows.
+      pairs: Names of teacher and student; [None] for the pair of the config.
     """
     parts = [of_all_pairs(rows, methods, pairs)] if len(pairs) > 1 else []
-    for pair in pairs:
-        mine = rows_of(rows, pair)
-        parts.append(_of_one_pair(mine, teachers[pair[0] if pair else ""], methods))
+    parts += [_of_one_pair(rows_of(rows, pair), teachers[pair[0] if pair else ""], methods) for pair in pairs]
     return "\n\n".join(parts)
 
 
 def rows_of(rows: Rows, pair: Pair, method: str | None = None) -> Rows:
-    """Returns the rows of a pair, and of one method if it is given."""
-    mine = [row for row in rows if pair is None or row["pair"] == f"{pair[0]} -> {pair[1]}"]
-    return [row for row in mine if method is None or row["method"] == method]
+    """Returns the rows of a pair, or of one method of it."""
+    rows = [row for row in rows if pair is None or row["pair"] == f"{pair[0]} -> {pair[1]}"]
+    return [row for row in rows if method is None or row["method"] == method]
 
 
 def draw(
@@ -106,32 +104,32 @@ def draw(
     seeds: Sequence[int],
     pairs: Sequence[Pair],
 ) -> list[str]:
-    """Draws accuracies and spectra, for each pair into its directory, and for several pairs all in one.
+    """Plots accuracies and spectra of each pair in its directory, and for several pairs a plot of all.
 
     Args:
-      workdir: of the comparison.
-      rows: as in `markdown`.
-      teachers: as in `markdown`.
-      methods: as in `markdown`.
-      seeds: of the runs.
-      pairs: as in `markdown`.
+      workdir: Work directory of the comparison.
+      rows: As in `markdown`.
+      teachers: As in `markdown`.
+      methods: As in `markdown`.
+      seeds: Seeds of the runs.
+      pairs: As in `markdown`.
 
     Returns:
-      The names of the pictures.
+      The names of the plots.
     """
     for pair in pairs:
-        where = workdir / f"{pair[0]}_{pair[1]}" if pair else workdir
+        directory = workdir / f"{pair[0]}_{pair[1]}" if pair else workdir
         teacher = teachers[pair[0] if pair else ""]
-        curves = {_NAMES.get(m, m): [read_metrics(where / f"{m}_{seed}") for seed in seeds] for m in methods}
+        curves = {_NAMES.get(m, m): [read_metrics(directory / f"{m}_{seed}") for seed in seeds] for m in methods}
         first = rows_of(rows, pair)[0]
         title = f"{first['student']} taught by {teacher['student']}, {first['dataset']}"
-        drawing.comparison(where / "comparison.png", curves, teacher["top1_last"], title)
+        drawing.comparison(directory / "comparison.png", curves, teacher["top1_last"], title)
         networks = {}
-        for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are not told apart
-            spectra = json.loads((where / f"{method}_{seeds[0]}" / "spectra.json").read_text())
+        for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are illegible
+            spectra = json.loads((directory / f"{method}_{seeds[0]}" / "spectra.json").read_text())
             name = _NAMES.get(method, method)
             networks |= {f"{n}, {name}" if n.startswith("student") else n: s for n, s in spectra.items()}
-        pictures.spectra(where / "spectra.png", networks)
+        pictures.spectra(directory / "spectra.png", networks)
     if len(pairs) == 1:
         return ["comparison.png", "spectra.png"]
     draw_pairs(workdir / "pairs.png", rows, methods, pairs)
@@ -142,15 +140,15 @@ def _of_one_pair(rows: Rows, teacher: Mapping[str, Any], methods: Sequence[str])
     references = _references(methods)
     lines = []
     for method in methods:
-        mine = [row for row in rows if row["method"] == method]
+        runs = [row for row in rows if row["method"] == method]
         lines.append([
             method,
-            spread([100 * row["top1_last"] for row in mine]),
-            spread([100 * row["top1_best"] for row in mine]),
-            spread([100 * row["agreement"] for row in mine if row["agreement"] is not None]),
+            spread([100 * row["top1_last"] for row in runs]),
+            spread([100 * row["top1_best"] for row in runs]),
+            spread([100 * row["agreement"] for row in runs if row["agreement"] is not None]),
             *("" if method == name else mean_error(_ahead(rows, name, method)) for name in references),
-            f"{mine[0]['head_parameters']:,}",
-            spread([1000 * row["seconds_per_step"] for row in mine]),
+            f"{runs[0]['head_parameters']:,}",
+            spread([1000 * row["seconds_per_step"] for row in runs]),
         ])  # fmt: skip
     first, seeds = rows[0], len({row["seed"] for row in rows})
     header = ["method", "top-1 last, %", "top-1 best, %", "agreement, %"]
@@ -170,7 +168,7 @@ def _of_one_pair(rows: Rows, teacher: Mapping[str, Any], methods: Sequence[str])
 
 
 def _verdict(method: str, rival: str, ahead: Sequence[float]) -> str | None:
-    """Returns in words what the differences between two methods show, if there are enough of them."""
+    """Returns a sentence about the differences between two methods, or None if there are fewer than three."""
     if method == rival or len(ahead) < 3:
         return None
     mean, wins = statistics.mean(ahead), sum(points > 0 for points in ahead)
@@ -183,12 +181,12 @@ def _verdict(method: str, rival: str, ahead: Sequence[float]) -> str | None:
 
 
 def _references(methods: Sequence[str]) -> list[str]:
-    """Returns the methods that the others are compared with: those of LFCC that were run, else the last one."""
+    """Returns the methods to compare the others with: LFCC and LFCC with DIST if present, else the last method."""
     return [name for name in ("lfcc", "lfcc_dist", "lfcc_dist_3") if name in methods] or list(methods[-1:])
 
 
 def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> None:
-    """Draws the gain of each method over KD, or over the first method; see `experiments.compare.pictures.pairs`."""
+    """Plots the gain of each method over KD, or over the first method; see `experiments.compare.pictures.pairs`."""
     methods = sorted(methods, key=lambda method: method != "kd")
     accuracies = {
         f"{pair[0]} → {pair[1]}": {
@@ -203,15 +201,15 @@ def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[P
 
 
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
-    """Returns Markdown: a row for each method, with its mean over the pairs, and by how much LFCC is ahead of it.
+    """Returns a Markdown table with a row per method: its mean over the pairs, and the lead of LFCC over it.
 
-    LFCC stands there beside KD, and beside DIST with either weight where those were run; without any of them, the last
-    method is in its place.
+    There is a column for each of LFCC with KD and LFCC with DIST (both weights) among the methods; without any of them,
+    one for the last method.
 
     Args:
-      rows: as in `markdown`.
-      methods: as in `markdown`.
-      pairs: names of teacher and student.
+      rows: As in `markdown`.
+      methods: As in `markdown`.
+      pairs: Names of teacher and student.
     """
     references = _references(methods)
     lines = []
@@ -226,26 +224,26 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
 
 
 def _ahead(rows: Rows, method: str, rival: str) -> list[float]:
-    """Returns by how many points a method ends above a rival, seed by seed: of each pair the mean, of one each seed."""
-    found = {(row["method"], row.get("pair"), row["seed"]): 100 * row["top1_last"] for row in rows}
+    """Returns the lead of a method over a rival in points: of each seed for one pair, else of each pair on average."""
+    accuracies = {(row["method"], row.get("pair"), row["seed"]): 100 * row["top1_last"] for row in rows}
     by_pair: dict[str | None, list[float]] = {}
-    for (name, *where), accuracy in found.items():
-        if name == method and (rival, *where) in found:
-            by_pair.setdefault(where[0], []).append(accuracy - found[rival, *where])
+    for (name, pair, seed), accuracy in accuracies.items():
+        if name == method and (rival, pair, seed) in accuracies:
+            by_pair.setdefault(pair, []).append(accuracy - accuracies[rival, pair, seed])
     if len(by_pair) == 1:
         return next(iter(by_pair.values()))
     return [statistics.mean(points) for points in by_pair.values()]
 
 
 def mean_error(values: Sequence[float]) -> str:
-    """Returns mean ± standard error of it; a dash of no values."""
+    """Returns mean ± standard error; a dash if there are no values."""
     if len(values) < 2:
         return f"{values[0]:.2f}" if values else "-"
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Returns mean ± standard deviation; a dash of no values."""
+    """Returns mean ± standard deviation; a dash if there are no values."""
     if not values:
         return "-"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -253,18 +251,18 @@ def spread(values: Sequence[float]) -> str:
 
 
 def make(path: Path) -> list[Path]:
-    """Writes Markdown, and for several pairs a picture, beside a file of results; returns their names.
+    """Writes Markdown, and for several pairs a plot, next to a file of results; returns their paths.
 
     Raises:
-      UserError: if the file holds no results.
+      UserError: if the file is not a `results.json` or is empty.
     """
     try:
         rows = json.loads(path.read_text())
         methods = list(dict.fromkeys(row["method"] for row in rows))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no results.json of experiments.compare: {error}") from error
+        raise UserError(f"{path} must be a results.json of experiments.compare: {error}") from error
     if not rows:
-        raise UserError(f"{path} holds no results")
+        raise UserError(f"{path} contains no results")
     pairs = list(dict.fromkeys(tuple(row["pair"].split(" -> ")) if "pair" in row else None for row in rows))
     text = [_about(rows)]
     if pairs == [None]:
@@ -291,17 +289,17 @@ def _about(rows: Rows) -> str:
 
 
 def _teachers(rows: Rows, pairs: list[tuple[str, str]]) -> str:
-    taught = {}
+    accuracies = {}
     for teacher, _ in pairs:
-        mine = [row for row in rows if row["pair"].startswith(f"{teacher} -> ")]
-        # A teacher that was trained again has several accuracies.
-        found = {f"{100 * row['teacher_top1']:.2f}" for row in mine if row["teacher_top1"] is not None}
-        taught[teacher] = ", ".join(sorted(found))
-    return table(["teacher", "top-1, %"], [[name, top1] for name, top1 in taught.items() if top1])
+        runs = [row for row in rows if row["pair"].startswith(f"{teacher} -> ")]
+        # A teacher that was retrained has several accuracies.
+        distinct = {f"{100 * row['teacher_top1']:.2f}" for row in runs if row["teacher_top1"] is not None}
+        accuracies[teacher] = ", ".join(sorted(distinct))
+    return table(["teacher", "top-1, %"], [[name, top1] for name, top1 in accuracies.items() if top1])
 
 
 def _measures(rows: Rows, methods: list[str]) -> str:
-    """Returns a table of what else was measured, means over all pairs and seeds."""
+    """Returns a table of all measures, averaged over pairs and seeds."""
     measures = {
         "top-1 last, %": ("top1_last", 100, ".2f"),
         "top-1 best, %": ("top1_best", 100, ".2f"),
@@ -314,22 +312,22 @@ def _measures(rows: Rows, methods: list[str]) -> str:
     }
     lines = []
     for method in methods:
-        mine = [row for row in rows if row["method"] == method]
+        runs = [row for row in rows if row["method"] == method]
         line = [method]
         for key, scale, digits in measures.values():
-            values = [row[key] for row in mine if row.get(key) is not None]
+            values = [row[key] for row in runs if row.get(key) is not None]
             line.append(format(scale * statistics.mean(values), digits) if values else "-")
         lines.append(line)
     return table(["mean over all runs", *measures], lines)
 
 
 def main() -> None:
-    """Reads the command line, and makes each file's tables and picture."""
+    """Writes tables and a plot for each file on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="files that experiments.compare wrote")
+    parser.add_argument("results", nargs="+", type=Path, help="results.json files of experiments.compare")
     for path in parser.parse_args().results:
-        made = make(path)
-        print(f"{path}: wrote {' and '.join(name.name for name in made)} next to it")
+        written = make(path)
+        print(f"{path}: wrote {' and '.join(file.name for file in written)} next to it")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Pictures of filters, augmentations and features."""
+"""Plots of filters, augmentations and features."""

@@ -1,8 +1,9 @@
-"""Draws every augmentation on photographs: `python -m experiments.plot.augmentation`, into docs/augmentation.jpg.
+"""Plots every augmentation into docs/augmentation.jpg: `python -m experiments.plot.augmentation`.
 
-The two photographs come with scikit-learn: China by danielbuechele, Flower by vultilion, flickr.com, CC BY 2.0.
+The two photographs are from scikit-learn: China by danielbuechele, Flower by vultilion, flickr.com, CC BY 2.0.
 """
 
+import argparse
 from pathlib import Path
 
 import jax
@@ -20,18 +21,19 @@ FILL = jnp.array([124.0, 116.0, 104.0])
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Writes docs/augmentation.jpg."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     china, flower = (np.asarray(image)[:420, 60:480] for image in load_sample_images().images)
     images = jax.image.resize(jnp.stack([china, flower]).astype(jnp.float32), (2, SIDE, SIDE, 3), "linear")
     images = jnp.clip(jnp.round(images), 0, 255)
-    done = jax.jit(lambda x, operation, argument: apply(x, change(x, operation, argument), FILL) / 255)
+    augmented = jax.jit(lambda x, operation, argument: apply(x, change(x, operation, argument), FILL) / 255)
     panels = [("as it is", images[0] / 255), ("as it is", images[1] / 255)]
-    for place, name in enumerate(NAMES):
-        values = [float(arguments(jnp.float32(9), jnp.array(negative))[place]) for negative in (True, False)]
+    for index, name in enumerate(NAMES):
+        values = [float(arguments(jnp.float32(9), jnp.array(negative))[index]) for negative in (True, False)]
         shown = zip(values, (0, 1), strict=True) if name in SIGNED else [(values[1], 0)]
         for value, image in shown:
             text = "" if name in ("autocontrast", "equalize", "invert") else f" {value:.3g}"
-            panels.append((name + text, done(images[image], jnp.int32(place), jnp.float32(value))))
+            panels.append((name + text, augmented(images[image], jnp.int32(index), jnp.float32(value))))
     batch = {"image": images.astype(jnp.uint8), "label": jnp.arange(2), "index": jnp.arange(2)}
     for text, settings in (
         ("random resized crop", {"size": SIDE}),

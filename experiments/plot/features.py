@@ -1,15 +1,15 @@
-"""Draws what feature maps of trained networks contain, and how alike those of heterogeneous networks are.
+"""Plots the spectra of feature maps of trained networks, and their similarity between networks.
 
     python -m experiments.plot.features --data=cifar100 runs/study/teacher_swin_pico_32 runs/study/teacher_resnet18_32
 
-Each argument is the work directory of a run. Pictures and `features.json` go to `--out`:
+Each argument is the work directory of a run. Writes to `--out`, with all numbers in `features.json`:
 
-- `spectra.png`: the mean power of each spatial frequency, stage by stage;
-- `energy.png`: which part of the variance between images each grid of a low-pass filter keeps;
-- `cka.png`: linear CKA (unbiased) between every two stages of every two networks, of the maps as they are and of one
-  band of frequencies at a time. A band is named by half waves across the map, the larger number of both axes: 0 is the
-  mean, 0 and 1 make up a grid of 2, 0 to 3 one of 4;
-- `bands.png`: of that the means over equal stages, of those whose maps have every band.
+- `spectra.png`: mean power of each spatial frequency, by stage;
+- `energy.png`: fraction of the variance between images that each grid of a low-pass filter keeps;
+- `cka.png`: unbiased linear CKA between all pairs of stages of all pairs of networks, of the unfiltered maps ("as they
+  are") and of one frequency band at a time. A band is named by its half waves across the map, the maximum over both
+  axes: 0 is the mean, 0 and 1 fit on a grid of 2, 0 to 3 on a grid of 4;
+- `bands.png`: mean CKA of equal stages by band, over the stages whose maps have every band.
 """
 
 import argparse
@@ -39,21 +39,25 @@ _EDGES = ((0, 1), (1, 2), (2, 4), (4, 8))
 
 
 def main() -> None:
-    """Reads the command line, draws, and prints what was drawn."""
+    """Writes the plots and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", help="of runs that have ended")
-    parser.add_argument("--data", default="digits", help="name or directory of the data set")
-    parser.add_argument("--data_dir", default="", help="where prepared data sets are")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--count", type=int, default=1000, help="of images")
-    parser.add_argument("--kind", default="box", help="of the low-pass filter")
-    parser.add_argument("--out", type=Path, default=Path("runs/features"))
+    parser.add_argument("workdirs", nargs="+", help="work directories of finished runs, at least two")
+    parser.add_argument("--data", default="digits", help="name or directory of the data set (default: %(default)s)")
+    parser.add_argument("--data-dir", default="", help="directory of prepared data sets (default: that of TFDS)")
+    parser.add_argument("--split", default="test", help="split of the data set (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=1000, help="number of images, spread over the split (default: %(default)s)"
+    )
+    parser.add_argument("--kind", default="box", help="kind of the low-pass filter (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/features"), help="output directory (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     if len(set(arguments.workdirs)) < 2:
-        raise UserError("two runs or more are compared; give their work directories")
+        raise UserError(f"workdirs must name two runs or more, got {' '.join(arguments.workdirs)}")
     source = data.open_source(arguments.data, arguments.split, arguments.data_dir)
-    some = range(0, len(source.examples), max(1, len(source.examples) // arguments.count))
-    images = np.stack([source.examples[i]["image"] for i in some])
+    indices = range(0, len(source.examples), max(1, len(source.examples) // arguments.count))
+    images = np.stack([source.examples[i]["image"] for i in indices])
     maps = {name: features(workdir, images) for name, workdir in _names(arguments.workdirs).items()}
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -66,27 +70,27 @@ def main() -> None:
     cka = alignments(maps)
     _draw_cka(arguments.out / "cka.png", cka, list(next(iter(maps.values()))))
     _draw_bands(arguments.out / "bands.png", cka)
-    found = {"images": len(images), "kind": arguments.kind, "energy": energy, "cka": cka}
-    (arguments.out / "features.json").write_text(json.dumps(found, indent=2) + "\n")
+    report = {"images": len(images), "kind": arguments.kind, "energy": energy, "cka": cka}
+    (arguments.out / "features.json").write_text(json.dumps(report, indent=2) + "\n")
     means = {pair: means_of_equal_stages(by_band) for pair, by_band in cka.items()}
-    columns = [band for band in ("as they are", *BANDS) if any(band in found for found in means.values())]
+    columns = [band for band in ("as they are", *BANDS) if any(band in mean for mean in means.values())]
     rows = [[p, *(f"{m[c]:.2f}" if c in m else "-" for c in columns)] for p, m in means.items()]
-    print(f"linear CKA of equal stages, mean over those that have every band; {len(images)} images\n")
+    print(f"linear CKA of equal stages, mean over the stages with every band; {len(images)} images\n")
     print(table(["networks", *columns], rows))
-    print(f"\nspectra.png, energy.png, cka.png, bands.png and features.json are in {arguments.out}")
+    print(f"\nspectra.png, energy.png, cka.png, bands.png and features.json written to {arguments.out}")
 
 
 def _names(workdirs: list[str]) -> dict[str, str]:
-    """Returns work directories by the names of their networks, or by where their paths differ if those are equal."""
-    made = [models.describe(workdir)["name"] for workdir in workdirs]
-    if len(set(made)) < len(made):
+    """Returns work directories by network name, or by relative path if two networks have the same name."""
+    names = [models.describe(workdir)["name"] for workdir in workdirs]
+    if len(set(names)) < len(names):
         paths = [Path(workdir).resolve() for workdir in workdirs]
-        made = [str(path.relative_to(os.path.commonpath(paths))) for path in paths]
-    return dict(zip(made, workdirs, strict=True))
+        names = [str(path.relative_to(os.path.commonpath(paths))) for path in paths]
+    return dict(zip(names, workdirs, strict=True))
 
 
 def features(workdir: str, images: np.ndarray) -> Maps:
-    """Returns a trained network's feature maps of `images` `[count, height, width, channels]`, stage by stage."""
+    """Returns a trained network's feature maps of `images` `[count, height, width, channels]`, by stage."""
     network, variables = models.load(workdir)
 
     @jax.jit
@@ -94,18 +98,17 @@ def features(workdir: str, images: np.ndarray) -> Maps:
         x = batch.astype(jnp.float32) / 255
         if batch.shape[1:3] != (network.image_size,) * 2:
             x = central_crop(batch, network.image_size, crop=network.crop_fraction, interpolation=network.interpolation)
-        found = network.apply(variables, x, train=False).features
-        return {stage: x for stage, x in found.items() if x.ndim == 4}
+        features = network.apply(variables, x, train=False).features
+        return {stage: x for stage, x in features.items() if x.ndim == 4}
 
     parts = [apply(part) for part in np.array_split(images, max(1, len(images) // 100))]
     return {stage: jnp.concatenate([part[stage] for part in parts]) for stage in parts[0]}
 
 
 def energy_kept(x: jax.Array, kind: str) -> dict[str, float]:
-    """Returns which part of the variance between images is left on each grid, of the grids that fit.
+    """Returns the fraction of the variance between images that each grid keeps, for the grids that fit.
 
-    Before, the mean over images is taken off, which no comparison of images sees. The filtered map is compared at full
-    size: each cell of the grid stands for the points that it covers.
+    The mean over images is subtracted first. Each cell of a grid counts as many times as it covers points.
     """
     x = x - x.mean(axis=0, keepdims=True)
     points = x.shape[1] * x.shape[2]
@@ -117,9 +120,9 @@ def energy_kept(x: jax.Array, kind: str) -> dict[str, float]:
 
 
 def alignments(maps: dict[str, Maps]) -> dict[str, dict[str, list[list[float | None]]]]:
-    """Returns CKA `[stages of the first][stages of the second]` of every two networks, by band of frequencies.
+    """Returns CKA `[stages of the first][stages of the second]` of all pairs of networks, by frequency band.
 
-    None where one of both maps is too small to have the band.
+    None where either map is too small for the band.
     """
     cka = jax.jit(linear_cka)
 
@@ -137,7 +140,7 @@ def alignments(maps: dict[str, Maps]) -> dict[str, dict[str, list[list[float | N
 
 
 def _bands(x: jax.Array) -> dict[str, jax.Array | None]:
-    """Returns a square map, and its part in each band of frequencies, at full size."""
+    """Returns a square map and its frequency bands, all at full size."""
     side = min(x.shape[1:3])
     lower = {g: low_pass(x, "dct", (g - 0.5) / (2 * side)) if g < side else x for g in (1, *(h for _, h in _EDGES))}
     bands = {
@@ -148,11 +151,11 @@ def _bands(x: jax.Array) -> dict[str, jax.Array | None]:
 
 
 def means_of_equal_stages(by_band: dict[str, list[list[float | None]]]) -> dict[str, float]:
-    """Returns the mean CKA of stages with the same name, of those that have every band that is there at all."""
+    """Returns the mean CKA of equal stages by band, over the stages that have every band that any stage has."""
     bands = {band: [row[i] for i, row in enumerate(values)] for band, values in by_band.items()}
     bands = {band: values for band, values in bands.items() if any(value is not None for value in values)}
-    whole = [all(value is not None for value in of_stage) for of_stage in zip(*bands.values(), strict=True)]
-    return {band: float(np.mean(np.array(values, float)[whole])) for band, values in bands.items()}
+    complete = [all(value is not None for value in row) for row in zip(*bands.values(), strict=True)]
+    return {band: float(np.mean(np.array(values, float)[complete])) for band, values in bands.items()}
 
 
 def _spectrum(x: jax.Array) -> dict[str, list[float]]:
@@ -165,8 +168,9 @@ def _draw_energy(path: Path, energy: dict[str, dict[str, dict[str, float]]]) -> 
     figure = matplotlib.figure.Figure(figsize=(3 * len(stages), 3.4), layout="constrained")
     axes = figure.subplots(1, len(stages), sharey=True)
     for axis, stage in zip(axes, stages, strict=True):
-        for (name, found), color in zip(energy.items(), itertools.cycle(pictures.COLORS), strict=False):
-            axis.plot(list(found[stage]), [100 * v for v in found[stage].values()], marker=".", color=color, label=name)
+        for (name, stages_kept), color in zip(energy.items(), itertools.cycle(pictures.COLORS), strict=False):
+            kept = stages_kept[stage]
+            axis.plot(list(kept), [100 * v for v in kept.values()], marker=".", color=color, label=name)
         axis.set(title=stage, xlabel="grid", ylim=(0, 104))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

@@ -1,5 +1,6 @@
-"""Plots the frequency responses of the filters and the weights behind a code: `python -m experiments.plot.filters`."""
+"""Plots frequency responses and weights of the filters into docs/filters.png: `python -m experiments.plot.filters`."""
 
+import argparse
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,9 +12,9 @@ import numpy as np
 from lfcc_jax import filters
 
 CUTOFF = 1 / 8
-SIZE, GRID = 14, 4  # whose Nyquist frequency is 1/7
-# Distinct with every kind of color vision, and in gray by their dashes. Ideal and dct have the same response: one is a
-# broad band under the other.
+SIZE, GRID = 14, 4  # Nyquist frequency 1/7
+# The colorblind-safe palette, with dashes for grayscale. Ideal and dct have the same response, so one is a broad line
+# under the other.
 STYLES = {
     "ideal": {"color": "#C4C4C4", "linewidth": 4.5, "markersize": 12},
     "box": {"color": "#0072B2"},
@@ -26,6 +27,7 @@ PATH = Path(__file__).parents[2] / "docs" / "filters.png"
 
 def main() -> None:
     """Writes docs/filters.png."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     figure, (response, weights) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     frequencies = np.linspace(0, 0.5, 501)
     for kind, style in STYLES.items():

@@ -1,4 +1,4 @@
-"""LFCC in an Equinox training loop: its maps are channels-first, and moved."""
+"""LFCC in an Equinox training loop: channels-first maps are transposed to channels-last."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""LFCC in a Flax Linen training loop: its parameters are trained beside the student's."""
+"""LFCC in a Flax Linen training loop: its parameters are trained with the student's."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""LFCC in a Flax NNX training loop: its parameters join a module."""
+"""LFCC in a Flax NNX training loop: its parameters are part of a module."""
 
 import jax
 import optax

@@ -1,1 +1,1 @@
-"""What a run needs on a TPU, and how to launch it there."""
+"""Compilation for TPU slices without hardware, and a launcher."""

@@ -1,18 +1,15 @@
-"""Compiles a config's real training step for a TPU slice, without a TPU: what each chip holds, computes and sends.
+"""Compiles a config's training step for a TPU slice, without a TPU: memory, FLOPs and collectives per chip.
 
     pip install "jax[tpu]"
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.compile --topology=v5e:4x4 \
         --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc --config.batch_size=1024
 
-Needs neither the data set nor the teacher's checkpoint. A step of a ResNet-50 takes XLA five minutes on two cores; what
-was compiled once is read from `--reports` after. FLOPs and bytes are XLA's own count of the program of one chip.
+Needs neither the data set nor the teacher's checkpoint. A step of a ResNet-50 compiles in five minutes on two cores;
+reports are kept in `--reports` and reused. FLOPs and bytes are XLA's count for the program of one chip.
 """
 
-import collections
 import hashlib
 import json
-import math
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from absl import flags
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from experiments.tpu.collectives import KINDS, collectives
 from lfcc_jax import main as cli
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import Images, augmentation
@@ -34,18 +32,18 @@ from lfcc_jax.training.feeds import batch_shapes
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice: generation and chips.")
-_EVALUATION = flags.DEFINE_bool("evaluation", False, "Compile the evaluation instead; nothing is kept.")
-_REPORTS = flags.DEFINE_string("reports", "experiments/results/tpu_compile", "Where reports are kept.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice, as GENERATION:CHIPSxCHIPS.")
+_EVALUATION = flags.DEFINE_bool("evaluation", False, "Compile the evaluation instead, and keep no report.")
+_REPORTS = flags.DEFINE_string("reports", "experiments/results/tpu_compile", "Directory of the reports.")
 
-# Classes, training images and their size (0 if it varies) of data sets that need not be here.
+# Number of classes, number of training images, and image size (0 if it varies) of data sets that are not read.
 _DATA = {"cifar10": (10, 50_000, 32), "cifar100": (100, 50_000, 32), "imagenet2012": (1000, 1_281_167, 0)}
-# Keys of a config that the step does not depend on.
+# Config keys on which the step does not depend.
 _NOT_COMPILED = ("seed", "log_every_steps", "eval_every_epochs", "checkpoint_every_steps")
 
 
 def main() -> None:
-    """Compiles what the flags say, or finds that it was, and prints the report."""
+    """Compiles the program, or reads its report, and prints the report."""
     config = as_dict(flags.FLAGS.config)
     if _EVALUATION.value:
         print(_report_table(compile_evaluation(config, _TOPOLOGY.value), _TOPOLOGY.value))
@@ -55,7 +53,7 @@ def main() -> None:
     path = Path(_REPORTS.value) / f"{name}.json"
     if path.exists():
         report = json.loads(path.read_text())
-        print(f"compiled before; delete {path} to compile it again\n")
+        print(f"read from {path}; delete it to compile again\n")
     else:
         report = compile_step(config, _TOPOLOGY.value)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,14 +63,14 @@ def main() -> None:
 
 
 def topology_mesh(topology: str, data: int = -1, fsdp: int = 1) -> Mesh:
-    """Returns the trainer's mesh over the chips of a slice that need not be there."""
+    """Returns the trainer's mesh over the chips of a slice, without hardware."""
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # XLA raises its own kinds
+    except Exception as error:  # XLA has its own exceptions
         raise UserError(f"--topology={topology}: {' '.join(str(error).split())[:200]}") from error
     if len(devices) % fsdp or data not in (-1, len(devices) // fsdp):
         raise UserError(
-            f"config.mesh: data={data}, fsdp={fsdp} cannot be laid over the {len(devices)} chips of {topology}"
+            f"config.mesh must have data * fsdp = {len(devices)} for {topology}, got data={data} and fsdp={fsdp}"
         )
     data = len(devices) // fsdp
     chips = np.asarray(devices).reshape(data, fsdp)
@@ -80,18 +78,18 @@ def topology_mesh(topology: str, data: int = -1, fsdp: int = 1) -> Mesh:
 
 
 def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
-    """Returns what XLA says of the training step of a config, compiled for a slice.
+    """Compiles the training step of a config for a slice and returns XLA's report.
 
     Args:
-      config: of a run, as plain dicts.
-      topology: for example `v5e:4x4`.
+      config: Config of a run, as plain dicts.
+      topology: Name of the slice, for example `v5e:4x4`.
 
     Returns:
-      `parameters`; bytes of `arguments` and `temporaries` in HBM, `flops`, `bytes_accessed`, of one chip; for each kind
-      of collective its count and the bytes that come out of it; and `compile_seconds`.
+      `parameters`; per chip, the bytes of `arguments` and `temporaries` in HBM, `flops` and `bytes_accessed`; for each
+      kind of collective, its count and the bytes of its results; and `compile_seconds`.
 
     Raises:
-      UserError: for a config or topology that will not do.
+      UserError: if the config or the topology is invalid.
     """
     run, mesh, distillation, images, fixed_size = _built(config, topology)
     cropped = fixed_size and run.data.get("image_size")  # on the device, as in `open_inputs`
@@ -106,14 +104,14 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
 
 
 def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
-    """Returns what XLA says of the evaluation of a config's student beside its teacher; as `compile_step`.
+    """Compiles the comparison of a config's student with its teacher and returns a report as `compile_step` does.
 
     Raises:
-      UserError: for a config or topology that will not do, or a config without a teacher.
+      UserError: if the config or the topology is invalid, or the config has no teacher.
     """
     run, mesh, distillation, images, _ = _built(config, topology)
     if distillation.teacher is None:
-        raise UserError("--evaluation compares a student to its teacher, and config.teacher.name is empty")
+        raise UserError("--evaluation compares a student with its teacher: config.teacher.name must not be empty")
     state, teacher = distillation.step_arguments(mesh)
     batch = batch_shapes(mesh, run.batch_size, (images.size, images.size, images.channels))
     batch["mask"] = jax.ShapeDtypeStruct((run.batch_size,), bool, sharding=batch["label"].sharding)
@@ -125,7 +123,7 @@ def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
 
 
 def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Distillation, Images, int]:
-    """Returns a config's run, its mesh and networks, and the size of its images, 0 if that varies."""
+    """Returns a config's run, mesh, networks and images, and the size of stored images (0 if it varies)."""
     run = read_config(config)
     mesh = topology_mesh(topology, **checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
@@ -156,25 +154,23 @@ def _report(run: RunConfig, distillation: Distillation, topology: str, program: 
         "flops": int(cost["flops"]),
         "bytes_accessed": int(cost["bytes accessed"]),
     }
-    for kind, (count, sent) in sorted(collectives(program.as_text()).items()):
-        report |= {kind: count, f"{kind} bytes": sent}
+    for kind, (count, size) in sorted(collectives(program.as_text()).items()):
+        report |= {kind: count, f"{kind} bytes": size}
     return report | {"compile_seconds": round(seconds), "jax": jax.__version__}
 
 
 def _report_table(report: dict[str, Any], topology: str) -> str:
     rows = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in report.items()]
-    return table(["of one chip", topology], rows)
+    return table(["per chip", topology], rows)
 
 
 def _all_reports(directory: Path) -> str:
-    """Returns a table of all that was compiled so far."""
+    """Returns Markdown with all reports in a directory."""
     rows = []
     for path in directory.glob("*.json"):
         report = json.loads(path.read_text())
         sent = [
-            f"{count} {kind}, {report[f'{kind} bytes'] / 1e6:.1f} MB"
-            for kind in _KINDS.split("|")
-            if (count := report.get(kind))
+            f"{count} {kind}, {report[f'{kind} bytes'] / 1e6:.1f} MB" for kind in KINDS if (count := report.get(kind))
         ]
         rows.append(
             [
@@ -191,28 +187,9 @@ def _all_reports(directory: Path) -> str:
     header = ["networks", "losses", "slice", "batch", "dtype", "arguments, GiB", "temporaries, GiB", "GFLOPs"]
     header += ["GB accessed", "collectives, bytes of their results", "compiled in, s", "jax"]
     return (
-        "Training steps compiled for TPU slices, what XLA says of one chip's program (`python -m "
+        "Training steps compiled for TPU slices, XLA's report per chip (`python -m "
         "experiments.tpu.compile --topology=SLICE --config=...`).\n\n" + table(header, sorted(rows)) + "\n"
     )
-
-
-_KINDS = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-# Of an asynchronous collective the end is counted, whose shape is that of the result alone.
-_COLLECTIVE = re.compile(rf"= (.*?) ({_KINDS})(-start|-done)?\((?:.*?chain_id=\"(\d+)\")?")
-_ARRAY = re.compile(r"\b([a-z]+)(\d+)(?:e\w+)?\[([\d,]*)\]")
-
-
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Returns for each kind of collective in a compiled program how many there are, and the bytes of their results."""
-    found: dict[str, dict[str, int]] = collections.defaultdict(dict)
-    for i, (shape, kind, end, chain) in enumerate(_COLLECTIVE.findall(text)):
-        if end != "-start":
-            # XLA may cut one into a chain of pieces, to overlap them with arithmetic; each names the whole result.
-            found[kind][chain or f"alone {i}"] = sum(
-                math.prod(int(n) for n in dimensions.split(",") if n) * int(bits) // 8
-                for _, bits, dimensions in _ARRAY.findall(shape)
-            )
-    return {kind: (len(each), sum(each.values())) for kind, each in found.items()}
 
 
 if __name__ == "__main__":

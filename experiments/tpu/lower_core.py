@@ -1,29 +1,29 @@
-"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU: collectives and temporary HBM per chip.
+"""Compiles the core's programs for a TPU v5e 4x4 slice, without a TPU.
 
-pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.lower_core
+    pip install "jax[tpu]" && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.lower_core
+
+Prints a table with the collectives and the temporary HBM per chip of each program.
 """
 
-import collections
+import argparse
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding
 
+from experiments.tpu.collectives import collectives
 from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 
-# XLA may cut a collective into a chain of pieces, to overlap them with arithmetic.
-SENT = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
-COLLECTIVE = re.compile(rf" ({SENT})(?:-start)?\((?:.*?chain_id=\"(\d+)\")?")
 GRIDS = (1, 2, 4)
 CHIPS = 16
 
 
 def main() -> None:
-    """Prints one row for each program."""
+    """Prints one row per program."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
     mesh = topologies.make_mesh(topology, (CHIPS,), ("data",))
     mesh = jax.sharding.Mesh(mesh.devices, ("data",), axis_types=(AxisType.Auto,))
@@ -39,10 +39,8 @@ def main() -> None:
 
     def report(name, function, *arguments):
         program = jax.jit(function).lower(*arguments).compile()
-        matches = COLLECTIVE.findall(program.as_text())
-        found = collections.Counter(kind for kind, chain in matches if not chain)
-        found += collections.Counter(kind for kind, chain in set(matches) if chain)
-        sent = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items())) or "none"
+        counts = sorted(collectives(program.as_text()).items())
+        sent = ", ".join(f"{count} {kind}" for kind, (count, _) in counts) or "none"
         temporary = program.memory_analysis().temp_size_in_bytes / 2**20
         print(f"| {name} | {sent} | {temporary:.2f} |", flush=True)
 
@@ -75,9 +73,9 @@ def main() -> None:
         loss = functools.partial(info_nce, temperature=0.1, **layout)
         if "axis_name" in layout:
             loss = jax.shard_map(loss, mesh=mesh, in_specs=batch, out_specs=batch)
-        for of, what in ((0, "constant teacher"), ((0, 1), "trainable teacher projection")):
-            gradient = jax.grad(lambda s, t, loss=loss: loss(s, t).mean(), of)
-            report(f"info_nce 32768 x 256, {name}, {what}, gradient", gradient, *codes)
+        for argnums, teacher in ((0, "constant teacher"), ((0, 1), "trainable teacher projection")):
+            gradient = jax.grad(lambda s, t, loss=loss: loss(s, t).mean(), argnums)
+            report(f"info_nce 32768 x 256, {name}, {teacher}, gradient", gradient, *codes)
 
     sizes = {"stage1": 56, "stage2": 28, "stage3": 14, "stage4": 7}
     student = {"stage1": 64, "stage2": 128, "stage3": 256, "stage4": 512}

@@ -3,13 +3,13 @@
 #
 #   experiments/tpu/vm.sh NAME ZONE TYPE BUCKET -- --config=configs/imagenet.py:method=lfcc --config.batch_size=1024
 #
-# NAME    of the TPU; created (as spot, which may be taken back) if it is not there, and left running at the end
+# NAME    name of the TPU; created as a spot VM if it does not exist, and left running at the end
 # ZONE    for example us-west4-a
 # TYPE    for example v5litepod-16, which is the v5e 4x4 slice of experiments/results/tpu_compile.md
-# BUCKET  gs://BUCKET/DIRECTORY, the work directory, which every worker and the next slice can read and write
+# BUCKET  gs://BUCKET/DIRECTORY, the work directory, readable and writable by all workers and by the next slice
 #
-# Needs gcloud, logged in, with a project set. Teachers can be in the bucket: --config.teacher.checkpoint=gs://...
-# Data sets must be on the disk of every worker. A command in TPU_VM_SETUP runs on each of them before the run:
+# Needs gcloud with an account and a project. Teachers can be in the bucket: --config.teacher.checkpoint=gs://...
+# Data sets must be on the disk of every worker. The command in TPU_VM_SETUP runs on every worker before the run:
 #   TPU_VM_SETUP='gcloud storage rsync --recursive gs://BUCKET/tensorflow_datasets ~/tensorflow_datasets'
 set -euo pipefail
 
@@ -22,13 +22,13 @@ if [[ $4 != gs://?* ]]; then
     exit 2
 fi
 if ! command -v gcloud > /dev/null; then
-    echo "gcloud is not here: https://cloud.google.com/sdk/docs/install" >&2
+    echo "gcloud is not installed: https://cloud.google.com/sdk/docs/install" >&2
     exit 1
 fi
 cd "$(dirname "$0")/../.."
 git rev-parse HEAD > /dev/null
 if [[ -n $(git status --porcelain) ]]; then
-    echo "what is not committed stays here; the slice gets $(git log -1 --format='%h %s')" >&2
+    echo "uncommitted changes are not sent; the slice gets $(git log -1 --format='%h %s')" >&2
 fi
 name=$1 zone=$2 type=$3 bucket=$4
 shift 5
@@ -37,7 +37,7 @@ case $type in
     v6e-*) version=v2-alpha-tpuv6e ;;
     *) version=tpu-ubuntu2204-base ;;
 esac
-wait=${TPU_VM_WAIT:-30} # seconds between looks at a slice that is being made
+wait=${TPU_VM_WAIT:-30} # seconds between polls of the state
 
 tpu() {
     gcloud compute tpus tpu-vm "$1" "$name" --zone="$zone" "${@:2}"
@@ -55,7 +55,7 @@ install() {
     git archive --format=tar.gz --output="$archive" HEAD &&
         gcloud compute tpus tpu-vm scp "$archive" "$name":lfcc_jax.tar.gz --zone="$zone" --worker=all &&
         rm "$archive" &&
-        # The images' own Python is too old; uv brings one.
+        # The Python of the VM images is too old; uv installs one.
         on_all 'mkdir -p lfcc_jax && tar -xzf lfcc_jax.tar.gz -C lfcc_jax && cd lfcc_jax &&
             curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing &&
             ~/.local/bin/uv pip install --quiet ".[train,gcs]" "jax[tpu]"' &&
@@ -71,7 +71,7 @@ while true; do
             ;;
         "")
             if ! tpu create --accelerator-type="$type" --version="$version" --spot; then
-                echo "$name could not be made; again in $wait s, until there is one or Ctrl-C" >&2
+                echo "$name could not be created; retrying in $wait s, Ctrl-C stops" >&2
                 sleep "$wait"
             fi
             continue
@@ -82,7 +82,7 @@ while true; do
             continue
             ;;
         *)
-            echo "$name is $(state), which does not change by itself; start or delete it" >&2
+            echo "$name is $(state); start or delete it" >&2
             exit 1
             ;;
     esac
@@ -91,8 +91,8 @@ while true; do
     fi
     sleep "$wait"
     if [[ $(state) == READY ]]; then
-        echo "the run failed, and not because $name was taken back; what it said is above" >&2
+        echo "the run failed without a preemption of $name; see its output above" >&2
         exit 1
     fi
-    echo "$name was taken back; the run goes on from its last checkpoint on a new one" >&2
+    echo "$name was preempted; resuming from the last checkpoint on a new slice" >&2
 done

@@ -1,4 +1,4 @@
-"""The benchmark's recipes, against timm's schedulers and parameter groups."""
+"""The benchmark's recipes, compared with timm's schedulers and parameter groups."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "timm_training.json
 PAIRS = [("cifar100", *pair) for pair in benchmark.CIFAR100_PAIRS] + [
     ("imagenet", *pair) for pair in benchmark.IMAGENET_PAIRS
 ]
-# Number of parameters of the benchmark's networks, by number of classes.
+# Number of parameters, by network and number of classes.
 PARAMETERS = {
     ("resnet18", 100): 11_227_812,
     ("resnet18", 1000): 11_689_512,
@@ -56,7 +56,7 @@ IMAGES = {"cifar100": Images(100, 224, 3, 50_000), "imagenet": Images(1000, 224,
         (benchmark.imagenet, "swin_nano", "imagenet_token", 1251),
     ],
 )
-def test_recipes_have_timms_learning_rate_in_every_epoch(recipe, student, golden, steps):
+def test_learning_rate_of_recipes_matches_timm_in_every_epoch(recipe, student, golden, steps):
     block = recipe(student)["optimizer"]["learning_rate"]
     epochs = len(GOLDEN[golden])
     rate = schedules.create(block, steps_per_epoch=steps, total_steps=epochs * steps, where="here")
@@ -68,7 +68,7 @@ def test_recipes_have_timms_learning_rate_in_every_epoch(recipe, student, golden
 
 
 @pytest.mark.parametrize("name", GOLDEN["decayed"])
-def test_decay_mask_of_each_network_is_timms(name):
+def test_decay_mask_of_networks_matches_timm(name):
     network = models.create(name, 10)
     shapes = network.variable_shapes()
     mask = decay_mask(shapes["params"], network.decays)
@@ -83,7 +83,7 @@ def config(dataset, argument):
 
 
 @pytest.mark.parametrize(("dataset", "teacher", "student"), PAIRS)
-def test_config_of_every_pair_builds_the_benchmarks_networks(dataset, teacher, student):
+def test_config_of_every_pair_builds_networks_of_the_published_size(dataset, teacher, student):
     for method in ("scratch", "kd", "ofa", "lfcc"):
         run = read_config(config(dataset, f"teacher={teacher},student={student},method={method}"))
         distillation = build(run, IMAGES[dataset])
@@ -112,7 +112,7 @@ def test_config_docstrings_contain_only_valid_commands(dataset):
         importlib.import_module(module.removesuffix(".__main__"))
 
 
-def test_recipe_of_every_network_is_that_of_its_family():
+def test_recipe_of_every_network_depends_on_its_family():
     for name in models.list_models():
         is_cnn = models.variant(name).network.__name__ in ("ResNet", "MobileNetV2", "ConvNeXt")
         for recipe in (benchmark.cifar100, benchmark.imagenet):

@@ -1,4 +1,4 @@
-"""A training step of every pair of the benchmark, with small networks and the losses and optimizer of its config."""
+"""A training step of every pair of the benchmark, with small networks and the config's losses and optimizer."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ RUNS = [
     )
     for i, pair in enumerate(PAIRS)
     for method in ("scratch", "kd", "ofa", "lfcc")
-    # Without a teacher, all pairs with the same student are the same.
+    # Pairs with the same student are equal without a teacher.
     if method != "scratch" or (pair[0], pair[2]) not in {(config, student) for config, _, student in PAIRS[:i]}
 ]
 
@@ -56,11 +56,11 @@ def test_pair_takes_a_training_step(config, teacher, student, method):
     distillation = build(run, inputs.images)
     augment = inputs.augmentation
     if method != "lfcc":
-        # RandAugment takes as long to compile as the rest, and does not depend on the method.
+        # RandAugment does not depend on the method, and takes as long to compile as the rest.
         augment = dataclasses.replace(augment, policy=None)
     step = distillation.train_step(mesh, augment)
 
-    # Initialization takes longer to compile than all the rest.
+    # Random arrays, because initialization takes longer to compile than the step.
     state = random_arrays(distillation.state_shapes())
     teacher_variables = random_arrays(distillation.teacher.variable_shapes()) if distillation.teacher else None
     state = jax.device_put(state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), replicated(mesh))

@@ -6,7 +6,7 @@ from lfcc_jax.methods import presets
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.distillation import Images, build
 
-# Parts of the methods whose name does not list them.
+# Losses of the methods whose names do not list them.
 PARTS = {
     "scratch": set(),
     "teacher": set(),
@@ -33,11 +33,11 @@ def test_digits_config_changes_kd_but_not_standardized_kd():
     assert changed == [4.0, presets.losses("kd_standardized", "resnet18")["kd"]["temperature"]]
 
 
-def test_digits_config_lists_all_methods_but_those_with_dist():
+def test_digits_config_lists_all_methods_except_those_with_dist():
     assert set(presets.METHODS) - set(digits.METHODS) == {"lfcc_dist", "fitnet_dist"}
 
 
-def test_changes_of_a_preset_leave_the_preset_as_it_is():
+def test_changes_do_not_modify_the_preset():
     before = presets.losses("kd", "resnet18")
     presets.losses("kd", "resnet18", {"kd": {"temperature": 7.0}})["cross_entropy"]["weight"] = 3.0
     assert presets.losses("kd", "resnet18") == before

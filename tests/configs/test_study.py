@@ -1,4 +1,4 @@
-"""The study's config: every run of it builds, and variants change only what their name says."""
+"""The study's config: all runs build, and variants change only the listed settings."""
 
 import jax
 import pytest
@@ -52,6 +52,6 @@ def test_variants_of_lfcc_change_only_the_listed_settings():
         assert {k: v for k, v in variant.items() if k != "losses"} == {k: v for k, v in base.items() if k != "losses"}
 
 
-def test_unknown_method_of_the_study_is_reported_with_the_nearest():
+def test_study_config_suggests_the_nearest_method():
     with pytest.raises(UserError, match="did you mean 'lfcc_gaussian'"):
         study.get_config("method=lfcc_gausian")

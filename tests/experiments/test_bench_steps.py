@@ -1,4 +1,4 @@
-"""The benchmark of training steps measures small networks on a CPU, keeps to its budget, and rejects bad arguments."""
+"""The benchmark of training steps, with small networks on a CPU."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ TINY = ["--pairs=vit_pico:resnet_pico", "--batch-size=8", "--image-size=8", "--d
 
 @pytest.fixture(autouse=True)
 def without_torch(monkeypatch):
-    """PyTorch's side takes a process per row."""
+    """Hides PyTorch, which would start a process per row."""
     find = importlib.util.find_spec
     monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
 
@@ -27,7 +27,7 @@ def test_bench_steps_times_a_step_and_writes_the_report(tmp_path, capsys):
     assert row["images_per_second"] == pytest.approx(8 / min(row["seconds"]))
     assert row["relative_to_kd"] == 1
     assert row["spread"] >= 0
-    # The student's forward and backward pass alone are 8 images of some 0.1 GFLOP over 8 devices.
+    # Forward and backward pass of the student: 8 images of about 0.1 GFLOP over 8 devices.
     assert 1e5 < row["flops"] < 1e9
     assert row["bytes_accessed"] > 0
     assert row["temporary_bytes"] > 0
@@ -37,7 +37,7 @@ def test_bench_steps_times_a_step_and_writes_the_report(tmp_path, capsys):
     assert "float32, augmentation: recipe; best of" in printed
 
 
-def test_bench_steps_lists_what_the_budget_leaves_no_time_for(capsys):
+def test_bench_steps_lists_programs_that_exceed_the_budget(capsys):
     report = steps.main([*TINY, "--methods=kd", "--minutes=0"])
     assert report["rows"] == []
     assert report["skipped"]["vit_pico:resnet_pico kd, lfcc_jax"] == "not lowered in time"

@@ -20,7 +20,7 @@ def compare(workdir, data_dir, *arguments, method="lfcc"):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_demo_compares_methods_over_seeds_and_does_not_repeat_what_is_done(tmp_path, data_dir):
+def test_compare_of_the_demo_reports_all_seeds_and_skips_finished_runs(tmp_path, data_dir):
     done = compare(tmp_path, data_dir)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())
@@ -39,7 +39,7 @@ def test_the_demo_compares_methods_over_seeds_and_does_not_repeat_what_is_done(t
     for name in ("comparison.png", "spectra.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "step" in (tmp_path / "lfcc_0" / "log.txt").read_text()
-    assert "teacher: compiling" in done.stdout  # progress is seen at once, without a terminal too
+    assert "teacher: compiling" in done.stdout  # progress is shown without a terminal too
     assert "lfcc_1: compiling" in done.stdout
 
     again = compare(tmp_path, data_dir)
@@ -47,8 +47,8 @@ def test_the_demo_compares_methods_over_seeds_and_does_not_repeat_what_is_done(t
     assert json.loads((tmp_path / "results.json").read_text())[0]["date"] == rows[0]["date"]
 
 
-def test_another_config_in_the_same_place_is_refused(tmp_path, data_dir):
-    # One method alone, which is also the name of a constant of that config file.
+def test_compare_rejects_a_different_config_in_the_same_workdir(tmp_path, data_dir):
+    # `kd` is also the name of a constant in the config file, in upper case.
     first = compare(tmp_path, data_dir, "--methods=kd", "--seeds=0")
     assert first.returncode == 0, first.stderr
     second = compare(tmp_path, data_dir, "--methods=kd", "--seeds=0", "--config.batch_size=16")
@@ -57,44 +57,47 @@ def test_another_config_in_the_same_place_is_refused(tmp_path, data_dir):
     assert "config.batch_size was 32, now 16" in second.stderr
 
 
-def test_what_will_not_do_is_said_before_anything_is_trained(tmp_path, data_dir):
-    misspelt = compare(tmp_path, data_dir, "--methods=scratch,fitnett")
-    assert misspelt.returncode == 1
-    assert "did you mean 'fitnet'?" in misspelt.stderr
-    nobodys = compare(tmp_path, data_dir, "--config.losses.fitnet.weight=0.5")
-    assert nobodys.returncode == 1
-    assert "--config.losses.fitnet.weight: none of --methods=scratch,lfcc has that loss" in nobodys.stderr
-    for wrong, message in {"--seeds=0,a": "'0,a' will not do; whole numbers will", "--methods=": "none given"}.items():
-        refused = compare(tmp_path, data_dir, wrong)
-        assert refused.returncode == 1
-        assert f"error: {wrong.split('=')[0]}: {message}" in refused.stderr
+def test_compare_rejects_invalid_arguments_before_training(tmp_path, data_dir):
+    misspelled = compare(tmp_path, data_dir, "--methods=scratch,fitnett")
+    assert misspelled.returncode == 1
+    assert "did you mean 'fitnet'?" in misspelled.stderr
+    unused = compare(tmp_path, data_dir, "--config.losses.fitnet.weight=0.5")
+    assert unused.returncode == 1
+    assert "--config.losses.fitnet.weight: none of --methods=scratch,lfcc has that loss" in unused.stderr
+    for argument, message in {
+        "--seeds=0,a": "--seeds must be integers such as 0,1,2, got '0,a'",
+        "--methods=": "--methods must not be empty",
+    }.items():
+        rejected = compare(tmp_path, data_dir, argument)
+        assert rejected.returncode == 1
+        assert f"error: {message}" in rejected.stderr
     (tmp_path / "teacher").symlink_to("nowhere")
     dangling = compare(tmp_path, data_dir)
     assert dangling.returncode == 1
-    assert "links to no teacher that has ended" in dangling.stderr
+    assert "must link to the work directory of a finished teacher" in dangling.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
-def test_a_setting_of_a_loss_is_for_the_methods_that_have_it(tmp_path, data_dir):
+def test_compare_applies_loss_overrides_to_the_methods_with_that_loss(tmp_path, data_dir):
     done = compare(
         tmp_path,
         data_dir,
         "--methods=scratch,fitnet",
         "--seeds=0",
         "--config.losses.fitnet.weight=0.5",
-        "--config.seed=7",  # of the teacher
+        "--config.seed=7",  # the teacher's
         method="fitnet",
     )
     assert done.returncode == 0, done.stderr
     seeds = {
-        place: json.loads((tmp_path / place / "config.json").read_text())["seed"] for place in ("teacher", "fitnet_0")
+        name: json.loads((tmp_path / name / "config.json").read_text())["seed"] for name in ("teacher", "fitnet_0")
     }
     assert seeds == {"teacher": 7, "fitnet_0": 0}
     assert json.loads((tmp_path / "fitnet_0" / "config.json").read_text())["losses"]["fitnet"]["weight"] == 0.5
     assert "fitnet" not in json.loads((tmp_path / "scratch_0" / "config.json").read_text())["losses"]
 
 
-def test_a_signal_to_a_comparison_stops_its_runs_which_save_themselves(tmp_path, data_dir, teacher_dir):
+def test_sigterm_to_compare_stops_all_runs_after_they_save(tmp_path, data_dir, teacher_dir):
     (tmp_path / "teacher").symlink_to(teacher_dir)
     command = [sys.executable, "-m", "experiments.compare", "--config=configs/digits.py:runlocal", "--parallel=2"]
     command += [f"--workdir={tmp_path}", f"--config.data.data_dir={data_dir}", "--methods=scratch", "--seeds=0,1"]
@@ -113,12 +116,12 @@ def test_a_signal_to_a_comparison_stops_its_runs_which_save_themselves(tmp_path,
     assert process.returncode == 143, errors
     assert errors.count("\n") == 1
     assert "the same command resumes them" in errors
-    for run in runs:  # each had ended by then, and not by being killed
+    for run in runs:  # each ended by itself, before the comparison did
         assert "stopped at step" in (run / "log.txt").read_text().splitlines()[-1]
         assert os.listdir(run / "checkpoints")
 
 
-def test_differences_are_told_seed_by_seed_with_a_confidence_interval():
+def test_report_compares_seed_by_seed_with_a_confidence_interval():
     def rows(method, accuracies):
         common = {"student": "s", "dataset": "d", "epochs": 1, "hardware": "h", "jax": "0", "date": "2026-01-02"}
         common |= {"parameters": 1, "head_parameters": 0, "seconds_per_step": 0.1, "agreement": None, "method": method}
@@ -128,10 +131,10 @@ def test_differences_are_told_seed_by_seed_with_a_confidence_interval():
         ]
 
     # Seeds differ by far more than methods do.
-    found = rows("kd", [50, 60, 70, 80, 90]) + rows("dkd", [52, 59, 76, 80, 95]) + rows("lfcc", [51, 62, 73, 84, 95])
+    results = rows("kd", [50, 60, 70, 80, 90]) + rows("dkd", [52, 59, 76, 80, 95]) + rows("lfcc", [51, 62, 73, 84, 95])
     teacher = {"student": "t", "parameters": 1, "top1_last": 0.99}
-    text = report.markdown(found, {"": teacher}, ["kd", "dkd", "lfcc"], [None])
-    # 1 to 5 points ahead: standard error sqrt(2.5 / 5), and Student's t of 4 degrees of freedom is 2.776.
+    text = report.markdown(results, {"": teacher}, ["kd", "dkd", "lfcc"], [None])
+    # Differences of 1 to 5 points: standard error sqrt(2.5 / 5), and Student's t with 4 degrees of freedom is 2.776.
     margin = 2.776445 * 0.5**0.5
     assert f"lfcc - kd: 3.00 ± {0.5**0.5:.2f} points (mean ± standard error), higher with 5 of 5 seeds" in text
     assert f"95 % interval {3 - margin:.2f} to {3 + margin:.2f}: a clear difference" in text
@@ -139,7 +142,7 @@ def test_differences_are_told_seed_by_seed_with_a_confidence_interval():
     assert text.count("a difference that these seeds do not settle") == 1
 
 
-def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_path, data_dir):
+def test_compare_of_several_pairs_in_parallel(tmp_path, data_dir):
     command = [
         sys.executable,
         "-m",
@@ -170,27 +173,27 @@ def test_several_pairs_of_networks_are_compared_with_several_runs_at_a_time(tmp_
     assert "kd is ahead by" in table
     for name in ("pairs.png", "mixer_nano_resnet_pico/comparison.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    one = tmp_path / "vit_nano_resnet_pico" / "kd_0"
-    assert json.loads((one / "config.json").read_text())["teacher"]["checkpoint"] == str(tmp_path / "teacher_vit_nano")
+    run = tmp_path / "vit_nano_resnet_pico" / "kd_0"
+    assert json.loads((run / "config.json").read_text())["teacher"]["checkpoint"] == str(tmp_path / "teacher_vit_nano")
 
-    # In the same place another config is refused, that of an ended run as well; a linked teacher is taken as it is.
+    # A different config is rejected even if the run is finished; a linked teacher is accepted.
     longer = [*command, "--config.epochs=2.0", "--methods=scratch", "--pairs=vit_nano:resnet_pico"]
-    refused = subprocess.run(longer, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert "config.epochs was 1.0, now 2.0" in refused.stderr
-    place = tmp_path / "longer"
-    place.mkdir()
-    (place / "teacher_vit_nano").symlink_to(tmp_path / "teacher_vit_nano")
-    linked = [*longer, f"--workdir={place}", "--parallel=1", "--seeds=3"]
+    rejected = subprocess.run(longer, capture_output=True, text=True, check=False)
+    assert rejected.returncode == 1
+    assert "config.epochs was 1.0, now 2.0" in rejected.stderr
+    workdir = tmp_path / "longer"
+    workdir.mkdir()
+    (workdir / "teacher_vit_nano").symlink_to(tmp_path / "teacher_vit_nano")
+    linked = [*longer, f"--workdir={workdir}", "--parallel=1", "--seeds=3"]
     done = subprocess.run(linked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    row = json.loads((place / "results.json").read_text())[0]
+    row = json.loads((workdir / "results.json").read_text())[0]
     assert (row["epochs"], row["seed"]) == (2.0, 3)
     assert json.loads((tmp_path / "teacher_vit_nano" / "summary.json").read_text())["epochs"] == 1.0
 
     wrong = subprocess.run([*command, "--pairs=vit_nano"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
-    assert "error: --pairs: 'vit_nano' will not do; teacher:student will" in wrong.stderr
-    misspelt = subprocess.run([*command, "--pairs=vit_nano:resnet_pcio"], capture_output=True, text=True, check=False)
-    assert misspelt.returncode == 1
-    assert "error: --pairs: unknown network 'resnet_pcio'; did you mean 'resnet_pico'?" in misspelt.stderr
+    assert "error: --pairs must be teacher:student separated by commas, got 'vit_nano'" in wrong.stderr
+    misspelled = subprocess.run([*command, "--pairs=vit_nano:resnet_pcio"], capture_output=True, text=True, check=False)
+    assert misspelled.returncode == 1
+    assert "error: --pairs: unknown network 'resnet_pcio'; did you mean 'resnet_pico'?" in misspelled.stderr

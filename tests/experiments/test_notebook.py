@@ -1,4 +1,4 @@
-"""The tutorial, and the command line, run from the built wheel: nothing that they need is missing from it."""
+"""The tutorial and the command line run from the built wheel alone."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ NOTEBOOK = ROOT / "experiments" / "lfcc_colab.ipynb"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A directory into which the wheel is unpacked, which is what installing it does."""
+    """A directory with the unpacked wheel, as an installation has it."""
     directory, source = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT / "lfcc_jax", source / "lfcc_jax")  # building leaves files behind
     for pattern in ("pyproject.toml", "README.md", "LICENSE", "requirements*.txt"):
@@ -32,24 +32,24 @@ def site(tmp_path_factory):
     return directory
 
 
-def test_the_tutorial_runs_from_top_to_bottom_with_the_installed_package_alone(tmp_path, monkeypatch, site):
+def test_notebook_runs_with_the_installed_package_alone(tmp_path, monkeypatch, site):
     monkeypatch.setenv("PYTHONPATH", str(site))
     notebook = nbformat.read(NOTEBOOK, 4)
     settings = next(cell for cell in notebook.cells if "EPOCHS = 60" in cell.source)
     settings.source = settings.source.replace("EPOCHS = 60", "EPOCHS = 2")
     notebook.cells.append(nbformat.v4.new_code_cell("print('package', lfcc_jax.__file__)"))
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    said = [
+    printed = [
         output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "stream"
     ]
-    assert f"package {site}" in said[-1]
-    assert sum("agrees with the teacher on" in text for text in said) == 1
-    assert sum("CKA" in text for text in said) >= 1
-    shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
-    assert sum("image/png" in output.data for output in shown) == 3
+    assert f"package {site}" in printed[-1]
+    assert sum("agrees with the teacher on" in text for text in printed) == 1
+    assert sum("CKA" in text for text in printed) >= 1
+    figures = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert sum("image/png" in output.data for output in figures) == 3
 
 
-def test_the_tutorial_installs_the_package_from_the_repository():
+def test_notebook_installs_the_package_from_the_repository():
     (line,) = [line for cell in nbformat.read(NOTEBOOK, 4).cells for line in cell.source.splitlines() if "%pip" in line]
     requirement = Requirement(line.split('"')[1])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,7 +58,7 @@ def test_the_tutorial_installs_the_package_from_the_repository():
     assert requirement.url == f"git+{project['urls']['Repository']}"
 
 
-def test_the_installed_command_has_a_config_of_its_own(tmp_path, site):
+def test_installed_command_has_a_default_config(tmp_path, site):
     def run(*arguments):
         environment = os.environ | {"PYTHONPATH": str(site)}
         command = [sys.executable, "-m", "lfcc_jax.main", *arguments]

@@ -21,25 +21,25 @@ ROW = {
 
 
 def row(method, pair, seed, top1):
-    taught = (
+    agreement = (
         {"agreement": None, "kl_to_teacher": None} if method == "scratch" else {"agreement": 0.5, "kl_to_teacher": 1}
     )
     accuracies = {"top1_last": top1 / 100, "top1_best": top1 / 100, "teacher_top1": 0.8}
-    return ROW | taught | accuracies | {"method": method, "pair": pair, "seed": seed}
+    return ROW | agreement | accuracies | {"method": method, "pair": pair, "seed": seed}
 
 
-def test_differences_are_those_of_equal_pairs_and_seeds(tmp_path):
-    # Pairs and seeds differ by far more than methods do; LFCC is ahead by 1 and 2, then 3 and 2 points.
-    found = {("a -> b", 0): (50, 51), ("a -> b", 1): (60, 62), ("c -> d", 0): (10, 13), ("c -> d", 1): (20, 22)}
+def test_report_compares_equal_pairs_and_seeds(tmp_path):
+    # Pairs and seeds differ by far more than methods do; LFCC leads by 1 and 2, then 3 and 2 points.
+    top1s = {("a -> b", 0): (50, 51), ("a -> b", 1): (60, 62), ("c -> d", 0): (10, 13), ("c -> d", 1): (20, 22)}
     rows = [
         row(m, pair, seed, top1)
-        for (pair, seed), both in found.items()
+        for (pair, seed), both in top1s.items()
         for m, top1 in zip(("scratch", "lfcc"), both, strict=True)
     ]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(rows[::-1]))
-    made = report.make(path)
-    text = made[0].read_text()
+    written = report.make(path)
+    text = written[0].read_text()
     error = statistics.stdev([1.5, 2.5]) / 2**0.5
     assert "lfcc is ahead by" in text
     line = next(line for line in text.splitlines() if line.startswith("| scratch"))
@@ -50,12 +50,12 @@ def test_differences_are_those_of_equal_pairs_and_seeds(tmp_path):
         f"2.00 ± {error:.2f}",
     ]
     assert "8 runs on toy, 2 seeds, 3 epochs" in text
-    assert made[1].read_bytes().startswith(b"\x89PNG")
+    assert written[1].read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_method_that_has_fewer_seeds_is_compared_on_those_alone_and_lfcc_beside_dist_with_all(tmp_path):
-    found = {("lfcc", 0): 50, ("lfcc", 1): 90, ("lfcc_dist", 0): 52, ("lfcc_dist", 1): 93, ("kd", 0): 49}
-    rows = [row(m, pair, seed, top1) for (m, seed), top1 in found.items() for pair in ("a -> b", "c -> d")]
+def test_report_compares_methods_over_their_common_seeds(tmp_path):
+    top1s = {("lfcc", 0): 50, ("lfcc", 1): 90, ("lfcc_dist", 0): 52, ("lfcc_dist", 1): 93, ("kd", 0): 49}
+    rows = [row(m, pair, seed, top1) for (m, seed), top1 in top1s.items() for pair in ("a -> b", "c -> d")]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(rows))
     lines = report.make(path)[0].read_text().splitlines()
@@ -71,7 +71,7 @@ def test_a_method_that_has_fewer_seeds_is_compared_on_those_alone_and_lfcc_besid
     }
 
 
-def test_a_file_that_holds_no_results_is_named(tmp_path):
+def test_report_rejects_files_without_results(tmp_path):
     wrong = tmp_path / "wrong.json"
     for text in ("{", "[1]", "[]"):
         wrong.write_text(text)
@@ -79,4 +79,4 @@ def test_a_file_that_holds_no_results_is_named(tmp_path):
             report.make(wrong)
     command = [sys.executable, "-m", "experiments.compare.report", str(wrong)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"error: {wrong} holds no results\n")
+    assert (done.returncode, done.stderr) == (1, f"error: {wrong} contains no results\n")

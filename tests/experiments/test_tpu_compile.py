@@ -1,4 +1,4 @@
-"""What a compiled step sends is counted right; and a small one compiles for a TPU where libtpu is installed."""
+"""The parser of collectives, and a small step compiled for a TPU where libtpu is installed."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.tpu.compile import collectives
+from experiments.tpu.collectives import collectives
 
 TEXT = """
   %all-gather.6 = bf16[16,4,256]{2,1,0:T(4,128)} all-gather(%p.1), channel_id=1, frontend_attributes={chain_id="0"}, x
@@ -18,16 +18,16 @@ TEXT = """
 """
 
 
-def test_pieces_of_one_collective_count_once_and_so_do_start_and_end():
+def test_collectives_counts_chains_and_asynchronous_pairs_once():
     assert collectives(TEXT) == {"all-gather": (1, 16 * 4 * 256 * 2), "all-reduce": (2, 4 * (10 + 6 + 5))}
 
 
-def test_a_small_step_compiles_for_a_slice_and_gathers_the_codes_once(tmp_path):
+def test_tpu_compile_of_a_small_step_reports_one_all_gather(tmp_path):
     pytest.importorskip("libtpu", reason="needs pip install 'jax[tpu]'")
     command = [sys.executable, "-m", "experiments.tpu.compile", f"--reports={tmp_path}", "--config.batch_size=64"]
     command.append("--config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc,runlocal")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    for _ in range(2):  # the second time it is read
+    for _ in range(2):  # the second call reads the report
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         rows = dict(line.strip("| ").split("|")[:2] for line in done.stdout.splitlines() if line.startswith("| "))
