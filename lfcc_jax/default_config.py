@@ -15,7 +15,7 @@ Students train on 10% of the images because a CNN trained on all of them is as a
 KD and the weight of LFCC were chosen in short runs, some of which used the test images. The other methods have the
 weights of the presets, or the usual ones listed below, and were not tuned.
 
-The teacher, and scratch, kd and lfcc with three seeds each, in under five minutes on 2 CPU cores:
+The teacher, and scratch, kd and lfcc with three seeds each, in about four minutes on 2 CPU cores:
 
     python -m experiments.compare --config=configs/digits.py
 

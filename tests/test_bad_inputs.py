@@ -116,9 +116,9 @@ ROWS = [
     ({"teacher.checkpoint": "/nowhere"}, "no finished network in /nowhere"),
     ({"teacher.checkpoint": 5}, "config.teacher.checkpoint must be a string, got 5"),
     # losses
-    ({"losses": {}}, "config.losses must contain at least one loss with a weight"),
-    ({"losses": {"kd": {"weight": 0.0}}}, "config.losses must contain at least one loss with a weight"),
-    ({"losses": {"kd": {}}, "teacher": {}}, "config.losses.kd needs a teacher, and config.teacher.name is empty"),
+    ({"losses": {}}, "config.losses must contain at least one loss with a nonzero weight"),
+    ({"losses": {"kd": {"weight": 0.0}}}, "config.losses must contain at least one loss with a nonzero weight"),
+    ({"losses": {"kd": {}}, "teacher": {}}, "config.losses.kd needs a teacher, but config.teacher.name is empty"),
     ({"losses": [1]}, f"config.losses {BLOCK} [1]"),
     ({"losses.lfc": {}}, "config.losses: unknown method 'lfc'; did you mean 'lfcc'?"),
     ({"losses.kd": 1.0}, f"config.losses.kd {BLOCK} 1.0"),

@@ -69,7 +69,7 @@ def create_model_call(name: str, network: Network, path: str | Path) -> str | No
       >>> print(create_model_call("resnet18_32", models.create("resnet18_32", 10), "x.safetensors"))
       None
     """
-    bases, arguments = next(entry for family, entry in _FAMILIES.items() if isinstance(network, family))
+    bases, arguments = next((entry for family, entry in _FAMILIES.items() if isinstance(network, family)), ((), {}))
     same_name = (models.full_name(name),) if models.variant(name).in_timm else ()
     for base in (*same_name, *bases):
         changed = _changed_fields(network, models.create(base, network.num_classes, network.image_size))

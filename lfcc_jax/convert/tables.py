@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lfcc_jax.errors import UserError
 from lfcc_jax.models import Network
 from lfcc_jax.models.convnext import ConvNeXt
 from lfcc_jax.models.mixer import Mixer
@@ -48,12 +49,12 @@ def table(network: Network) -> list[Row]:
     """Returns the rows of a network, which contain every timm tensor and every array of ours exactly once.
 
     Raises:
-      TypeError: if timm does not have this family.
+      UserError: if timm does not have this family.
     """
     for family, rows in _TABLES.items():
         if isinstance(network, family):
             return list(rows(network))
-    raise TypeError(f"no table for {type(network).__name__}")
+    raise UserError(f"timm has no networks like {type(network).__name__}, so there is no table of their tensors")
 
 
 def _param(timm: str, path: str, block: int | None = None, layout: Layout = SAME) -> Row:

@@ -168,12 +168,12 @@ def open_inputs(
     checked_arguments(open_inputs, locals(), "config.data")
     train, test = open_source(name, train_split, data_dir), open_source(name, test_split, data_dir)
     if not image_size and not train.image_size:
-        raise UserError(f"config.data.image_size is required, since the images of '{name}' vary in size; 224 is usual")
+        raise UserError(f"config.data.image_size is required: the images of '{name}' vary in size; 224 is typical")
     if resident and not (train.image_size and test.image_size):
         raise UserError(f"config.data.resident must be False, since the images of '{name}' vary in size")
     settings = augmentation or {}
     if "scale" in settings and not image_size:
-        raise UserError("config.data.augmentation.scale requires config.data.image_size: no crops without it")
+        raise UserError("config.data.augmentation.scale requires config.data.image_size: without it nothing is cropped")
     resized = bool(image_size and train.image_size)
     sizes = {"num_classes": train.num_classes, "size": image_size if resized else 0}
     augment = augmentations.create(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lfcc_jax import models
+from lfcc_jax import methods, models
 from lfcc_jax.errors import unknown
 
 Block = dict[str, Any]
@@ -60,6 +60,9 @@ _METHODS: dict[str, dict[str, Block]] = {
     "hcl": {"hcl": {"weight": {"name": "linear", "start": 0.0, "end": 5.0, "epochs": 20.0}}},
     "srrl_kd": {"srrl": {"weight": 1.0}, "kd": _KD},
 }
+# A method without a preset is one with weight 1.
+_used = {"cross_entropy", *(loss for blocks in _METHODS.values() for loss in blocks)}
+_METHODS |= {name: {name: {"weight": 1.0}} for name in methods.list_methods() if name not in _used}
 METHODS = tuple(_METHODS)
 
 

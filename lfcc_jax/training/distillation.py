@@ -130,12 +130,13 @@ def build(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None)
         if weight == 0:
             continue
         if method.needs_teacher and teacher is None:
-            raise UserError(f"config.losses.{name} needs a teacher, and config.teacher.name is empty")
+            raise UserError(f"config.losses.{name} needs a teacher, but config.teacher.name is empty")
         losses[name] = method
         weights[name] = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
     if not losses:
         raise UserError(
-            f"config.losses must contain at least one loss with a weight. Known: {', '.join(methods.list_methods())}"
+            "config.losses must contain at least one loss with a nonzero weight. "
+            f"Known: {', '.join(methods.list_methods())}"
         )
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer", {"decays": student.decays})
     learning_rate = schedules.create(block.pop("learning_rate"), **timing, where="config.optimizer.learning_rate")

@@ -30,7 +30,9 @@ def create_mesh(data: Annotated[int, AtLeast(-1)] = -1, fsdp: Annotated[int, AtL
         raise UserError(f"config.mesh: data={data}, fsdp={fsdp} does not divide {len(devices)} devices")
     data = len(devices) // fsdp if data == -1 else data
     if data * fsdp > len(devices) or (jax.process_count() > 1 and data * fsdp != len(devices)):
-        raise UserError(f"config.mesh: data={data} x fsdp={fsdp} needs {data * fsdp} devices, got {len(devices)}")
+        raise UserError(
+            f"config.mesh: data={data} x fsdp={fsdp} uses {data * fsdp} devices, but the run has {len(devices)}"
+        )
     axis_types = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types, devices=devices[: data * fsdp])
 

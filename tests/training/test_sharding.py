@@ -17,7 +17,7 @@ def test_create_mesh_uses_all_devices_with_automatic_axes():
 
 @pytest.mark.parametrize("shape", [{"data": 16}, {"fsdp": 3}, {"data": 0}, {"data": 4, "fsdp": 4}])
 def test_create_mesh_rejects_invalid_shapes(shape):
-    with pytest.raises(UserError, match="does not divide 8 devices|needs 16 devices, got 8"):
+    with pytest.raises(UserError, match="does not divide 8 devices|uses 16 devices, but the run has 8"):
         sharding.create_mesh(**shape)
 
 
