@@ -81,11 +81,11 @@ def _train_and_evaluate(
     student, teacher, total_steps = distillation.student, distillation.teacher, distillation.total_steps
     steps_per_epoch = inputs.steps_per_epoch(run.batch_size)
     identities = inputs.fingerprints()
-    teacher_variables = start = None
+    teacher_variables = initial_variables = None
     if teacher:
         teacher_variables, identities["teacher"] = saved_teacher.load(teacher, mesh)
     if saved_student.path:
-        start, identities["student"] = saved_student.load(student, mesh)
+        initial_variables, identities["student"] = saved_student.load(student, mesh)
     inputs = inputs.load(log)
 
     # -- Work directory, data feed, and state: fresh or restored -------------------------------------------------------
@@ -101,9 +101,9 @@ def _train_and_evaluate(
         metrics = StepMetrics(about["window"])
     else:
         state = distillation.create_state(mesh, run.seed)
-        state = state.with_student(start) if start is not None else state
+        state = state.with_student(initial_variables) if saved_student.path else state
         metrics = StepMetrics()
-    del start  # frees its arrays
+    del initial_variables  # frees its arrays
     step = first_step = int(state.step)
 
     # -- Startup summary -----------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def _train_and_evaluate(
     writer = MetricsWriter(workdir, first_step)
     # A run that stopped after its last step is evaluated again, because metrics.jsonl may lack that row.
     if first_step in (0, total_steps):
-        results = _finite(evaluate(state.evaluated), first_step, checkpoints)
+        results = _check_finite(evaluate(state.evaluated), first_step, checkpoints)
         if all(row["step"] != first_step for row in read_metrics(workdir)):
             writer.write(first_step, {"epoch": first_step / steps_per_epoch} | _prefixed("test", results))
     if first_step == 0 and teacher:
@@ -169,7 +169,7 @@ def _train_and_evaluate(
                 raise _diverged(f"step {step - len(new['loss']) + 1 + first}: {_values(values)}", checkpoints)
             if (saving or stopping) and (nonfinite := not_finite(state)):
                 raise _diverged(f"after step {step}, {some(nonfinite)} contains NaN or infinity", checkpoints)
-            results = _finite(evaluate(state.evaluated), step, checkpoints) if evaluating else {}
+            results = _check_finite(evaluate(state.evaluated), step, checkpoints) if evaluating else {}
             if logging or saving:  # not when stopping, so that the rows do not depend on interruptions
                 means = metrics.take_means() | {
                     "learning_rate": float(distillation.learning_rate(step - 1)),
@@ -236,7 +236,7 @@ def _values(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} is {value}" for name, value in metrics.items())
 
 
-def _finite(results: dict[str, float], step: int, checkpoints: Checkpoints) -> dict[str, float]:
+def _check_finite(results: dict[str, float], step: int, checkpoints: Checkpoints) -> dict[str, float]:
     """Returns the results of an evaluation, or raises `DivergedError` if one of them is NaN or infinite."""
     if nonfinite := {name: value for name, value in results.items() if not np.isfinite(value)}:
         raise _diverged(f"the evaluation after step {step}: {_values(nonfinite)}", checkpoints)
