@@ -33,7 +33,12 @@ def load_config(file: str) -> ConfigDict:
         loader = SourceFileLoader("config_file", path)
         module = sys.modules["config_file"] = ModuleType("config_file")  # dataclasses look it up there
         module.__file__ = path
-        loader.exec_module(module)
+        # Config files may import their neighbors from any working directory, as in `from configs import benchmark`.
+        sys.path.append(str(Path(path).resolve().parent.parent))
+        try:
+            loader.exec_module(module)
+        finally:
+            sys.path.pop()
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
             raise UserError(f"{where} must define get_config()")

@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FILES = [
     *PAGES,
-    *(path for ext in ("py", "sh") for d in ("configs", "experiments") for path in (ROOT / d).glob(f"*.{ext}")),
+    *(path for ext in ("py", "sh") for d in ("configs", "experiments") for path in (ROOT / d).rglob(f"*.{ext}")),
 ]
 WITH_CONFIG = {"config", "workdir", "distributed", "help"}  # the flags of lfcc_jax.main
 

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,17 @@ def test_finished_run_returns_its_summary(distilled, tmp_path, capsys):
     assert train_and_evaluate(distilled(), tmp_path) == first
     assert hash_of(tmp_path / "student") == before
     assert "has already finished" in capsys.readouterr().out
+
+
+def test_finished_run_needs_neither_its_teacher_nor_its_data(distilled, teacher_dir, tmp_path):
+    shutil.copytree(teacher_dir / "student", tmp_path / "teacher")
+    config = distilled(epochs=0.25)
+    config["teacher"] |= {"checkpoint": str(tmp_path / "teacher")}
+    config["data"] |= {"data_dir": str(shutil.copytree(config["data"]["data_dir"], tmp_path / "data"))}
+    summary = train_and_evaluate(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.rmtree(tmp_path / "data")
+    assert train_and_evaluate(config, tmp_path / "run") == summary
 
 
 def test_moving_average_is_evaluated_and_exported(tiny, tmp_path):

@@ -125,7 +125,9 @@ def draw(
         title = f"{first['student']} taught by {teacher['student']}, {first['dataset']}"
         drawing.comparison(directory / "comparison.png", curves, teacher["top1_last"], title)
         networks = {}
-        for method in methods if len(methods) <= 4 else (methods[0], methods[-1]):  # more lines are illegible
+        for method in (
+            methods if len(methods) <= 4 else (methods[0], _references(methods)[0])
+        ):  # more lines are illegible
             spectra = json.loads((directory / f"{method}_{seeds[0]}" / "spectra.json").read_text())
             name = _NAMES.get(method, method)
             networks |= {f"{n}, {name}" if n.startswith("student") else n: s for n, s in spectra.items()}

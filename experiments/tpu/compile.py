@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh
 from experiments.tpu.collectives import KINDS, collectives
 from lfcc_jax import main as cli
 from lfcc_jax.arguments import checked_arguments
-from lfcc_jax.data import Images, augmentation
+from lfcc_jax.data import Images, augmentation, random_images
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.training.config import RunConfig, as_dict, read_config
 from lfcc_jax.training.distillation import Distillation, build

@@ -60,10 +60,16 @@ _METHODS: dict[str, dict[str, Block]] = {
     "hcl": {"hcl": {"weight": {"name": "linear", "start": 0.0, "end": 5.0, "epochs": 20.0}}},
     "srrl_kd": {"srrl": {"weight": 1.0}, "kd": _KD},
 }
-# A method without a preset is one with weight 1.
-_used = {"cross_entropy", *(loss for blocks in _METHODS.values() for loss in blocks)}
-_METHODS |= {name: {name: {"weight": 1.0}} for name in methods.list_methods() if name not in _used}
-METHODS = tuple(_METHODS)
+
+
+def with_all_methods(presets: Mapping[str, Mapping[str, Block]]) -> dict[str, Mapping[str, Block]]:
+    """Returns the presets, and one of weight 1 for every registered method that is in none of them."""
+    used = {"cross_entropy", *(loss for blocks in presets.values() for loss in blocks)}
+    return {**presets, **{name: {name: {"weight": 1.0}} for name in methods.list_methods() if name not in used}}
+
+
+_PRESETS = with_all_methods(_METHODS)
+METHODS = tuple(_PRESETS)
 
 
 def losses(name: str, student: str, changes: Mapping[str, Block] = MappingProxyType({})) -> dict[str, Block]:
@@ -81,9 +87,9 @@ def losses(name: str, student: str, changes: Mapping[str, Block] = MappingProxyT
       >>> losses("kd", "resnet18", {"kd": {"temperature": 4.0}})["kd"]
       {'weight': 1.0, 'temperature': 4.0}
     """
-    if name not in _METHODS:
+    if name not in _PRESETS:
         raise unknown("method", name, METHODS)
-    blocks = dict(_METHODS[name])
+    blocks = dict(_PRESETS[name])
     blocks = {"cross_entropy": _CROSS_ENTROPY | blocks.pop("cross_entropy", {}), **blocks}
     if "ofa" in blocks:
         branch = "convolution" if models.family(student) == "cnn" else "attention"

@@ -18,6 +18,8 @@ from lfcc_jax.models.registry import create
 
 # What `network.json` must contain.
 _DESCRIPTION = {"name": str, "num_classes": int, "image_size": int, "overrides": dict}
+# Fields of networks that were saved under an earlier name.
+_RENAMED = {"crop": "crop_fraction"}
 
 
 def save(directory: epath.PathLike, variables: Any, description: Mapping[str, Any]) -> None:
@@ -70,7 +72,8 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
             raise ValueError("it was changed after it was written")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{about} is damaged: {error}") from error
-    return made | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in made["overrides"].items()}}
+    overrides = {_RENAMED.get(key, key): value for key, value in made["overrides"].items()}
+    return made | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}}
 
 
 def load(path: epath.PathLike) -> tuple[Network, Any]:

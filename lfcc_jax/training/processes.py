@@ -63,7 +63,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     for process, other in enumerate(others, start=1):
         if different := differences(first, other, ""):
             values = "; ".join(f"{key} is {here} in process 0, {there} in {process}" for key, here, there in different)
-            raise UserError(f"all processes must have the same config and inputs, but {values}")
+            raise UserError(f"all processes must have the same config, software and inputs, but {values}")
 
 
 def in_first_process(action: Callable[[], None]) -> None:

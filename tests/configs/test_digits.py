@@ -11,7 +11,6 @@ PARTS = {
     "scratch": set(),
     "teacher": set(),
     "lfcc": {"kd", "lfcc"},
-    "crd_bank": {"crd_bank"},
     "kd_standardized": {"kd"},
 }
 
@@ -20,12 +19,15 @@ PARTS = {
 def test_digits_config_of_every_method_builds_the_losses_of_its_name(method):
     run = read_config(digits.get_config(f"method={method}"))
     losses = build(run, Images(10, 8, 1, 1297)).losses
-    assert set(losses) == {"cross_entropy", *PARTS.get(method, method.split("_"))}
+    named = {method} if method in methods.METHODS else method.split("_")
+    assert set(losses) == {"cross_entropy", *PARTS.get(method, named)}
 
 
-def test_presets_contain_every_loss():
-    used = {loss for method in presets.METHODS for loss in presets.losses(method, "resnet18")}
-    assert used == set(methods.list_methods())
+def test_method_without_a_preset_gets_weight_1():
+    rows = presets.with_all_methods({"scratch": {}, "kd": {"kd": {"weight": 2.0}}})
+    assert rows["kd"] == {"kd": {"weight": 2.0}}
+    assert rows["at"] == {"at": {"weight": 1.0}}
+    assert "cross_entropy" not in rows
 
 
 def test_digits_config_changes_kd_but_not_standardized_kd():

@@ -274,6 +274,10 @@ def test_srrl_rejects_a_teacher_without_a_linear_head():
         methods.create("srrl").init(jax.random.key(0), BATCH, student, taught)
 
 
+def test_no_method_has_the_name_of_another_metric():
+    assert not methods.METHODS.keys() & {"loss", "accuracy", "grad_norm", "learning_rate", "images_per_second"}
+
+
 def test_for_run_sets_the_fields_that_the_run_sets():
     mesh = jax.make_mesh((8,), ("data",))
     for name in methods.list_methods():

@@ -238,8 +238,8 @@ def test_network_saved_by_two_processes_has_correct_digests(runs):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("config", "all processes must have the same config and inputs, but config.seed is 0 in process 0, 1 in 1"),
-        ("facts", "all processes must have the same config and inputs, but train.digest is cd in process 0, ab in 1"),
+        ("config", "must have the same config, software and inputs, but config.seed is 0 in process 0, 1 in 1"),
+        ("facts", "must have the same config, software and inputs, but train.digest is cd in process 0, ab in 1"),
         ("workdir", "`--workdir` must be a directory that all processes share, but process 1 does not see"),
         ("lock", "is in use by another run (process 1 on elsewhere); stop it or choose another --workdir"),
     ],
