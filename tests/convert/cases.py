@@ -35,6 +35,9 @@ OTHER_SIZES = [
     ("swin_pico_patch4_window7_224", 160, False),
     ("swin_pico_patch4_window7_224", 256, False),
 ]
+# Variants that differ from another one in depth and width only.
+DEEPER = {n for n in NAMES if "_small" in n or "_base" in n or n in ("resnet34", "resnet101", "resmlp_24_224")}
+DEEPER |= {"mobilenetv2_140", "mixer_b16_224", "swin_nano_patch4_window7_224"}
 CASES = [(n, 224, False) for n in NAMES] + [(n, 224, True) for n in WITH_BATCH_NORM] + OTHER_SIZES
 
 

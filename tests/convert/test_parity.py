@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, NAMES, NUM_CLASSES, samples
+from cases import CASES, DEEPER, NAMES, NUM_CLASSES, samples
 from random_weights import random_images, random_state_dict
 
 from lfcc_jax import convert, models
@@ -39,7 +39,10 @@ def errors(name, size, train=False, state=None, **overrides):
     return result
 
 
-@pytest.mark.parametrize(("name", "size", "train"), CASES)
+@pytest.mark.parametrize(
+    ("name", "size", "train"),
+    [pytest.param(*case, marks=pytest.mark.exhaustive if case[0] in DEEPER else ()) for case in CASES],
+)
 def test_network_matches_timm(name, size, train):
     relative_errors = errors(name, size, train)
     if train:

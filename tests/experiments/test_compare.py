@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from experiments.compare import report
 
 
@@ -20,10 +22,18 @@ def compare(workdir, data_dir, *arguments, method="lfcc"):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_compare_of_the_demo_reports_all_seeds_and_skips_finished_runs(tmp_path, data_dir):
-    done = compare(tmp_path, data_dir)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, data_dir):
+    """The work directory of a finished comparison, and its output."""
+    workdir = tmp_path_factory.mktemp("demo")
+    done = compare(workdir, data_dir)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "results.json").read_text())
+    return workdir, done.stdout
+
+
+def test_compare_of_the_demo_reports_all_seeds_and_skips_finished_runs(demo, data_dir):
+    workdir, output = demo
+    rows = json.loads((workdir / "results.json").read_text())
     assert sorted((row["method"], row["seed"]) for row in rows) == [
         ("lfcc", 0),
         ("lfcc", 1),
@@ -33,28 +43,25 @@ def test_compare_of_the_demo_reports_all_seeds_and_skips_finished_runs(tmp_path,
     expected = "dataset teacher student method seed epochs top1_last top1_best teacher_top1 agreement seconds_per_step "
     assert set((expected + "hardware command date").split()) <= set(rows[0])
     assert [row["head_parameters"] > 0 for row in rows] == [False, True, False, True]
-    table = (tmp_path / "results.md").read_text()
-    assert table.strip() in done.stdout
+    table = (workdir / "results.md").read_text()
+    assert table.strip() in output
     assert "over 2 seeds" in table
     for name in ("comparison.png", "spectra.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert "step" in (tmp_path / "lfcc_0" / "log.txt").read_text()
-    assert "teacher: compiling" in done.stdout  # progress is shown without a terminal too
-    assert "lfcc_1: compiling" in done.stdout
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+    assert "step" in (workdir / "lfcc_0" / "log.txt").read_text()
+    assert "teacher: compiling" in output  # progress is shown without a terminal too
+    assert "lfcc_1: compiling" in output
 
-    again = compare(tmp_path, data_dir)
+    again = compare(workdir, data_dir)
     assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "results.json").read_text())[0]["date"] == rows[0]["date"]
+    assert json.loads((workdir / "results.json").read_text())[0]["date"] == rows[0]["date"]
 
 
-def test_compare_rejects_a_different_config_in_the_same_workdir(tmp_path, data_dir):
-    # `kd` is also the name of a constant in the config file, in upper case.
-    first = compare(tmp_path, data_dir, "--methods=kd", "--seeds=0")
-    assert first.returncode == 0, first.stderr
-    second = compare(tmp_path, data_dir, "--methods=kd", "--seeds=0", "--config.batch_size=16")
-    assert second.returncode == 1
-    assert "error: " in second.stderr
-    assert "config.batch_size was 32, now 16" in second.stderr
+def test_compare_rejects_a_different_config_in_the_same_workdir(demo, data_dir):
+    rejected = compare(demo[0], data_dir, "--config.batch_size=16")
+    assert rejected.returncode == 1
+    assert "error: " in rejected.stderr
+    assert "config.batch_size was 32, now 16" in rejected.stderr
 
 
 def test_compare_rejects_invalid_arguments_before_training(tmp_path, data_dir):
