@@ -162,45 +162,47 @@ def test_compare_of_several_pairs_in_parallel(tmp_path, data_dir):
         f"--config.data.data_dir={data_dir}",
         "--config.epochs=1.0",
         "--config.optimizer.learning_rate.warmup_epochs=0.5",
-        "--config.log_every_steps=2",
+        "--config.log_every_steps=1",
+        "--config.data.train_split=train[:10%]",
+        "--config.data.test_split=test[:40]",
         "--methods=scratch,kd",
         "--seeds=0",
         "--parallel=2",
     ]
-    pairs = ["vit_nano:resnet_pico", "mixer_nano:resnet_pico"]
+    pairs = ["vit_pico:resnet_pico", "mixer_pico:resnet_pico"]
     done = subprocess.run([*command, f"--pairs={','.join(pairs)}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())
     expected = {(pair.replace(":", " -> "), method) for pair in pairs for method in ("scratch", "kd")}
     assert {(row["pair"], row["method"]) for row in rows} == expected
-    assert {row["teacher"] for row in rows} == {"vit_nano", "mixer_nano"}
+    assert {row["teacher"] for row in rows} == {"vit_pico", "mixer_pico"}
     table = (tmp_path / "results.md").read_text()
-    assert "| vit_nano -> resnet_pico | mixer_nano -> resnet_pico | " in table
+    assert "| vit_pico -> resnet_pico | mixer_pico -> resnet_pico | " in table
     assert table.count("taught by") == 2
     assert "kd is ahead by" in table
-    for name in ("pairs.png", "mixer_nano_resnet_pico/comparison.png"):
+    for name in ("pairs.png", "mixer_pico_resnet_pico/comparison.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    run = tmp_path / "vit_nano_resnet_pico" / "kd_0"
-    assert json.loads((run / "config.json").read_text())["teacher"]["checkpoint"] == str(tmp_path / "teacher_vit_nano")
+    run = tmp_path / "vit_pico_resnet_pico" / "kd_0"
+    assert json.loads((run / "config.json").read_text())["teacher"]["checkpoint"] == str(tmp_path / "teacher_vit_pico")
 
     # A different config is rejected even if the run is finished; a linked teacher is accepted.
-    longer = [*command, "--config.epochs=2.0", "--methods=scratch", "--pairs=vit_nano:resnet_pico"]
+    longer = [*command, "--config.epochs=2.0", "--methods=scratch", "--pairs=vit_pico:resnet_pico"]
     rejected = subprocess.run(longer, capture_output=True, text=True, check=False)
     assert rejected.returncode == 1
     assert "config.epochs was 1.0, now 2.0" in rejected.stderr
     workdir = tmp_path / "longer"
     workdir.mkdir()
-    (workdir / "teacher_vit_nano").symlink_to(tmp_path / "teacher_vit_nano")
+    (workdir / "teacher_vit_pico").symlink_to(tmp_path / "teacher_vit_pico")
     linked = [*longer, f"--workdir={workdir}", "--parallel=1", "--seeds=3"]
     done = subprocess.run(linked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     row = json.loads((workdir / "results.json").read_text())[0]
     assert (row["epochs"], row["seed"]) == (2.0, 3)
-    assert json.loads((tmp_path / "teacher_vit_nano" / "summary.json").read_text())["epochs"] == 1.0
+    assert json.loads((tmp_path / "teacher_vit_pico" / "summary.json").read_text())["epochs"] == 1.0
 
-    wrong = subprocess.run([*command, "--pairs=vit_nano"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*command, "--pairs=vit_pico"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
-    assert "error: --pairs must be teacher:student separated by commas, got 'vit_nano'" in wrong.stderr
-    misspelled = subprocess.run([*command, "--pairs=vit_nano:resnet_pcio"], capture_output=True, text=True, check=False)
+    assert "error: --pairs must be teacher:student separated by commas, got 'vit_pico'" in wrong.stderr
+    misspelled = subprocess.run([*command, "--pairs=vit_pico:resnet_pcio"], capture_output=True, text=True, check=False)
     assert misspelled.returncode == 1
     assert "error: --pairs: unknown network 'resnet_pcio'; did you mean 'resnet_pico'?" in misspelled.stderr
