@@ -1,6 +1,6 @@
 """Contrastive representation distillation (Tian et al., 2020), with negatives from the batch or from a memory."""
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -66,7 +66,7 @@ class CRDBank(Method):
     momentum: Annotated[float, HalfOpenFraction] = 0.5
     num_examples: Annotated[int, NonNegative] = 0
 
-    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> "Method":
         """Sets `num_examples`."""
         if num_examples is None:
             return self

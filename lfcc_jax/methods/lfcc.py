@@ -1,7 +1,7 @@
 """LFCC, as reconstructed here: low-frequency codes of four stages, contrasted between the images of a batch."""
 
 import functools
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -43,7 +43,7 @@ class LFCC(Method):
     standardize: bool = True
     mesh: Mesh | None = None
 
-    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> "Method":
         """Sets `mesh`."""
         return self if mesh is None else self.clone(mesh=mesh)
 

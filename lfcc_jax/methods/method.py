@@ -1,7 +1,7 @@
 """The interface of distillation methods: trainable heads and losses between any two networks."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -65,7 +65,7 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> Self:
+    def for_run(self, *, num_examples: int | None = None, mesh: Mesh | None = None) -> "Method":
         """Returns the method with the fields in `set_by_run` filled in.
 
         Args:

@@ -108,7 +108,7 @@ _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any, name: str) -> nn.Conv:
+def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any, name: str | None = None) -> nn.Conv:
     """Returns a `size` x `size` convolution without bias, padded as in PyTorch.
 
     PyTorch pads symmetrically; XLA's `SAME` pads strided convolutions on one side.
@@ -128,9 +128,7 @@ def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any,
     )
 
 
-def to_blocks(
-    x: Float[Array, "batch height width channels"], size: int
-) -> Float[Array, "batch height/size width/size channels*size*size"]:
+def to_blocks(x: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows columns features"]:
     """Moves each `size` x `size` block of pixels into the channels, row by row; `size` must divide height and width."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // size, size, width // size, size, channels)

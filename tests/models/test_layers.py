@@ -33,7 +33,7 @@ def test_gelu_equals_the_exact_formula_forward_and_backward():
     wide = x.astype(np.float64)
     cdf = 0.5 * (1 + scipy.special.erf(wide / np.sqrt(2)))
     density = np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
-    np.testing.assert_allclose(layers.gelu(x), wide * cdf, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(layers.gelu(jnp.asarray(x)), wide * cdf, rtol=0, atol=1e-6)
     np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), cdf + wide * density, rtol=0, atol=1e-6)
     # The approximation by tanh is not within that tolerance.
     assert np.abs(jax.nn.gelu(x, approximate=True) - wide * cdf).max() > 1e-4
