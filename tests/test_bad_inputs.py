@@ -332,6 +332,7 @@ def begin(distilled, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("changes", "message"), ROWS, ids=[str(i) for i in range(len(ROWS))])
+@pytest.mark.usefixtures("types_unchecked")
 def test_train_reports_an_invalid_config_in_one_line_before_creating_a_work_directory(
     begin, tmp_path, changes, message
 ):
@@ -345,6 +346,7 @@ def test_train_reports_an_invalid_config_in_one_line_before_creating_a_work_dire
 
 
 @pytest.mark.parametrize("changes", VALID, ids=[str(i) for i in range(len(VALID))])
+@pytest.mark.usefixtures("types_unchecked")
 def test_train_accepts_a_valid_config(begin, changes):
     with pytest.raises(AcceptedError):
         begin(changes)

@@ -200,6 +200,7 @@ def test_token_features_are_at_the_positions_of_their_patches():
         ({"name": "swin_tniy"}, "unknown network 'swin_tniy'; did you mean 'swin_tiny'"),
     ],
 )
+@pytest.mark.usefixtures("types_unchecked")
 def test_networks_reject_invalid_fields(arguments, message):
     with pytest.raises(UserError, match=message):
         models.create(**{"num_classes": 5, "image_size": 8} | arguments).variable_shapes()
@@ -213,6 +214,7 @@ def test_networks_reject_invalid_fields(arguments, message):
         (jnp.ones((8, 8, 3)), r"got \[8, 8, 3\]"),
     ],
 )
+@pytest.mark.usefixtures("types_unchecked")
 def test_networks_reject_images_of_another_shape_or_dtype(images, message):
     with pytest.raises(UserError, match=message):
         models.create("resnet_pico", 5, 8).init(jax.random.key(0), images)

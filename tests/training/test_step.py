@@ -98,10 +98,10 @@ def test_teacher_runs_in_evaluation_mode_and_never_changes(teacher):
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, run.teacher_variables))
     # With dropout or batch statistics, the teacher's loss on the same images would differ.
     fresh = run_of(teacher=teacher)
-    target = fresh.teacher.apply(fresh.teacher_variables, batch(0)["image"] / np.float32(255)).logits
+    target = fresh.teacher.apply(fresh.teacher_variables, jnp.asarray(batch(0)["image"] / np.float32(255))).logits
     student, _ = fresh.student.apply(
         fresh.state.student,
-        batch(0)["image"] / np.float32(255),
+        jnp.asarray(batch(0)["image"] / np.float32(255)),
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.split(jax.random.fold_in(fresh.state.rng, 0))[0]},
@@ -112,7 +112,7 @@ def test_teacher_runs_in_evaluation_mode_and_never_changes(teacher):
 
 def test_control_a_teacher_in_training_mode_gives_other_logits_and_statistics():
     run = run_of(teacher="resnet_pico")
-    images = batch()["image"] / np.float32(255)
+    images = jnp.asarray(batch()["image"] / np.float32(255))
     variables = run.teacher_variables
     evaluation = run.teacher.apply(variables, images, train=False).logits
     rngs = {"dropout": jax.random.key(0)}

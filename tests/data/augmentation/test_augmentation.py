@@ -161,6 +161,7 @@ def test_only_mixing_communicates_between_devices():
         ({"randaugment": "rand"}, "augmentation.randaugment must be a policy like 'rand-m9-mstd0.5-inc1', got 'rand'"),
     ],
 )
+@pytest.mark.usefixtures("types_unchecked")
 def test_augmentation_rejects_invalid_arguments(settings, message):
     with pytest.raises(UserError, match=message):
         create(5, **settings)
