@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from lfcc_jax import methods, models
+from lfcc_jax.methods import TeacherOutput
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global, weight_shardings
 from lfcc_jax.training.state import init_state
@@ -106,7 +107,7 @@ def test_teacher_runs_in_evaluation_mode_and_never_changes(teacher):
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.split(jax.random.fold_in(fresh.state.rng, 0))[0]},
     )
-    expected = fresh.losses["kd"].apply({}, None, student, models.Output(target, {}))["kd"].mean()
+    expected = fresh.losses["kd"].apply({}, {}, student, TeacherOutput(target, {}, {})).mean()
     np.testing.assert_allclose(metrics[0]["kd"], expected, rtol=1e-5)
 
 
