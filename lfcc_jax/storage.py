@@ -14,6 +14,10 @@ from etils import epath
 
 from lfcc_jax.errors import UserError
 
+# Buckets are accessed with gcsfs even if TensorFlow is installed, whose client has other settings and errors. etils looks
+# this up once, at its first use of any path.
+os.environ.setdefault("EPATH_USE_TF", "0")
+
 # Modules that gs:// needs, and the packages that provide them. Orbax deletes checkpoints with google-cloud-storage.
 _GCS_PACKAGES = {"gcsfs": "gcsfs", "google.cloud.storage": "google-cloud-storage"}
 
