@@ -14,8 +14,8 @@ from etils import epath
 
 from lfcc_jax.errors import UserError
 
-# Buckets are accessed with gcsfs even if TensorFlow is installed, whose client has other settings and errors. etils looks
-# this up once, at its first use of any path.
+# Buckets are accessed with gcsfs even if TensorFlow is installed: its client has other settings and errors. etils reads
+# this once, at its first use of any path.
 os.environ.setdefault("EPATH_USE_TF", "0")
 
 # Modules that gs:// needs, and the packages that provide them. Orbax deletes checkpoints with google-cloud-storage.

@@ -101,7 +101,7 @@ def test_run_in_a_bucket_resumes_bit_for_bit_and_its_student_converts(distilled,
     # All files of a run are there, and none is partial or local.
     names = {path.name for path in workdir.iterdir()}
     local_names = {path.name for path in (tmp_path / "uninterrupted").iterdir()}
-    assert names == local_names - {"lock"}
+    assert names == local_names - {"lock", "tensorboard"}
     assert json.loads(storage.read_text(workdir / "summary.json")) == json.loads(storage.to_json(summary))
     rows, local_rows = read_metrics(workdir), read_metrics(epath.Path(tmp_path / "uninterrupted"))
     assert [row["step"] for row in rows] == [row["step"] for row in local_rows]
