@@ -65,7 +65,9 @@ def bucket():
     server.wait()
 
 
-def test_run_in_a_bucket_resumes_bit_for_bit_and_its_student_converts(distilled, teacher_dir, bucket, tmp_path):
+def test_run_in_a_bucket_resumes_bit_for_bit_and_its_student_teaches_and_converts(
+    distilled, teacher_dir, bucket, tmp_path
+):
     # The teacher is in the bucket too.
     models.save(bucket / "teacher", models.load(teacher_dir)[1], models.describe(teacher_dir))
     config = distilled(epochs=4, losses={"kd": {"temperature": 2.0}})
@@ -111,7 +113,10 @@ def test_run_in_a_bucket_resumes_bit_for_bit_and_its_student_converts(distilled,
     assert not os.path.exists("gs:")
     assert not (tmp_path / "gs:").exists()
 
-    # The student can be converted.
+    # The student can teach, from there, and can be converted.
+    taught = distilled(epochs=0.25, losses={"kd": {}})
+    taught["teacher"] = {"name": "resnet_pico", "checkpoint": str(workdir)}
+    assert train_and_evaluate(taught, tmp_path / "taught")["teacher_top1"] == summary["top1_last"]
     assert train_and_evaluate(config, str(workdir)) == summary
     convert_main(["--to-timm", "--checkpoint", str(workdir), "--out", str(tmp_path / "student.safetensors")])
     state = convert.files.read_state_dict(tmp_path / "student.safetensors")
