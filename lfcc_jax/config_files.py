@@ -34,11 +34,14 @@ def load_config(file: str) -> ConfigDict:
         module = sys.modules["config_file"] = ModuleType("config_file")  # dataclasses look it up there
         module.__file__ = path
         # Config files may import their neighbors from any working directory, as in `from configs import benchmark`.
-        sys.path.append(str(Path(path).resolve().parent.parent))
+        root = str(Path(path).resolve().parent.parent)
+        if added := root not in sys.path:
+            sys.path.append(root)
         try:
             loader.exec_module(module)
         finally:
-            sys.path.pop()
+            if added:
+                sys.path.remove(root)
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
             raise UserError(f"{where} must define get_config()")

@@ -282,8 +282,6 @@ def _require_gcs(name: str, path: str) -> None:
             missing.append(package)
     if missing:
         raise UserError(f"`{name}`: '{path}' needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    # Otherwise etils would use TensorFlow's backend where TensorFlow is installed.
-    os.environ.setdefault("EPATH_USE_TF", "0")
 
 
 def _plain(value: Any) -> Any:

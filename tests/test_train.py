@@ -66,7 +66,7 @@ def test_heterogeneous_teacher_is_distilled_into_a_student(distilled, teacher_di
     assert summary["top1_last"] <= summary["top5_last"] <= 1
     for name in ("calibration_error", "kl_to_teacher", "cka_stage1", "cka_stage4"):
         assert np.isfinite(summary[name])
-    # The teacher's accuracy equals that at the end of its own run.
+    # The teacher has the accuracy of its last evaluation.
     assert summary["teacher_top1"] == json.loads((teacher_dir / "summary.json").read_text())["top1_last"]
 
     rows = read_metrics(tmp_path)

@@ -1,7 +1,9 @@
+import sys
+
 import pytest
 from ml_collections import ConfigDict, FieldReference
 
-from lfcc_jax.config_files import parse_argument
+from lfcc_jax.config_files import load_config, parse_argument
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import read_config
 
@@ -55,3 +57,13 @@ def test_parse_argument_converts_values_to_the_types_of_the_defaults():
 def test_parse_argument_rejects_invalid_arguments(argument, message):
     with pytest.raises(UserError, match=f"--config=.*: {message}"):
         parse_argument(argument, method=("lfcc", "kd"), runlocal=False, width=3)
+
+
+def test_load_config_works_from_any_directory_and_leaves_the_import_path_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "neighbor_of_a_config.py").write_text("SEED = 5\n")
+    text = "from mine.neighbor_of_a_config import SEED\ndef get_config():\n    return {'seed': SEED}\n"
+    (tmp_path / "mine" / "config.py").write_text(text)
+    before = list(sys.path)
+    assert load_config(str(tmp_path / "mine" / "config.py")).seed == 5
+    assert sys.path == before
