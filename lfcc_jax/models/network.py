@@ -34,12 +34,12 @@ class Output(NamedTuple):
     """What a network returns.
 
     Attributes:
-      logits: `[batch, classes]`, float32.
+      logits: `[batch, classes]`, float32; None if the network has no classifier.
       features: Feature maps `stage1` to `stage4`, `[batch, height, width, channels]` (tokens on their grid, without the
         class token), and `pooled`, `[batch, channels]`, the input of the classifier.
     """
 
-    logits: Float[Array, "batch classes"]
+    logits: Float[Array, "batch classes"] | None
     features: dict[str, Array]
 
 
@@ -73,7 +73,7 @@ class Network(nn.Module):
     names of its parameters.
 
     Attributes:
-      num_classes: Number of classes.
+      num_classes: Number of classes; 0 leaves the classifier out, and the logits are None.
       image_size: Height and width of the images, in pixels.
       image_channels: 3 for color, 1 for grayscale.
       mean: Subtracted from the images; one number, or one per channel.
@@ -90,7 +90,7 @@ class Network(nn.Module):
         initialization, in training, or to the images.
     """
 
-    num_classes: Annotated[int, Between(1, 10**7)]
+    num_classes: Annotated[int, Between(0, 10**7)]
     image_size: Annotated[int, Between(1, 8192)]
     image_channels: Annotated[int, Between(1, 1024)] = 3
     mean: Annotated[tuple[Annotated[float, Fraction], ...], Nonempty] = (0.5,)
@@ -146,11 +146,13 @@ class Network(nn.Module):
         train: bool,
         kernel_init: Any,
         bias_init: Any = nn.initializers.zeros,
-    ) -> Float[Array, "batch classes"]:
-        """Returns the logits of the pooled vectors, after dropout, from a linear layer called `head`.
+    ) -> Float[Array, "batch classes"] | None:
+        """Returns the logits of the pooled vectors, after dropout, from a linear layer called `head`; None for no class.
 
         The layer computes in float32 or wider, whatever `dtype` is: in bfloat16, some of 1000 logits would be equal.
         """
+        if not self.num_classes:
+            return None
         x = nn.Dropout(self.dropout)(pooled, deterministic=not train)
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         head = nn.Dense(
