@@ -147,7 +147,7 @@ class Network(nn.Module):
         kernel_init: Any,
         bias_init: Any = nn.initializers.zeros,
     ) -> Float[Array, "batch classes"] | None:
-        """Returns the logits of the pooled vectors, after dropout, from a linear layer called `head`; None for no class.
+        """Returns the logits of the pooled vectors, after dropout, from a layer called `head`; None without classes.
 
         The layer computes in float32 or wider, whatever `dtype` is: in bfloat16, some of 1000 logits would be equal.
         """

@@ -181,8 +181,8 @@ def test_token_features_are_at_the_positions_of_their_patches():
             "mean and std must have one number or one per channel, of which there are 1, got mean=",
         ),
         (
-            {"name": "vit_pico", "num_classes": 0},
-            "vit_pico.num_classes must be an integer between 1 and 10000000, got 0",
+            {"name": "vit_pico", "num_classes": -1},
+            "vit_pico.num_classes must be an integer between 0 and 10000000, got -1",
         ),
         ({"name": "vit_pico", "image_size": -8}, "vit_pico.image_size must be an integer between 1 and 8192, got -8"),
         ({"name": "vit_pico", "drop_path": 1.0}, r"vit_pico.drop_path must be a number in \[0, 1\), got 1.0"),
