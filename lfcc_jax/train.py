@@ -16,7 +16,7 @@ from lfcc_jax.digest import not_finite, some
 from lfcc_jax.errors import UserError
 from lfcc_jax.training import feeds, pictures
 from lfcc_jax.training.checkpoint import Checkpoints
-from lfcc_jax.training.config import as_dict, read_config
+from lfcc_jax.training.config import as_dict, read_config, with_given
 from lfcc_jax.training.distillation import build
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.metrics import StepMetrics, first_not_finite
@@ -32,7 +32,9 @@ class DivergedError(UserError):
     """The loss, the state or an evaluation became NaN or infinite."""
 
 
-def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Mapping[str, Any], workdir: epath.PathLike, *, teacher: Any = None, student: Any = None
+) -> dict[str, Any]:
     """Trains a student, with or without a teacher, and evaluates it.
 
     Without a teacher this is plain training, for teachers and baselines. Called again with the same config and work
@@ -44,6 +46,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
       workdir: Directory of the run, for `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (on a
         local disk, where TensorFlow is installed), and at the end `student/`, `summary.json`, `learning_curves.png`,
         `spectra.png`.
+      teacher: A network with its weights, in place of `config.teacher`; see `models.adapters.adapt`.
+      student: A network, in place of `config.student`. It is trained from the weights that it comes with, if any.
 
     Returns:
       The contents of `summary.json`: accuracies, sizes, times.
@@ -55,13 +59,15 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: epath.PathLike) -> di
       Preempted: after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     with contextlib.ExitStack() as held:  # the lock of the work directory
-        return _train_and_evaluate(config, workdir, held)
+        given = {"teacher": teacher, "student": student}
+        return _train_and_evaluate(config, workdir, {k: v for k, v in given.items() if v is not None}, held)
 
 
 def _train_and_evaluate(
-    config: Mapping[str, Any], workdir: epath.PathLike, held: contextlib.ExitStack
+    config: Mapping[str, Any], workdir: epath.PathLike, given: Mapping[str, Any], held: contextlib.ExitStack
 ) -> dict[str, Any]:
     # -- The run and its devices ---------------------------------------------------------------------------------------
+    config = with_given(config, given)
     run = read_config(config)
     workdir = storage.resolve(workdir, "--workdir")
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
@@ -75,8 +81,8 @@ def _train_and_evaluate(
     inputs = data.open_inputs(**checked_arguments(data.open_inputs, run.data, "config.data"))
     saved_teacher = _Saved(run.teacher if run.teacher.get("name") else {}, "config.teacher.checkpoint")
     saved_student = _Saved(run.student, "config.student.checkpoint")
-    distillation = build(run, inputs.images, saved_teacher.description)
-    if not saved_teacher.path:
+    distillation = build(run, inputs.images, saved_teacher.description, given)
+    if not saved_teacher.path and getattr(distillation.teacher, "weights", None) is None:
         distillation = distillation.without_teacher()
     student, teacher, total_steps = distillation.student, distillation.teacher, distillation.total_steps
     steps_per_epoch = inputs.steps_per_epoch(run.batch_size)
@@ -130,7 +136,7 @@ def _train_and_evaluate(
         results = _check_finite(evaluate(state.evaluated), first_step, checkpoints)
         if all(row["step"] != first_step for row in read_metrics(workdir)):
             writer.write(first_step, {"epoch": first_step / steps_per_epoch} | _prefixed("test", results))
-    if first_step == 0 and teacher:
+    if first_step == 0 and teacher and teacher.num_classes:
         log(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
     train_step = distillation.train_step(mesh, inputs.augmentation, feed.program)
     if first_step < total_steps:
@@ -211,7 +217,7 @@ def _train_and_evaluate(
 
 
 class _Saved:
-    """The saved network in the `checkpoint` of a config block, if any."""
+    """The weights of a network that is not initialized: those in the `checkpoint` of a config block, or its own."""
 
     def __init__(self, block: Mapping[str, Any], where: str):
         self.path, self.description = None, None
@@ -221,8 +227,14 @@ class _Saved:
             if "digests" not in self.description:
                 log(f"{self.path} was saved without digests, so damage to its variables cannot be detected")
 
-    def load(self, network: models.Network, mesh: jax.sharding.Mesh) -> tuple[Any, dict[str, str]]:
+    def load(self, network: models.Network | models.Adapter, mesh: jax.sharding.Mesh) -> tuple[Any, dict[str, str]]:
         """Returns its variables, and its identity for `inputs.json`."""
+        if self.path is None:
+            if wrong := not_finite(network.weights):
+                raise UserError(f"{network.name} cannot be used: {some(wrong)} contains NaN or infinity")
+            variables = jax.device_put(network.weights, weight_shardings(network.variable_shapes(), mesh))
+            description = {"name": network.name, "num_classes": network.num_classes, "image_size": 0, "overrides": {}}
+            return variables, {"name": network.name, "digest": models.fingerprint(description, variables)[:12]}
         variables = models.load_variables(self.path, network, weight_shardings(network.variable_shapes(), mesh))
         digest = models.fingerprint(self.description, variables)[:12]
         return variables, {"name": self.description["name"], "digest": digest}

@@ -1,5 +1,7 @@
 """Methods that compare the features of each image: maps at several stages, or pooled vectors (SRRL)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,8 @@ class SRRL(Method):
     Reference: Yang et al., `Knowledge Distillation via Softmax Regression Representation Learning
     <https://openreview.net/forum?id=ZzwDy_wiWv>`_, 2021.
     """
+
+    needs_logits: ClassVar[tuple[str, ...]] = ("teacher",)
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lfcc_jax.arguments import Between, Distinct, NonNegative
-from lfcc_jax.errors import unknown
-from lfcc_jax.models import Network, Output
+from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.models import Adapter, Network, Output
 
 # `image` `[B, H, W, C]` in [0, 1] and `label` `[B]`, as the networks see them; `index` `[B]`, the index of each image
 # in the training set. Mixed images also have `target` `[B, classes]`; their `label` is that of the larger fraction.
@@ -36,12 +36,12 @@ class TeacherOutput(NamedTuple):
         if the network has no linear layer called `head`.
     """
 
-    logits: Array
+    logits: Array | None
     features: dict[str, Array]
     head: dict[str, Array]
 
 
-def teach(teacher: Network, variables: Any, images: Array) -> TeacherOutput:
+def teach(teacher: Network | Adapter, variables: Any, images: Array) -> TeacherOutput:
     """Runs a teacher in evaluation mode and stops the gradient."""
     output = teacher.apply(variables, images, train=False)
     return jax.lax.stop_gradient(TeacherOutput(*output, variables["params"].get("head", {})))
@@ -56,6 +56,8 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = True
+    # The networks whose logits the loss reads: "student", "teacher".
+    needs_logits: ClassVar[tuple[str, ...]] = ()
     set_by_run: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array | dict[str, Array]:
@@ -84,16 +86,27 @@ class Method(nn.Module):
         Raises:
           UserError: if either network lacks a stage.
         """
-        for output in (student, teacher):
+        for role, output in (("student", student), ("teacher", teacher)):
             known = [name for name, x in output.features.items() if x.ndim == 4]
             for stage in stages:
                 if stage not in known:
-                    raise unknown("stage", stage, known, f"config.losses.{type(self).__name__.lower()}.stages")
+                    where = f"config.losses.{type(self).__name__.lower()}.stages: the {role} has other feature maps"
+                    raise unknown("stage", stage, known, where)
         theirs = jax.lax.stop_gradient(teacher.features)
         return {stage: (student.features[stage], theirs[stage]) for stage in stages}
 
     def pooled(self, student: Output, teacher: TeacherOutput) -> tuple[Array, Array]:
-        """Returns the inputs of both classifiers, the teacher's without a gradient."""
+        """Returns the inputs of both classifiers, the teacher's without a gradient.
+
+        Raises:
+          UserError: if either network has no feature `pooled`.
+        """
+        for role, output in (("student", student), ("teacher", teacher)):
+            if "pooled" not in output.features or output.features["pooled"].ndim != 2:
+                raise UserError(
+                    f"config.losses.{type(self).__name__.lower()} needs a {role} with a feature `pooled`, the vector "
+                    f"[batch, channels] that is classified; it has {', '.join(sorted(output.features)) or 'none'}"
+                )
         return student.features["pooled"], jax.lax.stop_gradient(teacher.features["pooled"])
 
 

@@ -1,6 +1,6 @@
 """One for all: trained exits at the student's stages learn the teacher's prediction (Hao et al., 2023)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 from jaxtyping import Array
@@ -28,6 +28,7 @@ class OFA(Method):
       exit_weight: Weight of the sum of the exits' losses, relative to the loss of the logits.
     """
 
+    needs_logits: ClassVar[tuple[str, ...]] = ("student", "teacher")
     stages: Stages = STAGES
     branch: Literal["convolution", "attention"] = "convolution"
     exponent: Exponent = 1.0

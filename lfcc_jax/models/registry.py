@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lfcc_jax.arguments import check_value, checked_arguments, signature
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import convnext, mixer, mobilenet, resmlp, resnet, swin, vit
+from lfcc_jax.models.adapters import Adapter, from_factory, full_factory_name
 from lfcc_jax.models.network import Network, Variant
 
 VARIANTS: dict[str, Variant] = {
@@ -41,11 +42,12 @@ def list_models() -> list[str]:
     return sorted(VARIANTS)
 
 
-def create(name: str, num_classes: int, image_size: int | None = None, **overrides: object) -> Network:
+def create(name: str, num_classes: int, image_size: int | None = None, **overrides: object) -> Network | Adapter:
     """Returns the network called `name`, not yet initialized.
 
     Args:
-      name: One of `list_models()`, or a short name without patch, window and image size, such as `swin_tiny`.
+      name: One of `list_models()`, or a short name without patch, window and image size, such as `swin_tiny`; or
+        `FILE.py:FUNCTION`, a function that makes a network, as in `adapters.from_factory`.
       num_classes: Number of classes.
       image_size: Height and width of the images, in pixels; the named network's if None.
       **overrides: Fields of the network's class that differ from the named network, for example `dropout=0.1`.
@@ -75,8 +77,8 @@ def configured(
     fields: Mapping[str, Any],
     set_by_run: Mapping[str, Any] = MappingProxyType({}),
     read_by_caller: Mapping[str, Any] = MappingProxyType({}),
-) -> Network:
-    """Returns the network that a config block describes; see `create`.
+) -> Network | Adapter:
+    """Returns the network that a config block describes; see `create`, or `adapters.from_factory` for a user's own.
 
     Args:
       where: What to call the block in error messages, for example "config.student".
@@ -89,6 +91,8 @@ def configured(
       UserError: as `create`.
     """
     check_value(name, str, f"{where}.name")
+    if ":" in name:
+        return from_factory(where, name, fields, set_by_run, read_by_caller)
     kind, preset, *_ = variant(name)
     fields = {key: value for key, value in preset.items() if key not in set_by_run} | dict(fields)
     if "image_size" not in {**fields, **set_by_run}:
@@ -105,7 +109,8 @@ def variant(name: str) -> Variant:
       UserError: if the name is unknown, with the nearest one.
     """
     if (full := full_name(name)) not in VARIANTS:
-        raise unknown("network", name, [*VARIANTS, *_SHORT])
+        error = unknown("network", name, [*VARIANTS, *_SHORT])
+        raise UserError(f"{error} For a network of your own: FILE.py:FUNCTION, see docs/your_network.md")
     return VARIANTS[full]
 
 
@@ -123,5 +128,5 @@ def family(name: str) -> Literal["cnn", "transformer", "mlp"]:
 
 
 def full_name(name: str) -> str:
-    """Returns the full name for a short one, and any other name unchanged."""
-    return _SHORT.get(name, name)
+    """Returns the full name for a short one, the absolute path for a file's function, and any other name unchanged."""
+    return full_factory_name(name) if ":" in name else _SHORT.get(name, name)

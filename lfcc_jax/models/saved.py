@@ -13,11 +13,14 @@ from lfcc_jax import storage
 from lfcc_jax.arguments import signature
 from lfcc_jax.digest import changes, digests, not_finite, some
 from lfcc_jax.errors import UserError
+from lfcc_jax.models.adapters import Adapter
 from lfcc_jax.models.network import Network
 from lfcc_jax.models.registry import create
 
 # What `network.json` must contain.
 _DESCRIPTION = {"name": str, "num_classes": int, "image_size": int, "overrides": dict}
+# Beginning of the names of networks that no config can name.
+IN_PYTHON = "python:"
 # Fields of networks that were saved under an earlier name.
 _RENAMED = {"crop": "crop_fraction"}
 
@@ -76,7 +79,7 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
     return made | {"overrides": {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}}
 
 
-def load(path: epath.PathLike) -> tuple[Network, Any]:
+def load(path: epath.PathLike) -> tuple[Network | Adapter, Any]:
     """Returns a saved network and its variables, on the default device.
 
     Args:
@@ -92,7 +95,7 @@ def load(path: epath.PathLike) -> tuple[Network, Any]:
     return network, load_variables(path, network)
 
 
-def load_variables(path: epath.PathLike, network: Network, shardings: Any = None) -> Any:
+def load_variables(path: epath.PathLike, network: Network | Adapter, shardings: Any = None) -> Any:
     """Returns the variables that `save` wrote, after verifying that they fit `network` and are undamaged.
 
     Networks saved by versions without digests are loaded too.
@@ -159,16 +162,23 @@ def _sha256(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _create(directory: epath.Path, made: Mapping[str, Any]) -> Network:
+def _create(directory: epath.Path, made: Mapping[str, Any]) -> Network | Adapter:
     if repeated := made["overrides"].keys() & _DESCRIPTION.keys():
         raise UserError(f"{directory / 'network.json'} is damaged: `overrides` must not contain {min(repeated)}")
+    if made["name"].startswith(IN_PYTHON):
+        raise UserError(
+            f"{directory / 'network.json'}: the network was given as a Python object, {made['name']}; make it again, "
+            "and use models.load_variables(path, network)"
+        )
     try:
         return create(made["name"], made["num_classes"], made["image_size"], **made["overrides"])
     except UserError as error:
         raise UserError(f"{directory / 'network.json'}: {error}") from error
 
 
-def _check_leaves(directory: epath.Path, made: Mapping[str, Any], stored: Any, shapes: Any, network: Network) -> None:
+def _check_leaves(
+    directory: epath.Path, made: Mapping[str, Any], stored: Any, shapes: Any, network: Network | Adapter
+) -> None:
     there, here = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
         for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (stored, shapes))
@@ -184,13 +194,16 @@ def _check_leaves(directory: epath.Path, made: Mapping[str, Any], stored: Any, s
     ]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        name = network.name if isinstance(network, Adapter) else type(network).__name__
         raise UserError(
             f"{directory} holds a {made['name']} with {made['num_classes']} classes, not this "
-            f"{type(network).__name__} with {network.num_classes}: {'; '.join(wrong[:5])}{more}"
+            f"{name} with {network.num_classes}: {'; '.join(wrong[:5])}{more}"
         )
 
 
-def _check_fields(directory: epath.Path, made: Mapping[str, Any], network: Network) -> None:
+def _check_fields(directory: epath.Path, made: Mapping[str, Any], network: Network | Adapter) -> None:
+    if isinstance(network, Adapter):  # its settings are the user's
+        return
     stored = _create(directory, made)
     fields = [name for name in signature(type(network)) if name not in network.free_fields]
     wrong = [

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from ml_collections.config_dict import RequiredValueError
 
 from lfcc_jax.arguments import AtMost, Between, HalfOpenFraction, Positive, check_value, checked_arguments
-from lfcc_jax.errors import UserError
+from lfcc_jax.errors import UserError, shown
+from lfcc_jax.models.saved import IN_PYTHON
 
 Block = dict[str, Any]
 
@@ -76,6 +77,27 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"config: a required value is missing: {error}") from error
     check_value(config, Mapping, "config")
     return dict(config)
+
+
+def with_given(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config in which networks that are given as Python objects have names.
+
+    Args:
+      config: The config.
+      given: `student` and `teacher`, if they are given.
+
+    Raises:
+      UserError: if the config describes such a network too.
+    """
+    config = as_dict(config)
+    for role, network in given.items():
+        if config.get(role):
+            raise UserError(
+                f"config.{role} must be empty if `{role}` is given as a Python object, got {shown(config[role])}"
+            )
+        module = network[0] if isinstance(network, tuple) else network
+        config[role] = {"name": f"{IN_PYTHON}{getattr(module, 'name', None) or type(module).__name__}"}
+    return config
 
 
 def differences(first: Any, second: Any, prefix: str = "config") -> list[tuple[str, Any, Any]]:

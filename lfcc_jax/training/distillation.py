@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -37,8 +38,8 @@ class Distillation:
       total_steps: Number of training steps.
     """
 
-    student: models.Network
-    teacher: models.Network | None
+    student: models.Network | models.Adapter
+    teacher: models.Network | models.Adapter | None
     losses: Mapping[str, methods.Method]
     weights: Mapping[str, Schedule]
     optimizer: optax.GradientTransformation
@@ -54,22 +55,31 @@ class Distillation:
         """
         for name, method in self.losses.items():
             if method.needs_teacher:
+                own = isinstance(self.teacher, models.Adapter)
                 raise UserError(
                     f"config.teacher.checkpoint: missing, and config.losses.{name} needs a teacher; give the work "
-                    "directory of the run that trained it, for example one with --config=FILE:method=teacher"
+                    "directory of the run that trained it, "
+                    + (
+                        "or make the network with its weights"
+                        if own
+                        else "such as one with --config=FILE:method=teacher"
+                    )
                 )
         return dataclasses.replace(self, teacher=None)
 
-    def init(self, key: jax.Array) -> TrainState:
-        """Returns the state at step 0."""
-        return init_state(key, self.student, self.teacher, self.losses, self.optimizer, use_ema=self.ema_decay > 0)
+    def init(self, key: jax.Array, weights: Any = None) -> TrainState:
+        """Returns the state at step 0, with these variables of the student, or random ones if None."""
+        use_ema = self.ema_decay > 0
+        return init_state(key, self.student, self.teacher, self.losses, self.optimizer, use_ema, weights)
 
     def create_state(self, mesh: Mesh, seed: int) -> TrainState:
         """Returns the state at step 0, placed on the devices."""
         # Runs once; on CPU, unoptimized code compiles three times faster.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         placement = weight_shardings(self.state_shapes(), mesh)
-        return jax.jit(self.init, out_shardings=placement, compiler_options=options)(jax.random.key(seed))
+        # An argument, because weights that a network came with would otherwise be constants of the program.
+        weights = getattr(self.student, "weights", None)
+        return jax.jit(self.init, out_shardings=placement, compiler_options=options)(jax.random.key(seed), weights)
 
     def state_shapes(self) -> TrainState:
         """Returns shapes and dtypes of the state, without computing it."""
@@ -105,22 +115,33 @@ class Distillation:
         return placed(self.state_shapes(), mesh), teacher
 
 
-def build(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None) -> Distillation:
+def build(
+    run: RunConfig,
+    images: Images,
+    made: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Distillation:
     """Returns what a config describes.
 
     Args:
       run: The config.
       images: What the networks need to know about the data.
       made: Description in the teacher's checkpoint. It sets the fields that the config does not.
+      given: `student` and `teacher`, if they are Python objects; see `models.adapters.adapt`.
 
     Raises:
       UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
     """
-    student = network(run.student, images, run.dtype)
+    student = network(run.student, images, run.dtype, given=given.get("student"))
+    if not student.num_classes:
+        raise UserError(f"config.student: {run.student['name']} must return logits [batch, {images.num_classes}]")
     teacher = None
     if run.teacher.get("name"):
-        same = made is not None and made["name"] == run.teacher["name"]
-        teacher = network((made["overrides"] if same else {}) | run.teacher, images, run.dtype, "config.teacher")
+        same = made is not None and models.full_name(made["name"]) == models.full_name(run.teacher["name"])
+        block = (made["overrides"] if same else {}) | run.teacher
+        # A teacher that was saved without a classifier has none here.
+        classes = images if made is None or made["num_classes"] else dataclasses.replace(images, num_classes=0)
+        teacher = network(block, classes, run.dtype, "config.teacher", given.get("teacher"))
     total_steps = count_steps(run, images.count)
     timing = {"steps_per_epoch": images.count // run.batch_size, "total_steps": total_steps}
     losses, weights = {}, {}
@@ -131,6 +152,14 @@ def build(run: RunConfig, images: Images, made: Mapping[str, Any] | None = None)
             continue
         if method.needs_teacher and teacher is None:
             raise UserError(f"config.losses.{name} needs a teacher, but config.teacher.name is empty")
+        if "teacher" in method.needs_logits and not teacher.num_classes:
+            others = sorted(
+                n for n, m in methods.METHODS.items() if m.needs_teacher and "teacher" not in m.needs_logits
+            )
+            raise UserError(
+                f"config.losses.{name} needs the teacher's logits, but {run.teacher['name']} returns none; losses that "
+                f"need none: {', '.join(others)}"
+            )
         losses[name] = method
         weights[name] = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
     if not losses:
@@ -152,6 +181,9 @@ def check_blocks(run: RunConfig) -> None:
     """
     for role, block in (("student", run.student), ("teacher", run.teacher)):
         if role == "student" or block.get("name"):
+            if ":" in str(block.get("name")):  # its function would load weights
+                models.adapters.check_factory(f"config.{role}", block["name"], block, _READ_BY_RUN)
+                continue
             images = Images(num_classes=10, size=224, channels=block.get("image_channels", 3), count=0)
             network(block, images, run.dtype, f"config.{role}")
     for name, block in run.losses.items():
@@ -179,13 +211,27 @@ def count_steps(run: RunConfig, count: int) -> int:
     return steps
 
 
-def network(block: Block, images: Images, dtype: str, where: str = "config.student") -> models.Network:
+def network(
+    block: Block, images: Images, dtype: str, where: str = "config.student", given: Any = None
+) -> models.Network | models.Adapter:
     """Returns the network that a config block describes.
+
+    Args:
+      block: The block.
+      images: What the network needs to know about the data.
+      dtype: Compute dtype, if the block has none.
+      where: Name of the block in error messages.
+      given: The network itself, if the block does not describe it; see `models.adapters.adapt`.
 
     Raises:
       UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds or conflicts with the
-        data.
+        data; if a user's own network raises, or its output does not fit.
     """
+    if given is not None:
+        network = models.adapters.adapt(given, where)
+        if isinstance(network, models.Adapter):
+            network = network.for_data(images.num_classes, images.size, images.channels)
+        return _checked(network, images, where)
     if "name" not in block:
         raise UserError(f"{where}: missing name, for example 'resnet18'")
     if block.get("image_channels", images.channels) != images.channels:
@@ -195,7 +241,47 @@ def network(block: Block, images: Images, dtype: str, where: str = "config.stude
     check_value(block.get("dtype", dtype), Literal["float32", "bfloat16"], f"{where}.dtype")
     fields = {"image_channels": images.channels, "dtype": dtype} | block
     sizes = {"num_classes": images.num_classes, "image_size": images.size}
-    return models.configured(where, block["name"], fields, sizes, {"name": str, "checkpoint": str})
+    network = models.configured(where, block["name"], fields, sizes, _READ_BY_RUN)
+    return _checked(network, images, where) if ":" in block["name"] else network
+
+
+# Keys of a network's block that are not its fields.
+_READ_BY_RUN = {"name": str, "checkpoint": str}
+
+
+def _checked(network: models.Network | models.Adapter, images: Images, where: str) -> models.Network | models.Adapter:
+    """Returns a user's network after tracing it in both modes, without logits if it returns none.
+
+    Raises:
+      UserError: if it raises, or its logits do not fit the data.
+    """
+    name = getattr(network, "name", None) or type(network).__name__
+    shape = (1, images.size, images.size, images.channels)
+    try:
+        for train in (False, True):
+            output, _ = jax.eval_shape(
+                lambda variables, x, train=train: network.apply(
+                    variables,
+                    x,
+                    train,
+                    mutable=[key for key in variables if key != "params"],
+                    rngs={"dropout": jax.random.key(0)},
+                ),
+                network.variable_shapes(),
+                jax.ShapeDtypeStruct(shape, "float32"),
+            )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # a user's network may fail in any way
+        raise models.adapters.user_code_error(f"{where}: {name} on images {list(shape)}", error) from error
+    if output.logits is not None and images.num_classes not in (0, output.logits.shape[-1]):
+        raise UserError(
+            f"{where}: {name} must return logits [batch, {images.num_classes}] for the {images.num_classes} classes of "
+            f"the data, got {list(output.logits.shape)}; set logits=False if it does not classify"
+        )
+    if output.logits is None and isinstance(network, models.Adapter):
+        return network.for_data(0, images.size, images.channels)
+    return network
 
 
 def _loss(name: str, block: Block, count: int) -> methods.Method:

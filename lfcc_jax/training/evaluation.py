@@ -13,7 +13,7 @@ from lfcc_jax.cka import hsic_terms
 from lfcc_jax.data import to_float
 from lfcc_jax.losses import cross_entropy, kd
 from lfcc_jax.methods import teach
-from lfcc_jax.models import Network
+from lfcc_jax.models import Adapter, Network
 from lfcc_jax.training.sharding import batch_sharding, replicated, to_global
 from lfcc_jax.training.step import Batch, Metrics
 
@@ -39,6 +39,8 @@ class Evaluator:
     `cka/stage1` ...    linear CKA of both networks' maps on the first 1,024 images; see `lfcc_jax.cka`. 0 if undefined.
     =================== ============================================================================================
 
+    Without logits of the teacher there are no `teacher_accuracy`, `agreement` and `kl`, but there is `cka/pooled`.
+
     Args:
       student: Network to evaluate.
       teacher: Network to compare it with, or None.
@@ -50,8 +52,8 @@ class Evaluator:
 
     def __init__(
         self,
-        student: Network,
-        teacher: Network | None,
+        student: Network | Adapter,
+        teacher: Network | Adapter | None,
         teacher_variables: Any,
         read_batches: Callable[[], Iterable[Batch]],
         mesh: Mesh,
@@ -62,6 +64,7 @@ class Evaluator:
         placement = (replicated(mesh), batch_sharding(mesh))
         self._compare = compare and jax.jit(compare, out_shardings=placement)
         self._evaluate = jax.jit(make_eval_step(student, prepare), out_shardings=replicated(mesh))
+        self._predicts = teacher is not None and teacher.num_classes > 0
         self._predictions: list[jax.Array] = []  # the teacher's logits, one array per batch
 
     def __call__(self, variables: Any) -> dict[str, float]:
@@ -71,15 +74,15 @@ class Evaluator:
         num_images = 0
         for i, batch in enumerate(self._read_batches()):
             batch = to_global(batch, self._mesh)
-            if self._compare is None:
-                sums = self._evaluate(variables, batch)
-            else:
-                if num_images < _CKA_IMAGES or i == len(self._predictions):
-                    sums, logits = self._compare(variables, self._teacher_variables, batch)
-                    if i == len(self._predictions):
-                        self._predictions.append(logits)
-                if num_images >= _CKA_IMAGES:  # in the first evaluation too, so resumed runs get identical numbers
-                    sums = self._evaluate(variables, batch | {"teacher_logits": self._predictions[i]})
+            comparing = self._compare is not None and num_images < _CKA_IMAGES
+            predicting = self._predicts and i == len(self._predictions)
+            if comparing or predicting:
+                sums, logits = self._compare(variables, self._teacher_variables, batch)
+                if predicting:
+                    self._predictions.append(logits)
+            if not comparing:  # in the first evaluation too, so resumed runs get identical numbers
+                known = {"teacher_logits": self._predictions[i]} if self._predicts else {}
+                sums = self._evaluate(variables, batch | known)
             num_images += batch["label"].shape[0]
             pending.append(sums)
             if len(pending) > 2:  # bounds the number of batches on the devices
@@ -91,7 +94,7 @@ class Evaluator:
 
 
 def make_eval_step(
-    student: Network, prepare: Callable[[jax.Array], jax.Array] = to_float
+    student: Network | Adapter, prepare: Callable[[jax.Array], jax.Array] = to_float
 ) -> Callable[[Any, Batch], Metrics]:
     """Returns `step(variables, batch) -> sums` over the examples whose `mask` is True.
 
@@ -111,8 +114,11 @@ def make_eval_step(
 
 
 def make_comparison_step(
-    student: Network, teacher: Network, mesh: Mesh, prepare: Callable[[jax.Array], jax.Array] = to_float
-) -> Callable[[Any, Any, Batch], tuple[Metrics, jax.Array]]:
+    student: Network | Adapter,
+    teacher: Network | Adapter,
+    mesh: Mesh,
+    prepare: Callable[[jax.Array], jax.Array] = to_float,
+) -> Callable[[Any, Any, Batch], tuple[Metrics, jax.Array | None]]:
     """Returns `step(variables, teacher_variables, batch) -> (sums, teacher_logits)`.
 
     The sums are those of `make_eval_step` with the teacher's logits, and `[3]` for each `cka/...`.
@@ -124,14 +130,15 @@ def make_comparison_step(
       prepare: Converts uint8 images to floats in [0, 1].
     """
 
-    def step(variables: Any, teacher_variables: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
+    def step(variables: Any, teacher_variables: Any, batch: Batch) -> tuple[Metrics, jax.Array | None]:
         images = prepare(batch["image"])
         logits, features = student.apply(variables, images, train=False)
         target = teach(teacher, teacher_variables, images)
         sums = _sums(logits, target.logits, batch)
         if images.shape[0] >= 4:
-            maps = sorted(name for name in features.keys() & target.features.keys() if features[name].ndim == 4)
-            for name in maps:
+            names = sorted(features.keys() & target.features.keys())
+            maps = [name for name in names if features[name].ndim == target.features[name].ndim == 4]
+            for name in maps if target.logits is not None or "pooled" not in names else [*maps, "pooled"]:
                 sums[f"cka/{name}"] = _grouped_hsic(features[name], target.features[name], batch["mask"], mesh)
         return sums, target.logits
 

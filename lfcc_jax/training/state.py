@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lfcc_jax.methods import Method, teach
-from lfcc_jax.models import Network
+from lfcc_jax.models import Adapter, Network
 
 
 @flax.struct.dataclass
@@ -54,16 +54,27 @@ class TrainState:
 
 def init_state(
     key: jax.Array,
-    student: Network,
-    teacher: Network | None,
+    student: Network | Adapter,
+    teacher: Network | Adapter | None,
     methods: Mapping[str, Method],
     optimizer: optax.GradientTransformation,
     use_ema: bool,
+    weights: Any = None,
 ) -> TrainState:
-    """Returns the state at step 0. Pure, so it can be jitted with any sharding or passed to `jax.eval_shape`."""
+    """Returns the state at step 0. Pure, so it can be jitted with any sharding or passed to `jax.eval_shape`.
+
+    Args:
+      key: Key of the run.
+      student: Network to train.
+      teacher: Network to distill, or None.
+      methods: Methods, by name.
+      optimizer: Updates everything that is trained.
+      use_ema: Whether to keep a moving average of the student's variables.
+      weights: The student's variables; initialized from the key if None.
+    """
     student_key, heads_key, run_key = jax.random.split(key, 3)
     images = jnp.zeros(student.image_shape(), jnp.float32)
-    variables = student.init(student_key, images)
+    variables = student.init(student_key, images) if weights is None else weights
 
     batch = {"image": images, "label": jnp.zeros((1,), jnp.int32), "index": jnp.zeros((1,), jnp.int32)}
     # Heads only depend on the shapes of the networks' outputs.
@@ -92,7 +103,7 @@ def _split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return variables.get("params", {}), {name: value for name, value in variables.items() if name != "params"}
 
 
-def _teacher_shapes(teacher: Network) -> Any:
+def _teacher_shapes(teacher: Network | Adapter) -> Any:
     images = jax.ShapeDtypeStruct(teacher.image_shape(), jnp.float32)
     return jax.eval_shape(lambda variables, x: teach(teacher, variables, x), teacher.variable_shapes(), images)
 

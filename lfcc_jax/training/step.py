@@ -9,7 +9,7 @@ import optax
 
 from lfcc_jax.data import to_float
 from lfcc_jax.methods import Method, teach
-from lfcc_jax.models import Network
+from lfcc_jax.models import Adapter, Network
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.state import TrainState
 
@@ -20,8 +20,8 @@ Augment = Callable[[jax.Array, Batch], dict[str, jax.Array]]
 
 
 def make_train_step(
-    student: Network,
-    teacher: Network | None,
+    student: Network | Adapter,
+    teacher: Network | Adapter | None,
     methods: Mapping[str, Method],
     weights: Mapping[str, Schedule],
     optimizer: optax.GradientTransformation,
@@ -76,7 +76,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         state = state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state)
         if state.ema is not None:
-            state = state.replace(ema=optax.incremental_update(state.student, state.ema, 1 - ema_decay))
+            state = state.replace(ema=_averaged(state.student, state.ema, 1 - ema_decay))
         return state, terms | {
             "loss": loss,
             "accuracy": jnp.mean(logits.argmax(-1) == batch["label"], dtype=jnp.float32),
@@ -84,3 +84,9 @@ def make_train_step(
         }
 
     return step
+
+
+def _averaged(new: Any, old: Any, step_size: float) -> Any:
+    """Returns the moving average of some variables. Those that are no floats, such as counters, are the new ones."""
+    average = optax.incremental_update(new, old, step_size)
+    return jax.tree.map(lambda a, n: a if jnp.issubdtype(n.dtype, jnp.inexact) else n, average, new)

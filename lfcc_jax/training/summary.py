@@ -8,10 +8,10 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from lfcc_jax import storage
+from lfcc_jax import models, storage
 from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError
-from lfcc_jax.models import Network
+from lfcc_jax.models import Adapter, Network
 from lfcc_jax.spectrum import radial_spectrum
 from lfcc_jax.training.config import RunConfig
 from lfcc_jax.training.distillation import Distillation
@@ -94,8 +94,9 @@ def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
 def describe_student(run: RunConfig, images: Images) -> dict[str, Any]:
     """Returns the arguments of `models.create` for the run's student, in the form that `models.save` takes."""
     overrides = {key: value for key, value in run.student.items() if key not in ("name", "checkpoint")}
+    name = run.student["name"]
     return {
-        "name": run.student["name"],
+        "name": models.full_name(name) if ":" in name else name,
         "num_classes": images.num_classes,
         "image_size": images.size,
         "overrides": {"image_channels": images.channels} | overrides,
@@ -103,7 +104,7 @@ def describe_student(run: RunConfig, images: Images) -> dict[str, Any]:
 
 
 def spectra(
-    network: Network, variables: Any, prepare: Callable[[jax.Array], jax.Array], images: jax.Array, mesh: Mesh
+    network: Network | Adapter, variables: Any, prepare: Callable[[jax.Array], jax.Array], images: jax.Array, mesh: Mesh
 ) -> dict[str, dict[str, list[float]]]:
     """Returns the radial spectrum of each stage's feature map, in cycles per image.
 
