@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,13 +96,13 @@ class Adapter:
         """
         raise NotImplementedError
 
-    def for_data(self, num_classes: int, image_size: int, channels: int) -> Self:
+    def for_data(self, num_classes: int, image_size: int, channels: int) -> "Adapter":
         """Returns the network with the sizes of a data set."""
         network = copy.copy(self)
         network.num_classes, network.image_size, network.image_channels = num_classes, image_size, channels
         return network
 
-    def created_by(self, create: Callable[[jax.Array, jax.Array], Variables]) -> Self:
+    def created_by(self, create: Callable[[jax.Array, jax.Array], Variables]) -> "Adapter":
         """Returns the network without weights. `create` returns random ones, from a key and a batch of images."""
         network = copy.copy(self)
         network.weights, network._create = None, create

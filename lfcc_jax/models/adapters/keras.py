@@ -51,7 +51,7 @@ class _Keras(Adapter):
         wanted = set(self.features.values())
         features = {name: x for name, x in known.items() if name in wanted}
         if self.has_logits:
-            return keras.Model(model.inputs, (model.output, features))
+            return keras.Model(model.inputs, (model.outputs[0], features))
         return keras.Model(model.inputs, features)
 
     def run(
