@@ -90,7 +90,7 @@ def _stream(like: jax.core.ShapedArray, key: jax.Array) -> jax.Array:
     return jax.random.split(key, like.shape) if like.shape else key
 
 
-def _stored(state: nnx.State) -> dict[str, jax.Array]:
+def _stored(state: Any) -> dict[str, jax.Array]:
     """Returns what modules stored, by path. A submodule called several times has the last output."""
     found = {}
     for path, variable in nnx.to_flat_state(state):
