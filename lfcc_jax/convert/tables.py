@@ -1,5 +1,6 @@
 """Maps timm's tensors to our arrays: one table for each network family."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ def _mobilenet(network: MobileNetV2) -> Iterator[Row]:
         layers = [("conv_dw", "depthwise"), ("conv_pwl", "project")]
         # timm names the last convolution differently in blocks without expansion.
         layers = [("conv_pw", "expand"), *layers] if group.expansion > 1 else [layers[0], ("conv_pw", "project")]
-        for b in range(group.count):
+        for b in range(math.ceil(group.count * network.depth)):
             timm, path = f"blocks.{g}.{b}", f"group{g}_block{b}"
             for n, (theirs, ours) in enumerate(layers, start=1):
                 yield from _conv(f"{timm}.{theirs}", f"{path}/{ours}_conv", bias=False)

@@ -6,11 +6,11 @@ from lfcc_jax.methods.contrastive import CRD, CRDBank
 from lfcc_jax.methods.features import AT, HCL, NST, SRRL, VID, FitNet
 from lfcc_jax.methods.lfcc import LFCC
 from lfcc_jax.methods.logits import DIST, DKD, KD, TTM, WTTM, CrossEntropy
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput, teach
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, teach, teach_shapes
 from lfcc_jax.methods.ofa import OFA
 from lfcc_jax.methods.relations import CC, PKT, RKD, SP
 
-__all__ = ["METHODS", "Batch", "Method", "TeacherOutput", "create", "list_methods", "teach"]
+__all__ = ["METHODS", "Batch", "Method", "TeacherOutput", "create", "list_methods", "teach", "teach_shapes"]
 
 METHODS = {
     "at": AT,

@@ -47,6 +47,11 @@ def teach(teacher: Network | Adapter, variables: Any, images: Array) -> TeacherO
     return jax.lax.stop_gradient(TeacherOutput(*output, variables["params"].get("head", {})))
 
 
+def teach_shapes(teacher: Network | Adapter) -> TeacherOutput:
+    """Returns shapes and dtypes of what `teach` returns for one image."""
+    return TeacherOutput(*teacher.output_shapes(), teacher.variable_shapes()["params"].get("head", {}))
+
+
 class Method(nn.Module):
     """Base class of all methods: `method(batch, student, teacher)` returns a loss.
 

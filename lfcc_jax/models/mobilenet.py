@@ -1,5 +1,6 @@
 """MobileNetV2 (Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018), as in timm."""
 
+import math
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -62,10 +63,12 @@ class MobileNetV2(Network):
 
     Attributes:
       multiplier: Factor of all widths, which are then rounded to multiples of 8.
+      depth: Factor of the number of blocks of each group, which is then rounded up.
       small: Whether it is for small images (32 px): the first convolution and the second group have stride 1.
     """
 
     multiplier: Annotated[float, Between(0.01, 64)] = 1.0
+    depth: Annotated[float, Between(0.01, 64)] = 1.0
     small: bool = False
 
     family: ClassVar = "cnn"
@@ -82,7 +85,7 @@ class MobileNetV2(Network):
         for g, group in enumerate(GROUPS):
             width = scaled_width(group.width, self.multiplier)
             stride = 1 if self.small and g == 1 else group.stride
-            for b in range(group.count):
+            for b in range(math.ceil(group.count * self.depth)):
                 name = f"group{g}_block{b}"
                 x = block(group.expansion, width, stride if b == 0 else 1, self.dtype, name=name)(x, train)
             if g in _STAGES:
@@ -105,6 +108,6 @@ _FIELDS = {"image_size": 224, "crop_fraction": 0.875} | IMAGENET
 VARIANTS = {
     "mobilenetv2_050_32": Variant(MobileNetV2, {"image_size": 32, "small": True, "multiplier": 0.5}),
     "mobilenetv2_100_32": Variant(MobileNetV2, {"image_size": 32, "small": True}),
-    "mobilenetv2_100": Variant(MobileNetV2, _FIELDS, in_timm=True, small={"multiplier": 0.25}),
+    "mobilenetv2_100": Variant(MobileNetV2, _FIELDS, in_timm=True, small={"multiplier": 0.25, "depth": 0.1}),
     "mobilenetv2_140": Variant(MobileNetV2, _FIELDS | {"multiplier": 1.4}, in_timm=True),
 }

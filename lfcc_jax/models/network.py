@@ -1,5 +1,6 @@
 """The base class of all networks: calling convention, normalization, classifier, and sizes known before it runs."""
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -172,14 +173,24 @@ class Network(nn.Module):
 
     def variable_shapes(self) -> dict[str, Any]:
         """Returns shapes and dtypes of all variables, without computing them."""
-        images = jax.ShapeDtypeStruct(self.image_shape(), jnp.float32)
-        return jax.eval_shape(self.init, jax.random.key(0), images)
+        return jax.tree.map(lambda shape: shape, _shapes(self, self.image_size)[0])
+
+    def output_shapes(self, image_size: int | None = None) -> Output:
+        """Returns shapes and dtypes of what the network returns for one image of `image_size` pixels."""
+        return jax.tree.map(lambda shape: shape, _shapes(self, image_size or self.image_size)[1])
 
     def feature_info(self, image_size: int | None = None) -> dict[str, FeatureInfo]:
         """Returns the size of every feature for images of `image_size` pixels, without computing them."""
-        images = jax.ShapeDtypeStruct(self.image_shape(image_size), jnp.float32)
-        _, features = jax.eval_shape(lambda x: self.init_with_output(jax.random.key(0), x)[0], images)
+        features = self.output_shapes(image_size).features
         return {name: FeatureInfo(*((1, 1, *f.shape)[-3:])) for name, f in features.items()}
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(network: Network, image_size: int) -> tuple[dict[str, Any], Output]:
+    """Returns shapes and dtypes of variables and output. Cached, because tracing a network takes seconds."""
+    images = jax.ShapeDtypeStruct(network.image_shape(image_size), jnp.float32)
+    output, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
+    return variables, output
 
 
 class Variant(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lfcc_jax.methods import Method, teach
+from lfcc_jax.methods import Method, teach_shapes
 from lfcc_jax.models import Adapter, Network
 
 
@@ -78,8 +78,8 @@ def init_state(
 
     batch = {"image": images, "label": jnp.zeros((1,), jnp.int32), "index": jnp.zeros((1,), jnp.int32)}
     # Heads only depend on the shapes of the networks' outputs.
-    student_output = _zeros(jax.eval_shape(lambda: student.apply(variables, images)))
-    teacher_output = None if teacher is None else _zeros(_teacher_shapes(teacher))
+    student_output = _zeros(student.output_shapes())
+    teacher_output = None if teacher is None else _zeros(teach_shapes(teacher))
     keys = jax.random.split(heads_key, max(len(methods), 1))
     heads = {
         name: _split(methods[name].init(keys[i], batch, student_output, teacher_output))
@@ -101,11 +101,6 @@ def init_state(
 def _split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the `params` of some variables, and the other collections."""
     return variables.get("params", {}), {name: value for name, value in variables.items() if name != "params"}
-
-
-def _teacher_shapes(teacher: Network | Adapter) -> Any:
-    images = jax.ShapeDtypeStruct(teacher.image_shape(), jnp.float32)
-    return jax.eval_shape(lambda variables, x: teach(teacher, variables, x), teacher.variable_shapes(), images)
 
 
 def _zeros(shapes: Any) -> Any:
