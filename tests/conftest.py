@@ -51,9 +51,9 @@ def data_dir(tmp_path_factory):
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(data_dir):
-    """A config that trains in seconds: 2 epochs of 4 steps, on all eight devices."""
+    """A config that trains in seconds: 2 epochs of 4 steps, on two devices."""
 
     def make(**changes):
         config = {
@@ -63,6 +63,7 @@ def tiny(data_dir):
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "clip_norm": 1.0},
             "epochs": 2,
             "batch_size": 8,
+            "mesh": {"data": 2},
             "log_every_steps": 2,
         }
         config["data"]["augmentation"] = {"padding": 1}
@@ -84,19 +85,24 @@ def teacher_dir(data_dir, tmp_path_factory):
         "optimizer": {"name": "adamw", "learning_rate": 1e-3},
         "epochs": 1,
         "batch_size": 8,
+        "mesh": {"data": 2},
     }
     train_and_evaluate(config, workdir)
     return workdir
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def distilled(tiny, teacher_dir):
     """A config that distills that ViT into a small ResNet with KD and LFCC."""
 
     def make(**changes):
         config = tiny(
             teacher={"name": "vit_pico", "width": 12, "depth": 4, "checkpoint": str(teacher_dir)},
-            losses={"cross_entropy": {}, "kd": {"temperature": 2.0}, "lfcc": {"width": 8, "weight": 0.5}},
+            losses={
+                "cross_entropy": {},
+                "kd": {"temperature": 2.0},
+                "lfcc": {"width": 8, "stages": ("stage2", "stage4"), "grids": (1, 2), "weight": 0.5},
+            },
         )
         return config | changes
 

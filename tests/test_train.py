@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -55,10 +56,18 @@ def test_student_is_initialized_from_a_checkpoint_and_trained(tiny, teacher_dir,
         train_and_evaluate(tiny(student={"name": "resnet_pico", "checkpoint": str(teacher_dir)}), tmp_path / "d")
 
 
-def test_heterogeneous_teacher_is_distilled_into_a_student(distilled, teacher_dir, tmp_path, capsys):
-    before = hash_of(teacher_dir)
-    summary = train_and_evaluate(distilled(), tmp_path)
+@pytest.fixture(scope="module")
+def finished(distilled, teacher_dir, tmp_path_factory):
+    """The work directory of a finished run of `distilled()`, its summary, and what it printed."""
+    workdir, printed, before = tmp_path_factory.mktemp("finished"), io.StringIO(), hash_of(teacher_dir)
+    with contextlib.redirect_stdout(printed):
+        summary = train_and_evaluate(distilled(), workdir)
     assert hash_of(teacher_dir) == before
+    return workdir, summary, printed.getvalue()
+
+
+def test_heterogeneous_teacher_is_distilled_into_a_student(finished, teacher_dir):
+    workdir, summary, printed = finished
     assert (summary["teacher"], summary["student"]) == ("vit_pico", "resnet_pico")
     assert summary["steps"] == 8
     assert summary["head_parameters"] > 0
@@ -69,34 +78,33 @@ def test_heterogeneous_teacher_is_distilled_into_a_student(distilled, teacher_di
     # The teacher has the accuracy of its last evaluation.
     assert summary["teacher_top1"] == json.loads((teacher_dir / "summary.json").read_text())["top1_last"]
 
-    rows = read_metrics(tmp_path)
+    rows = read_metrics(workdir)
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8]
     for term in ("loss", "cross_entropy", "kd", "lfcc", "accuracy", "grad_norm", "learning_rate"):
         assert np.isfinite(rows[-1][f"train/{term}"])
-    assert {p.name for p in tmp_path.iterdir()} >= {
+    assert {p.name for p in workdir.iterdir()} >= {
         *("config.json", "checkpoints", "metrics.jsonl", "student", "summary.json", "spectra.json"),
         *("learning_curves.png", "spectra.png"),
     }
-    out = capsys.readouterr().out
-    assert "Total:" in out
-    assert "the teacher's test accuracy is" in out
-    assert "step 8/8  epoch 2.0  loss" in out
-    assert "left" in out
+    assert "Total:" in printed
+    assert "the teacher's test accuracy is" in printed
+    assert "step 8/8  epoch 2.0  loss" in printed
+    assert "left" in printed
 
 
-def test_training_is_deterministic_and_depends_on_the_seed(distilled, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+def test_training_is_deterministic_and_depends_on_the_seed(distilled, finished, tmp_path):
+    for name, seed in (("same", 0), ("other", 1)):
         train_and_evaluate(distilled(seed=seed), tmp_path / name)
-    assert_same_student(tmp_path / "a", tmp_path / "b", distilled())
+    assert_same_student(finished[0], tmp_path / "same", distilled())
     with pytest.raises(AssertionError):
-        assert_same_student(tmp_path / "a", tmp_path / "c", distilled())
+        assert_same_student(finished[0], tmp_path / "other", distilled())
 
 
-def test_finished_run_returns_its_summary(distilled, tmp_path, capsys):
-    first = train_and_evaluate(distilled(), tmp_path)
-    before = hash_of(tmp_path / "student")
-    assert train_and_evaluate(distilled(), tmp_path) == first
-    assert hash_of(tmp_path / "student") == before
+def test_finished_run_returns_its_summary(distilled, finished, capsys):
+    workdir, summary, _ = finished
+    before = hash_of(workdir / "student")
+    assert train_and_evaluate(distilled(), workdir) == summary
+    assert hash_of(workdir / "student") == before
     assert "has already finished" in capsys.readouterr().out
 
 

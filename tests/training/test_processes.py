@@ -50,7 +50,7 @@ for step in range(3):
 np.savez(f"{out}/{process}_of_{count}.npz", **shards)
 
 config = {
-    "data": block | {"augmentation": strong},
+    "data": block | {"augmentation": {"padding": 1, "flip": True}},
     "student": {"name": "resnet_pico", "widths": (4, 4, 8, 8)},
     "losses": {"cross_entropy": {}},
     "optimizer": {"name": "sgd", "learning_rate": 0.01},
