@@ -128,6 +128,10 @@ def _save(out: Path, variables: Any, description: dict[str, Any]) -> None:
 
 def _student_to_timm(args: argparse.Namespace) -> None:
     about = models.describe(args.checkpoint)
+    if ":" in about["name"]:
+        raise UserError(
+            f"{about['name']} is not one of timm's networks; models.load(path) returns it with its variables"
+        )
     network, variables = models.load(args.checkpoint)
     state = to_timm(about["name"], variables, image_size=about["image_size"], **about["overrides"])
     constants = {

@@ -107,9 +107,9 @@ def test_methods_take_the_same_step_on_one_device_and_on_eight(teacher, student,
 @pytest.mark.parametrize(("teacher", "student"), itertools.product(NETWORKS, NETWORKS))
 def test_methods_accept_every_pair_of_networks(teacher, student):
     inputs = BATCH, models.Output(*output_of(student, 2)[:2]), output_of(teacher, 1)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     for name in methods.list_methods():
         method = method_of(name, student)
-        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
         losses, _ = jax.eval_shape(lambda method=method: method.init_with_output(rngs, *inputs))
         for loss in jax.tree.leaves(losses):
             assert loss.shape in ((), (16,)), name

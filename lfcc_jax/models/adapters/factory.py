@@ -93,6 +93,7 @@ def from_factory(
         "channels": fields.get("image_channels", 3),
         "dtype": fields.get("dtype", "float32"),
     }
+    fields = {key: value for key, value in fields.items() if key not in sizes or key in set_by_run}
     arguments = _arguments(factory, where, fields, sizes, read_by_caller)
     taken = [name for name in _KEYS if name in signature(factory)]
 
@@ -150,7 +151,7 @@ def _arguments(
     takes = signature(factory)
     set_by_run = {key: value for key, value in sizes.items() if key in takes}
     keys = {key: None for key in _KEYS if key in takes}
-    fields = {key: value for key, value in fields.items() if key not in ("image_channels", "dtype", *sizes)}
+    fields = {key: value for key, value in fields.items() if key not in ("image_channels", "dtype")}
     arguments = checked_arguments(factory, fields, where, set_by_run | keys, read_by_caller)
     return {key: value for key, value in arguments.items() if key not in keys}
 
