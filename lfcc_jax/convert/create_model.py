@@ -35,7 +35,7 @@ _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
         },
     ),
     ViT: (
-        ("vit_tiny_patch16_224",),
+        ("vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"),
         {
             "image_size": "img_size",
             "patch": "patch_size",
@@ -43,6 +43,8 @@ _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
             "depth": "depth",
             "heads": "num_heads",
             "mlp_ratio": "mlp_ratio",
+            "layer_scale": "init_values",
+            "qkv_bias": "qkv_bias",
         },
     ),
 }
