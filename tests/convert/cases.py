@@ -40,8 +40,8 @@ DEEPER = {n for n in NAMES if "_small" in n or "_base" in n or n in ("resnet34",
 DEEPER |= {"mobilenetv2_140", "mixer_b16_224", "swin_nano_patch4_window7_224"}
 CASES = [(n, 224, False) for n in NAMES] + [(n, 224, True) for n in WITH_BATCH_NORM] + OTHER_SIZES
 
-# Pretrained networks without a classifier, as (name, size, changed fields): small ones for every test run, the real ones
-# for the marker `exhaustive`. DINOv3's ConvNeXts are also among those above.
+# Pretrained networks without a classifier, as (name, size, changed fields): small ones for every run of the tests, the
+# real ones for the marker `exhaustive`. DINOv3's ConvNeXts are also among those above.
 _REDUCED = {"width": 96, "depth": 4, "heads": 3, "taps": (1, 2, 3, 4)}
 TEACHERS = [
     ("convnext_tiny", 64, {"widths": (24, 32, 48, 64), "depths": (1, 1, 2, 1)}),

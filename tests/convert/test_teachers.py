@@ -1,18 +1,24 @@
 """Teachers without a classifier (DINOv2, DINOv3, SigLIP 2) against timm's float64 outputs, as in `test_parity.py`."""
 
 import functools
+import importlib.util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from cases import FULL_TEACHERS, NUM_CLASSES, TEACHERS, samples
 from flax.traverse_util import flatten_dict, unflatten_dict
 from random_weights import random_images, random_state_dict
 
 from lfcc_jax import convert, models
+from lfcc_jax.convert.__main__ import main
+from lfcc_jax.convert.create_model import create_model_call
+from lfcc_jax.convert.files import write_safetensors
 from lfcc_jax.convert.positions import resize_positions
-from lfcc_jax.models import layers, rotary, vit
+from lfcc_jax.models import layers, registry, rotary, vit
 
 GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm_teachers.npz")
 TOLERANCE = 1e-5
@@ -76,6 +82,11 @@ def test_teacher_with_a_classifier_matches_timm(name, size, changed):
 @pytest.mark.parametrize("overrides", [{"scan": True}, {"remat": True}], ids=str)
 def test_scan_and_remat_do_not_change_parity_with_timm(overrides):
     assert max(errors_of("vit_small_patch16_dinov3", **overrides).values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_bfloat16_outputs_are_close_to_timm(name):
+    assert 1e-3 < errors_of(name, scan=True, dtype=jnp.bfloat16)["pooled"] < 3e-2
 
 
 def _rotary_base(monkeypatch):
@@ -170,3 +181,54 @@ def test_from_timm_and_to_timm_are_inverse_bit_for_bit(name, num_classes):
     assert ("head.weight" in state) == (num_classes > 0)
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value, err_msg=key)
+
+
+def test_command_converts_half_precision_teachers_without_and_with_a_new_classifier(tmp_path, capsys, monkeypatch):
+    name = "vit_small_patch14_reg4_dinov2"
+    small = models.variant(name)
+    monkeypatch.setitem(registry.VARIANTS, name, small._replace(fields=small.fields | REDUCED))
+    state = {key: value.astype(jnp.bfloat16) for key, value in state_of(name, 126).items()}
+    safetensors.numpy.save_file(state, tmp_path / "x.safetensors")
+    command = ["--model", name, "--checkpoint", str(tmp_path / "x.safetensors"), "--image-size", "56"]
+
+    main([*command, "--out", str(tmp_path / "teacher")])
+    assert f"{name}, 43,776 parameters, no classes: " in capsys.readouterr().out
+    network, variables = models.load(tmp_path / "teacher")
+    assert (network.num_classes, network.image_size) == (0, 56)
+    kernel = variables["params"]["blocks"]["mlp"]["fc1"]["kernel"]
+    np.testing.assert_array_equal(kernel[3], state["blocks.3.mlp.fc1.weight"].astype(np.float32).T)
+    # Positions are resized in float32.
+    expected = resize_positions(state["pos_embed"].astype(np.float32), 16, prefix=0)
+    np.testing.assert_array_equal(variables["params"]["pos_embed"], expected)
+
+    main([*command, "--out", str(tmp_path / "ten"), "--head", "new", "--num-classes", "10"])
+    network, variables = models.load(tmp_path / "ten")
+    assert network.num_classes == 10
+    assert 0.01 < np.std(variables["params"]["head"]["kernel"]) < 0.03
+
+    main(["--to-timm", "--checkpoint", str(tmp_path / "teacher"), "--out", str(tmp_path / "y.safetensors")])
+    printed = capsys.readouterr().out
+    assert f'timm.create_model("{name}", num_classes=0, img_size=56, checkpoint_path=' in printed
+    back = safetensors.numpy.load_file(tmp_path / "y.safetensors")
+    assert back.keys() == state.keys()
+    np.testing.assert_array_equal(back["reg_token"], state["reg_token"].astype(np.float32))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exported_teachers_give_the_same_vectors_in_timm(name, tmp_path):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    from timm_networks import timm, torch
+
+    size, changed = CASES[name]
+    network = models.create(name, 0, size, **changed)
+    variables = converted(name)
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, convert.to_timm(name, variables, image_size=size, **changed), {})
+    theirs = eval(create_model_call(name, network, path), {"timm": timm}).eval()
+    images = random_images(size)
+    normalized = torch.tensor(((images - network.mean) / network.std).astype(np.float32)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = theirs(normalized).numpy()
+    pooled = jax.jit(network.apply)(variables, images).features["pooled"]
+    assert np.linalg.norm(pooled - expected) < TOLERANCE * np.linalg.norm(expected)
