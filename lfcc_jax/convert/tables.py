@@ -26,6 +26,7 @@ class Layout(NamedTuple):
 SAME = Layout(lambda x: x, lambda x: x)
 LINEAR = Layout(np.transpose, np.transpose)  # [out, in] and [in, out]
 CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW and HWIO
+POINTWISE = Layout(lambda x: x[..., 0, 0].T, lambda x: x.T[..., None, None])  # [out, in, 1, 1] and [in, out]
 VECTOR = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))  # [1, 1, channels] and [channels]
 
 
@@ -143,9 +144,13 @@ def _convnext(network: ConvNeXt) -> Iterator[Row]:
             timm, path = f"stages.{s}.blocks.{b}", f"stage{s + 1}_blocks"
             yield from _conv(f"{timm}.conv_dw", f"{path}/depthwise_conv", b)
             yield from _norm(f"{timm}.norm", f"{path}/norm", b)
-            yield from _linear(f"{timm}.mlp.fc1", f"{path}/mlp/fc1", b)
-            yield from _linear(f"{timm}.mlp.fc2", f"{path}/mlp/fc2", b)
-            yield _param(f"{timm}.gamma", f"{path}/scale/scale", b)
+            for layer in ("fc1", "fc2"):  # 1x1 convolutions in timm's small ConvNeXts V2
+                layout = POINTWISE if network.response_norm else LINEAR
+                yield from _linear(f"{timm}.mlp.{layer}", f"{path}/mlp/{layer}", b, layout)
+            if network.response_norm:
+                yield from _norm(f"{timm}.mlp.grn", f"{path}/mlp/grn", b)
+            if network.layer_scale is not None:
+                yield _param(f"{timm}.gamma", f"{path}/scale/scale", b)
     yield from _norm("head.norm", "norm")
     yield from _linear("head.fc", "head")
 

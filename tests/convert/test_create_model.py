@@ -47,6 +47,14 @@ CASES = [
     ("convnext_pico_32", 32, {}, None),  # its patches have 2 pixels
     ("convnext_tiny", 32, {"mlp_ratio": 2.0}, None),
     (
+        "convnext_tiny",
+        32,
+        {"widths": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "response_norm": True, "layer_scale": None},
+        '"convnextv2_atto", num_classes=5, dims=(8, 16, 24, 32), depths=(1, 1, 2, 1)',
+    ),
+    ("convnext_tiny", 32, {"response_norm": True}, None),
+    ("convnextv2_pico", 32, {}, '"convnextv2_pico", num_classes=5, checkpoint_path'),
+    (
         "vit_pico",
         8,
         {"image_channels": 1, "drop_path": 0.1},

@@ -1,7 +1,7 @@
 """Records outputs of timm's networks on random weights in float64: `python tests/goldens/record_timm.py`.
 
-Needs `pip install torch torchvision timm`. Takes 90 seconds on 2 CPU cores, and as long again for the teachers, which
-`python tests/goldens/record_timm.py teachers` records alone.
+Needs `pip install torch torchvision timm`. Takes 90 seconds on 2 CPU cores, and twice as long for the newer networks,
+which `python tests/goldens/record_timm.py newer` records alone.
 """
 
 import sys
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "convert"))
-from cases import CASES, FULL_TEACHERS, NUM_CLASSES, TEACHERS, samples
+from cases import CASES, NEWER, NEWER_FULL, NUM_CLASSES, samples
 from random_weights import random_images, random_state_dict
 from timm_networks import build, pooled, resample_abs_pos_embed, resize_rel_pos_bias_table, run
 
@@ -20,16 +20,16 @@ from lfcc_jax.models.tokens import TokenNetwork, even_taps
 
 
 def main():
-    if sys.argv[1:] != ["teachers"]:
+    if sys.argv[1:] != ["newer"]:
         np.savez_compressed(Path(__file__).parent / "timm_resized.npz", **resized())
         golden = {}
         for name, size, train in CASES:
             golden |= outputs(f"{name}@{size}{'/train' if train else ''}", name, size, {}, train)
         np.savez_compressed(Path(__file__).parent / "timm.npz", **golden)
     golden = {}
-    for name, size, changed in TEACHERS + FULL_TEACHERS:
+    for name, size, changed in NEWER + NEWER_FULL:
         golden |= outputs(f"{name}@{size}", name, size, changed)
-    np.savez_compressed(Path(__file__).parent / "timm_teachers.npz", **golden | resized_without_prefix())
+    np.savez_compressed(Path(__file__).parent / "timm_newer.npz", **golden | resized_without_prefix())
 
 
 def outputs(case, name, size, changed, train=None):

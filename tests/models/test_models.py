@@ -14,6 +14,7 @@ from lfcc_jax.models.stack import drop_path_rates
 # Every family and kind of block, small enough to compile in a moment.
 SMALL = {
     "convnext_pico_32": {"patch": 1, "widths": (4, 4, 8, 8), "depths": (1, 1, 2, 1)},
+    "convnextv2_atto": {"widths": (4, 4, 8, 8), "depths": (1, 1, 1, 1), "patch": 1, "mean": (0.5,), "std": (0.5,)},
     "mixer_pico": {"width": 12},
     "mobilenetv2_050_32": {"multiplier": 0.25},
     "resmlp_nano_32": {"patch": 2, "width": 12, "depth": 4},
@@ -257,6 +258,8 @@ PARAMETERS = {
     "mixer_b16": (59_880_472, 59_188_372),
     "resmlp_12": (15_350_872, 15_004_372),
     # Measured with timm 1.0.31.
+    "convnextv2_atto": (3_708_400, 3_419_500),
+    "convnextv2_nano": (15_623_800, 15_046_900),
     "vit_small_patch14_dinov2": (22_441_192, 22_094_692),
     "vit_large_patch14_reg4_dinov2": (305_395_688, 304_473_188),
     "vit_small_patch16_dinov3": (21_971_944, 21_625_444),

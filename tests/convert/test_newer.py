@@ -1,4 +1,4 @@
-"""Teachers without a classifier (DINOv2, DINOv3, SigLIP 2) against timm's float64 outputs, as in `test_parity.py`."""
+"""Networks newer than the benchmark (DINOv2, DINOv3, SigLIP 2, ConvNeXt V2) against timm, as in `test_parity.py`."""
 
 import functools
 import importlib.util
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from cases import FULL_TEACHERS, NUM_CLASSES, TEACHERS, samples
+from cases import NEWER, NEWER_FULL, NUM_CLASSES, samples
 from flax.traverse_util import flatten_dict, unflatten_dict
 from random_weights import random_images, random_state_dict
 
@@ -20,9 +20,9 @@ from lfcc_jax.convert.files import write_safetensors
 from lfcc_jax.convert.positions import resize_positions
 from lfcc_jax.models import layers, registry, rotary, vit
 
-GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm_teachers.npz")
+GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm_newer.npz")
 TOLERANCE = 1e-5
-CASES = {name: (size, changed) for name, size, changed in TEACHERS}
+CASES = {name: (size, changed) for name, size, changed in NEWER}
 REDUCED = {"width": 24, "depth": 4, "heads": 3, "taps": (1, 2, 3, 4)}
 VITS = [name for name in CASES if name.startswith("vit")]
 
@@ -61,7 +61,7 @@ def errors_of(name, variables=None, **overrides):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "vit_small_patch14_dinov2"])
-def test_teacher_matches_timm(name):
+def test_network_without_a_classifier_matches_timm(name):
     assert "head" not in converted(name)["params"]
     relative_errors = errors_of(name)
     assert sorted(relative_errors) == ["pooled", "stage1", "stage2", "stage3", "stage4"]
@@ -70,9 +70,9 @@ def test_teacher_matches_timm(name):
 
 @pytest.mark.parametrize(
     ("name", "size", "changed"),
-    [TEACHERS[0], *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in FULL_TEACHERS)],
+    [NEWER[0], *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in NEWER_FULL)],
 )
-def test_teacher_with_a_classifier_matches_timm(name, size, changed):
+def test_network_with_a_classifier_matches_timm(name, size, changed):
     variables = convert.from_timm(name, state_of(name, size, NUM_CLASSES, **changed), image_size=size, **changed)
     relative_errors = errors(name, size, variables, NUM_CLASSES, **changed)
     assert len(relative_errors) == 6
@@ -126,7 +126,7 @@ def _tanh_gelu(monkeypatch):
         ("vit_base_patch16_siglip_224", _tanh_gelu, "all"),
     ],
 )
-def test_control_a_slightly_wrong_teacher_exceeds_the_tolerance(monkeypatch, name, wrong, features):
+def test_control_a_slightly_wrong_network_exceeds_the_tolerance(monkeypatch, name, wrong, features):
     converted(name)
     wrong(monkeypatch)
     relative_errors = errors_of(name, scan=True)
@@ -142,6 +142,7 @@ def test_control_a_slightly_wrong_teacher_exceeds_the_tolerance(monkeypatch, nam
         ("vit_small_patch14_reg4_dinov2", {("blocks", "scale2", "scale"): np.ones_like}, ()),
         ("vit_small_patch14_reg4_dinov2", {("register_tokens",): lambda x: 0 * x}, ()),
         ("vit_small_patch14_reg4_dinov2", {("pos_embed",): lambda x: np.roll(x, 1, axis=1)}, ()),
+        ("convnextv2_atto", {("stage1_blocks", "mlp", "grn", "scale"): lambda x: 0 * x}, ()),
         ("vit_base_patch16_siglip_224", {("attn_pool", "latent"): lambda x: 0 * x}, ("stage1", "stage4")),
     ],
 )
@@ -204,7 +205,7 @@ def test_command_converts_half_precision_teachers_without_and_with_a_new_classif
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_exported_teachers_give_the_same_vectors_in_timm(name, tmp_path):
+def test_exported_networks_give_the_same_vectors_in_timm(name, tmp_path):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     from timm_networks import timm, torch
