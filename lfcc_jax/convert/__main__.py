@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to-timm", action="store_true", help="write a trained student as a timm checkpoint")
     parser.add_argument("--model", help="timm's name of the network")
     parser.add_argument("--head", default="keep", choices=("keep", "new"), help="the classifier (default: keep)")
-    parser.add_argument("--num-classes", type=int, help="number of classes of a new head")
+    parser.add_argument("--num-classes", type=int, help="number of classes of a new head; 0 for no head")
     parser.add_argument("--image-size", type=int, help="height and width, in pixels (default: from the model's name)")
     parser.add_argument("--image-channels", type=int, help="3 for color, 1 for grayscale (default: 3)")
     parser.add_argument(
@@ -90,7 +90,8 @@ def _teacher_from_timm(args: argparse.Namespace) -> None:
     models.create(args.model, 1, args.image_size, **overrides).variable_shapes()
     state = read_state_dict(args.checkpoint)
     variables = from_timm(args.model, state, head=args.head, **settings, **overrides)
-    network = models.create(args.model, len(variables["params"]["head"]["bias"]), args.image_size, **overrides)
+    num_classes = len(variables["params"]["head"]["bias"]) if "head" in variables["params"] else 0
+    network = models.create(args.model, num_classes, args.image_size, **overrides)
     origin = {
         "source": Path(args.checkpoint).name,
         "sha256": sha256(args.checkpoint),
@@ -110,7 +111,7 @@ def _teacher_from_timm(args: argparse.Namespace) -> None:
     }
     _save(out, variables, description)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
-    print(f"{args.model}, {count:,} parameters, {network.num_classes} classes: {args.out}")
+    print(f"{args.model}, {count:,} parameters, {network.num_classes or 'no'} classes: {args.out}")
 
 
 def _save(out: Path, variables: Any, description: dict[str, Any]) -> None:
@@ -139,7 +140,7 @@ def _student_to_timm(args: argparse.Namespace) -> None:
         for key in ("image_size", "mean", "std", "crop_fraction", "interpolation")
     }
     write_safetensors(args.out, state, {"model": about["name"]} | constants)
-    print(f"{about['name']}, {len(state)} tensors, {network.num_classes} classes: {args.out}")
+    print(f"{about['name']}, {len(state)} tensors, {network.num_classes or 'no'} classes: {args.out}")
     call = create_model_call(about["name"], network, args.out)
     print(call or f"timm cannot build this {about['name']}; the tensors have the names of the closest timm network")
 

@@ -17,7 +17,7 @@ from lfcc_jax.models.vit import ViT
 # timm's Mixer and ResMLP have fixed widths and depths. Unlike ours, its ConvNeXt with patches of 2 pixels downsamples
 # before the first stage.
 _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
-    ConvNeXt: (("convnext_tiny",), {"widths": "dims", "depths": "depths"}),
+    ConvNeXt: (("convnext_tiny", "convnextv2_atto"), {"widths": "dims", "depths": "depths"}),
     Mixer: (("mixer_s16_224", "mixer_b16_224"), {"image_size": "img_size"}),
     MobileNetV2: (("mobilenetv2_100", "mobilenetv2_140"), {}),
     ResMLP: (("resmlp_12_224", "resmlp_24_224"), {"image_size": "img_size"}),
@@ -35,7 +35,7 @@ _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
         },
     ),
     ViT: (
-        ("vit_tiny_patch16_224",),
+        ("vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"),
         {
             "image_size": "img_size",
             "patch": "patch_size",
@@ -43,6 +43,8 @@ _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
             "depth": "depth",
             "heads": "num_heads",
             "mlp_ratio": "mlp_ratio",
+            "layer_scale": "init_values",
+            "qkv_bias": "qkv_bias",
         },
     ),
 }
@@ -90,6 +92,8 @@ def _changed_fields(network: Network, base: Network) -> dict[str, object]:
     """Returns the fields that differ from `base`, a network of the same class, with values converted to timm's."""
     fields = [name for name in signature(type(network)) if name not in network.free_fields | {*_NOT_COMPARED}]
     ours, theirs = ({field: getattr(x, field) for field in fields} for x in (network, base))
+    if isinstance(network, ConvNeXt):
+        ours["layer_scale"], theirs["layer_scale"] = (x.layer_scale is None for x in (network, base))
     if isinstance(network, ResNet):
         for values in (ours, theirs):
             values["stem_width"] = values["stem_width"] or values["widths"][0]

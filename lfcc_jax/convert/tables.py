@@ -27,6 +27,7 @@ class Layout(NamedTuple):
 SAME = Layout(lambda x: x, lambda x: x)
 LINEAR = Layout(np.transpose, np.transpose)  # [out, in] and [in, out]
 CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW and HWIO
+POINTWISE = Layout(lambda x: x[..., 0, 0].T, lambda x: x.T[..., None, None])  # [out, in, 1, 1] and [in, out]
 VECTOR = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))  # [1, 1, channels] and [channels]
 
 
@@ -49,13 +50,20 @@ class Row(NamedTuple):
 def table(network: Network) -> list[Row]:
     """Returns the rows of a network, which contain every timm tensor and every array of ours exactly once.
 
+    A network without classes has no rows for the classifier.
+
     Raises:
       UserError: if timm does not have this family.
     """
     for family, rows in _TABLES.items():
         if isinstance(network, family):
-            return list(rows(network))
+            return [row for row in rows(network) if network.num_classes or not is_head(row)]
     raise UserError(f"timm has no networks like {type(network).__name__}, so there is no table of their tensors")
+
+
+def is_head(row: Row) -> bool:
+    """Returns whether a row is of the classifier."""
+    return row.path is not None and row.path[:2] == ("params", "head")
 
 
 def _param(timm: str, path: str, block: int | None = None, layout: Layout = SAME) -> Row:
@@ -137,23 +145,40 @@ def _convnext(network: ConvNeXt) -> Iterator[Row]:
             timm, path = f"stages.{s}.blocks.{b}", f"stage{s + 1}_blocks"
             yield from _conv(f"{timm}.conv_dw", f"{path}/depthwise_conv", b)
             yield from _norm(f"{timm}.norm", f"{path}/norm", b)
-            yield from _linear(f"{timm}.mlp.fc1", f"{path}/mlp/fc1", b)
-            yield from _linear(f"{timm}.mlp.fc2", f"{path}/mlp/fc2", b)
-            yield _param(f"{timm}.gamma", f"{path}/scale/scale", b)
+            for layer in ("fc1", "fc2"):  # 1x1 convolutions in timm's small ConvNeXts V2
+                layout = POINTWISE if network.response_norm else LINEAR
+                yield from _linear(f"{timm}.mlp.{layer}", f"{path}/mlp/{layer}", b, layout)
+            if network.response_norm:
+                yield from _norm(f"{timm}.mlp.grn", f"{path}/mlp/grn", b)
+            if network.layer_scale is not None:
+                yield _param(f"{timm}.gamma", f"{path}/scale/scale", b)
     yield from _norm("head.norm", "norm")
     yield from _linear("head.fc", "head")
 
 
 def _vit(network: ViT) -> Iterator[Row]:
-    yield _param("cls_token", "class_token")
-    yield _param("pos_embed", "pos_embed")
+    rotary = network.positions == "rotary"  # a class of its own in timm, with other names
+    if network.pooling != "attention":
+        yield _param("cls_token", "class_token")
+    if network.registers:
+        yield _param("reg_token", "register_tokens")
+    if not rotary:
+        yield _param("pos_embed", "pos_embed")
     yield from _conv("patch_embed.proj", "patch_embed")
     for b in range(network.depth):
-        for norm in ("norm1", "norm2"):
-            yield from _norm(f"blocks.{b}.{norm}", f"blocks/{norm}", b)
-        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        for n in ("1", "2"):
+            yield from _norm(f"blocks.{b}.norm{n}", f"blocks/norm{n}", b)
+            if network.layer_scale is not None:
+                yield _param(f"blocks.{b}.{f'gamma_{n}' if rotary else f'ls{n}.gamma'}", f"blocks/scale{n}/scale", b)
+        yield from _linear(f"blocks.{b}.attn.qkv", "blocks/attn/qkv", b, bias=network.qkv_bias)
+        for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
             yield from _linear(f"blocks.{b}.{layer}", f"blocks/{layer.replace('.', '/')}", b)
     yield from _norm("norm", "norm")
+    if network.pooling == "attention":
+        yield _param("attn_pool.latent", "attn_pool/latent")
+        for layer in ("q", "kv", "proj", "mlp.fc1", "mlp.fc2"):
+            yield from _linear(f"attn_pool.{layer}", f"attn_pool/{layer.replace('.', '/')}")
+        yield from _norm("attn_pool.norm", "attn_pool/norm")
     yield from _linear("head", "head")
 
 

@@ -12,12 +12,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from lfcc_jax import models
 from lfcc_jax.convert.names import timm_names
 from lfcc_jax.convert.positions import resize_position_bias, resize_positions
-from lfcc_jax.convert.tables import Row, table
+from lfcc_jax.convert.tables import Row, is_head, table
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import Network
 
 _HEADS = ("keep", "new")
-_HEAD = ("params", "head")
 
 Shapes = Mapping[Any, tuple[int, ...]]
 
@@ -41,7 +40,8 @@ def from_timm(
       state_dict: Numpy arrays or torch tensors by timm's names. Trainers' wrappers (`state_dict`, `model`, `module.`)
         and the names used by older timm releases and by the authors of Swin and ConvNeXt are accepted.
       head: `keep` for the checkpoint's classifier, `new` for a newly initialized one.
-      num_classes: Number of classes; None for that of the checkpoint. A different number requires `new`.
+      num_classes: Number of classes, 0 for no classifier; None for that of the checkpoint, 0 if it has no classifier. A
+        different number requires `new`.
       image_size: Height and width of the images, in pixels; None for the network's default.
       seed: Seed of the new classifier.
       **overrides: Further fields of the network, for example `depth`.
@@ -58,15 +58,18 @@ def from_timm(
     if head == "new" and num_classes is None:
         raise UserError("num_classes is required for a new head")
     network = models.create(name, 1 if num_classes is None else num_classes, image_size, **overrides)
-    ignored = {row.timm for row in table(network) if row.path is None}
-    rows = [row for row in table(network) if row.path is not None]
+    rows = table(network.clone(num_classes=1))
+    ignored = {row.timm for row in rows if row.path is None}
     state = {key: _array(value) for key, value in timm_names(network, state_dict).items() if key not in ignored}
-    head_tensors = {row.path: row.timm for row in rows if row.path[:2] == _HEAD}
+    head_tensors = {row.timm: row.path for row in rows if is_head(row)}
     if head == "keep":
-        network = network.clone(num_classes=_classes(state.get(head_tensors[(*_HEAD, "bias")]), num_classes))
+        kept = {path[-1]: state[key] for key, path in head_tensors.items() if key in state}
+        network = network.clone(num_classes=_classes(kept, num_classes))
+        rows = table(network)
     else:
-        rows = [row for row in rows if row.path not in head_tensors]
-        state = {key: value for key, value in state.items() if key not in head_tensors.values()}
+        rows = [row for row in rows if not is_head(row)]
+        state = {key: value for key, value in state.items() if key not in head_tensors}
+    rows = [row for row in rows if row.path is not None]
 
     shapes = {path: leaf.shape for path, leaf in flatten_dict(network.variable_shapes()).items()}
     expected = {row.timm: _shape_in_timm(row, shapes) for row in rows}
@@ -80,7 +83,7 @@ def from_timm(
     for row in rows:
         arrays[row.path][... if row.block is None else row.block] = row.layout.from_timm(state[row.timm])
     variables = unflatten_dict(arrays)
-    if head == "new":
+    if head == "new" and network.num_classes:
         new_head = jax.jit(lambda key: network.init(key, jnp.zeros(network.image_shape()))["params"]["head"])(
             jax.random.key(seed)
         )
@@ -93,7 +96,7 @@ def to_timm(name: str, variables: Mapping[str, Any], **overrides: object) -> dic
 
     Args:
       name: Name of the network; see `lfcc_jax.models.create`.
-      variables: Variables of the network, as returned by `from_timm`, with the classifier.
+      variables: Variables of the network, as returned by `from_timm`, with the classifier if there is one.
       **overrides: Fields of the network that differ from the defaults, for example `image_size`.
 
     Returns:
@@ -104,7 +107,8 @@ def to_timm(name: str, variables: Mapping[str, Any], **overrides: object) -> dic
         the name is unknown.
     """
     arrays = {path: np.asarray(value, np.float32) for path, value in flatten_dict(dict(variables)).items()}
-    network = models.create(name, _classes(arrays.get((*_HEAD, "bias"))), **overrides)
+    head = {path[-1]: value for path, value in arrays.items() if path[:2] == ("params", "head")}
+    network = models.create(name, _classes(head), **overrides)
     expected = {"/".join(path): leaf.shape for path, leaf in flatten_dict(network.variable_shapes()).items()}
     given = {"/".join(path): value.shape for path, value in arrays.items()}
     _check_shapes(f"not variables of {name}", expected, given)
@@ -119,8 +123,14 @@ def to_timm(name: str, variables: Mapping[str, Any], **overrides: object) -> dic
     return state
 
 
-def _classes(bias: np.ndarray | None, num_classes: int | None = None) -> int:
-    """Returns the number of classes in a classifier's bias; raises if it is not `num_classes`, unless that is None."""
+def _classes(head: Mapping[str, np.ndarray], num_classes: int | None = None) -> int:
+    """Returns the number of classes of a classifier, `kernel` and `bias`; 0 if both are missing.
+
+    Raises if it is not `num_classes`, unless that is None.
+    """
+    if not head:
+        return num_classes or 0
+    bias = head.get("bias")
     if bias is None or bias.ndim != 1:
         return num_classes or 1
     if num_classes not in (None, len(bias)):
@@ -146,10 +156,10 @@ def _resize(network: Network, row: Row, value: np.ndarray, expected: tuple[int, 
     """Returns position tables resized to the expected shape, and other tensors unchanged."""
     if value.shape == expected or value.ndim != len(expected) or value.shape[-1] != expected[-1]:
         return value
-    if row.path[-1] == "pos_embed" and _is_square(value.shape[1] - network.prefix):
-        return resize_positions(value, expected[1], network.prefix)
+    if row.path[-1] == "pos_embed" and _is_square(value.shape[1] - network.prefix_positions):
+        return resize_positions(value.astype(np.float32), expected[1], network.prefix_positions)
     if row.path[-1] == "position_bias" and _is_square(value.shape[0]):
-        return resize_position_bias(value, expected[0])
+        return resize_position_bias(value.astype(np.float32), expected[0])
     return value
 
 

@@ -64,13 +64,36 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
+class GlobalResponseNorm(nn.Module):
+    """Scales each channel by its norm over the map, relative to the mean of those of all channels, with a shortcut.
+
+    Reference: Woo et al., ConvNeXt V2, 2023.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Returns maps of the shape of `x`."""
+        scale, bias = (self.param(name, nn.initializers.zeros, x.shape[-1:]) for name in ("scale", "bias"))
+        wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        # The bound keeps the gradient of the root of zero finite.
+        norm = jnp.sqrt(jnp.maximum(jnp.square(wide).sum((1, 2), keepdims=True), 1e-30))
+        relative = norm / (norm.mean(-1, keepdims=True) + 1e-6)
+        return (wide + as_last(scale, x) * (wide * relative) + as_last(bias, x)).astype(self.dtype)
+
+
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them: `width -> hidden -> width`, along the last axis."""
+    """Two linear layers with an exact GELU between them: `width -> hidden -> width`, along the last axis.
+
+    With `response_norm`, a `GlobalResponseNorm` follows the GELU.
+    """
 
     hidden: int
     kernel_init: Any
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    response_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -81,6 +104,8 @@ class Mlp(nn.Module):
         x = nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype, name="fc1")(x)
         x = gelu(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        if self.response_norm:
+            x = GlobalResponseNorm(self.dtype, name="grn")(x)
         return nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="fc2")(x)
 
 

@@ -49,8 +49,8 @@ class Mixer(TokenNetwork):
 
     family: ClassVar = "mlp"
 
-    def block(self) -> Block:
-        """Returns one block, detached."""
+    def block(self, grid: tuple[int, int]) -> Block:
+        """Returns one block for a grid of patches, detached."""
         hidden = int(self.width * self.token_ratio), int(self.width * self.channel_ratio)
         return Block(*hidden, self.dropout, self.dtype, parent=None)
 

@@ -71,8 +71,8 @@ class ResMLP(TokenNetwork):
         """
         return name in ("alpha", "beta") or super().decays(name, leaf)
 
-    def block(self) -> Block:
-        """Returns one block, detached."""
+    def block(self, grid: tuple[int, int]) -> Block:
+        """Returns one block for a grid of patches, detached."""
         return Block(int(self.width * self.mlp_ratio), self.layer_scale, self.dropout, self.dtype, parent=None)
 
     def norm(self) -> Affine:

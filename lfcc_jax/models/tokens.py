@@ -52,8 +52,8 @@ class TokenNetwork(Network):
         """Returns the input of the first block: the tokens of the patches, here unchanged."""
         return x
 
-    def block(self) -> nn.Module:
-        """Returns one block, detached; see `stack`."""
+    def block(self, grid: tuple[int, int]) -> nn.Module:
+        """Returns one block for a grid of patches, detached; see `stack`."""
         raise NotImplementedError
 
     def norm(self) -> nn.Module:
@@ -79,7 +79,7 @@ class TokenNetwork(Network):
         grid = x.shape[1:3]
         x = self.embed(x.reshape(x.shape[0], -1, self.width), train)
         rates = drop_path_rates(self.drop_path, self.depth)
-        stages = stack(self, "blocks", [self.block()], rates, x, train, taps=taps)
+        stages = stack(self, "blocks", [self.block(grid)], rates, x, train, taps=taps)
         features = {
             f"stage{s}": x[:, self.prefix :].reshape(-1, *grid, self.width) for s, x in enumerate(stages, start=1)
         }

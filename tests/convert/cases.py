@@ -1,4 +1,4 @@
-"""Cases compared with timm: networks, image sizes, evaluation and training mode."""
+"""Cases compared with timm: networks, image sizes, evaluation and training mode, changed fields."""
 
 import numpy as np
 
@@ -39,6 +39,34 @@ OTHER_SIZES = [
 DEEPER = {n for n in NAMES if "_small" in n or "_base" in n or n in ("resnet34", "resnet101", "resmlp_24_224")}
 DEEPER |= {"mobilenetv2_140", "mixer_b16_224", "swin_nano_patch4_window7_224"}
 CASES = [(n, 224, False) for n in NAMES] + [(n, 224, True) for n in WITH_BATCH_NORM] + OTHER_SIZES
+
+# Networks newer than the benchmark, as (name, size, changed fields): small ones for every run of the tests, real ones
+# for the marker `exhaustive`. DINOv3's ConvNeXts are also among those above.
+_REDUCED = {"width": 96, "depth": 5, "heads": 3, "taps": (1, 2, 3, 5)}
+_REDUCED_CONVNEXT = {"widths": (24, 32, 48, 64), "depths": (1, 1, 2, 1)}
+NEWER = [
+    ("vit_small_patch14_dinov2", 56, _REDUCED),
+    ("convnext_tiny", 64, _REDUCED_CONVNEXT),
+    ("convnextv2_atto", 64, _REDUCED_CONVNEXT),
+    ("vit_small_patch14_reg4_dinov2", 70, _REDUCED),
+    ("vit_small_patch16_dinov3", 96, _REDUCED),
+    ("vit_base_patch16_siglip_224", 64, _REDUCED),
+]
+NEWER_FULL = [
+    ("convnextv2_atto", 224, {}),
+    ("convnextv2_femto", 224, {}),
+    ("convnextv2_pico", 224, {}),
+    ("convnextv2_nano", 224, {}),
+    ("vit_small_patch14_dinov2", 518, {}),
+    ("vit_base_patch14_dinov2", 98, {}),
+    ("vit_large_patch14_dinov2", 98, {}),
+    ("vit_small_patch14_reg4_dinov2", 518, {}),
+    ("vit_base_patch14_reg4_dinov2", 98, {}),
+    ("vit_large_patch14_reg4_dinov2", 98, {}),
+    ("vit_small_patch16_dinov3", 256, {}),
+    ("vit_base_patch16_dinov3", 96, {}),
+    ("vit_base_patch16_siglip_224", 224, {}),
+]
 
 
 def samples(x, count=300):

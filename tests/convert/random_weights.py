@@ -16,7 +16,7 @@ def _tensor(name, shape):
     x = random.standard_normal(int(np.prod(shape))).reshape(shape)
     if name.endswith("running_var"):
         x = 0.5 + random.uniform(size=shape)
-    elif name.endswith(("gamma", "ls1", "ls2")):
+    elif name.endswith(("gamma", "ls1", "ls2", "gamma_1", "gamma_2")):
         x = 0.5 + 0.1 * x
     elif name.endswith("relative_position_bias_table"):
         x = 0.5 * x
@@ -28,7 +28,7 @@ def _tensor(name, shape):
         x = (0.3 if re.search(r"\.bn[23]\.", name) else 1.0) * (1 + 0.2 * x)
     elif name.endswith("weight"):
         x = x / np.sqrt(np.prod(shape[1:]))
-    else:
+    elif not name.endswith("latent"):
         x = 0.1 * x
     return x.astype(np.float32)
 

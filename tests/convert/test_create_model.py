@@ -47,6 +47,14 @@ CASES = [
     ("convnext_pico_32", 32, {}, None),  # its patches have 2 pixels
     ("convnext_tiny", 32, {"mlp_ratio": 2.0}, None),
     (
+        "convnext_tiny",
+        32,
+        {"widths": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "response_norm": True, "layer_scale": None},
+        '"convnextv2_atto", num_classes=5, dims=(8, 16, 24, 32), depths=(1, 1, 2, 1)',
+    ),
+    ("convnext_tiny", 32, {"response_norm": True}, None),
+    ("convnextv2_pico", 32, {}, '"convnextv2_pico", num_classes=5, checkpoint_path'),
+    (
         "vit_pico",
         8,
         {"image_channels": 1, "drop_path": 0.1},
@@ -69,6 +77,33 @@ CASES = [
     ("mixer_pico", 8, {}, None),
     ("resmlp_12", 32, {}, '"resmlp_12_224", num_classes=5, img_size=32'),
     ("resmlp_12", 32, {"depth": 2}, None),
+    (
+        "vit_small_patch14_dinov2",
+        56,
+        {"width": 24, "depth": 4, "heads": 3, "taps": (1, 2, 3, 4)},
+        '"vit_small_patch14_dinov2", num_classes=5, img_size=56, embed_dim=24, depth=4, num_heads=3',
+    ),
+    (
+        "vit_large_patch14_reg4_dinov2",
+        56,
+        {"width": 24, "depth": 4, "heads": 3, "taps": (1, 2, 3, 4)},
+        '"vit_large_patch14_reg4_dinov2", num_classes=5, img_size=56, embed_dim=24, depth=4, num_heads=3',
+    ),
+    (
+        "vit_small_patch16_dinov3",
+        64,
+        {"width": 24, "depth": 4, "heads": 3, "taps": (1, 2, 3, 4)},
+        '"vit_small_patch16_dinov3", num_classes=5, img_size=64, embed_dim=24, depth=4, num_heads=3',
+    ),
+    ("vit_small_patch16_dinov3", 64, {"pooling": "token"}, None),
+    ("vit_small_patch16_dinov3", 64, {"registers": 2}, None),
+    (
+        "vit_pico",
+        8,
+        {"pooling": "attention", "layer_scale": 0.1},
+        '"vit_base_patch16_siglip_224", num_classes=5, img_size=8, patch_size=2, embed_dim=48, depth=4, num_heads=3, '
+        "init_values=0.1",
+    ),
 ]
 IDS = [f"{name} {overrides}" for name, _, overrides, _ in CASES]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, DEEPER, NAMES, NUM_CLASSES, samples
+from cases import CASES, DEEPER, NAMES, NEWER_FULL, NUM_CLASSES, samples
 from random_weights import random_images, random_state_dict
 
 from lfcc_jax import convert, models
@@ -53,8 +53,11 @@ def test_network_matches_timm(name, size, train):
     assert max(relative_errors.values()) < TOLERANCE, relative_errors
 
 
-def test_cases_cover_every_network_for_224_pixels():
-    assert sorted(NAMES) == [name for name in models.list_models() if default_image_size(name) == 224]
+def test_cases_cover_every_network_for_224_pixels_and_of_timm():
+    covered = {*NAMES, *(name for name, _, _ in NEWER_FULL)}
+    assert sorted(covered) == [
+        name for name in models.list_models() if default_image_size(name) == 224 or models.variant(name).in_timm
+    ]
 
 
 def default_image_size(name):

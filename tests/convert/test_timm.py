@@ -47,7 +47,7 @@ def test_from_timm_and_to_timm_are_inverse_bit_for_bit(name):
 
 def test_tables_contain_every_array_of_every_network_once():
     for name in models.list_models():
-        network = models.create(name, 7, image_size=models.create(name, 7, 32).image_size)
+        network = models.create(name, 7, models.variant(name).fields.get("image_size", 32))
         rows = [row for row in table(network) if row.path is not None]
         counts = collections.Counter(row.path for row in rows)
         shapes = flatten_dict(network.variable_shapes())
@@ -117,7 +117,26 @@ def test_from_timm_keeps_or_replaces_the_head():
     without = {key: value for key, value in state.items() if not key.startswith("head")}
     assert convert.from_timm("deit_tiny", without, head="new", num_classes=3)["params"]["head"]["bias"].shape == (3,)
     with pytest.raises(UserError, match=r"head.bias is missing; head.weight is missing"):
-        convert.from_timm("deit_tiny", without)
+        convert.from_timm("deit_tiny", without, num_classes=1000)
+    for key in ("head.weight", "head.bias"):
+        with pytest.raises(UserError, match=f"1 of 152 tensors are missing.*{key} is missing"):
+            convert.from_timm("deit_tiny", {name: value for name, value in state.items() if name != key})
+
+
+def test_from_timm_without_a_classifier():
+    state = state_of("deit_tiny_patch16_224")
+    without = {key: value for key, value in state.items() if not key.startswith("head")}
+    expected = convert.from_timm("deit_tiny", state)["params"]
+    del expected["head"]
+    for arguments in ({}, {"num_classes": 0}, {"head": "new", "num_classes": 0}):
+        params = convert.from_timm("deit_tiny", without, **arguments)["params"]
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+    dropped = convert.from_timm("deit_tiny", state, head="new", num_classes=0)
+    jax.tree.map(np.testing.assert_array_equal, dropped["params"], expected)
+    back = convert.to_timm("deit_tiny", dropped)
+    assert back.keys() == without.keys()
+    with pytest.raises(UserError, match="the checkpoint's classifier has 7 classes, not 0"):
+        convert.from_timm("deit_tiny", state, num_classes=0)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
@@ -245,5 +264,5 @@ def test_from_timm_names_positions_that_are_not_square_and_checkpoints_of_other_
             convert.from_timm("deit_tiny", wrong)
     with pytest.raises(UserError, match="no tensor name matches; expected names like .* from another network"):
         convert.from_timm("resnet18", state)
-    with pytest.raises(UserError, match="num_classes must be an integer between 1 and 10000000, got 0"):
-        convert.from_timm("deit_tiny", state, head="new", num_classes=0)
+    with pytest.raises(UserError, match="num_classes must be an integer between 0 and 10000000, got -1"):
+        convert.from_timm("deit_tiny", state, head="new", num_classes=-1)

@@ -1,6 +1,7 @@
 """Records outputs of timm's networks on random weights in float64: `python tests/goldens/record_timm.py`.
 
-Needs `pip install torch torchvision timm`. Takes 90 seconds on 2 CPU cores.
+Needs `pip install torch torchvision timm`. Takes 90 seconds on 2 CPU cores, and twice as long for the newer networks,
+which `python tests/goldens/record_timm.py newer` records alone.
 """
 
 import sys
@@ -10,32 +11,49 @@ import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "convert"))
-from cases import CASES, NUM_CLASSES, samples
+from cases import CASES, NEWER, NEWER_FULL, NUM_CLASSES, samples
 from random_weights import random_images, random_state_dict
-from timm_networks import build, resample_abs_pos_embed, resize_rel_pos_bias_table, run
+from timm_networks import build, pooled, resample_abs_pos_embed, resize_rel_pos_bias_table, run
 
 from lfcc_jax import models
 from lfcc_jax.models.tokens import TokenNetwork, even_taps
 
 
 def main():
-    np.savez_compressed(Path(__file__).parent / "timm_resized.npz", **resized())
+    if sys.argv[1:] != ["newer"]:
+        np.savez_compressed(Path(__file__).parent / "timm_resized.npz", **resized())
+        golden = {}
+        for name, size, train in CASES:
+            golden |= outputs(f"{name}@{size}{'/train' if train else ''}", name, size, {}, train)
+        np.savez_compressed(Path(__file__).parent / "timm.npz", **golden)
     golden = {}
-    for name, size, train in CASES:
-        ours = models.create(name, NUM_CLASSES, size)
-        network = build(name, NUM_CLASSES, size)
-        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        state = {key: torch.tensor(value) for key, value in random_state_dict(shapes).items()}
-        network.load_state_dict(state, strict=True)
-        images = (random_images(size).astype(np.float64) - ours.mean) / ours.std
-        taps = (ours.taps or even_taps(ours.depth)) if isinstance(ours, TokenNetwork) else None
-        logits, maps = run(network, images, taps, train)
-        case = f"{name}@{size}{'/train' if train else ''}"
-        golden[f"{case}/logits"] = logits.astype(np.float32)
-        for s, x in enumerate(maps, start=1):
-            golden[f"{case}/stage{s}"] = samples(x).astype(np.float32)
-        print(case, f"{logits.std():.3f}", flush=True)
-    np.savez_compressed(Path(__file__).parent / "timm.npz", **golden)
+    for name, size, changed in NEWER + NEWER_FULL:
+        golden |= outputs(f"{name}@{size}", name, size, changed)
+    np.savez_compressed(Path(__file__).parent / "timm_newer.npz", **golden | resized_without_prefix())
+
+
+def outputs(case, name, size, changed, train=None):
+    """Returns logits and samples of the stages, and of the pooled vector if `train` is None."""
+    ours = models.create(name, NUM_CLASSES, size, **changed)
+    network = build(name, NUM_CLASSES, size, changed)
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    state = {key: torch.tensor(value) for key, value in random_state_dict(shapes).items()}
+    network.load_state_dict(state, strict=True)
+    images = (random_images(size).astype(np.float64) - ours.mean) / ours.std
+    taps = (ours.taps or even_taps(ours.depth)) if isinstance(ours, TokenNetwork) else None
+    logits, maps = run(network, images, taps, bool(train))
+    print(case, f"{logits.std():.3f}", flush=True)
+    golden = {f"{case}/stage{s}": samples(x).astype(np.float32) for s, x in enumerate(maps, start=1)}
+    if train is None:
+        golden[f"{case}/pooled"] = samples(pooled(network, images)).astype(np.float32)
+    return {f"{case}/logits": logits.astype(np.float32)} | golden
+
+
+def resized_without_prefix():
+    """Returns position embeddings of 37 x 37 patches alone, resized by timm."""
+    x = np.random.RandomState(1).standard_normal((1, 37 * 37, 3)).astype(np.float32)
+    sizes = {n: resample_abs_pos_embed(torch.tensor(x), (n, n), num_prefix_tokens=0).numpy() for n in (4, 16)}
+    return {"positions/old": x} | {f"positions/{n}": y for n, y in sizes.items()}
 
 
 def resized():

@@ -21,12 +21,17 @@ OWN = {
 _CONVOLUTIONAL = ("resnet", "mobilenetv2", "convnext")
 
 
-__all__ = ["build", "resample_abs_pos_embed", "resize_rel_pos_bias_table", "run"]
+# timm's names of fields that the cases change.
+_FIELDS = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "widths": "dims", "depths": "depths"}
 
 
-def build(name, num_classes, image_size):
-    """Returns the timm network of this name without stochastic depth."""
+__all__ = ["build", "pooled", "resample_abs_pos_embed", "resize_rel_pos_bias_table", "run"]
+
+
+def build(name, num_classes, image_size, changed=()):
+    """Returns the timm network of this name without stochastic depth; `changed` are fields of ours."""
     settings = {"num_classes": num_classes, "drop_path_rate": 0.0} | OWN.get(name, {})
+    settings |= {_FIELDS[key]: value for key, value in dict(changed).items() if key in _FIELDS}
     if not name.startswith(_CONVOLUTIONAL):
         settings["img_size"] = image_size
     return timm.create_model("swin_tiny_patch4_window7_224" if name in OWN else name, **settings)
@@ -56,8 +61,15 @@ def run(network, images, taps, train=False):
     return logits.numpy(), [_map(output.numpy()) for output in outputs]
 
 
+def pooled(network, images):
+    """Returns what the classifier reads, `[B, C]`, float64, for normalized images `[B, H, W, 3]`."""
+    with torch.no_grad():
+        features = network.double().eval().forward_features(torch.tensor(images).double().permute(0, 3, 1, 2))
+        return network.forward_head(features, pre_logits=True).numpy()
+
+
 def _map(x):
-    if x.ndim == 3:  # tokens, possibly with a class token
+    if x.ndim == 3:  # tokens, possibly with class token and registers, fewer than another row and column
         size = int(x.shape[1] ** 0.5)
         return x[:, x.shape[1] - size * size :].reshape(x.shape[0], size, size, -1)
     # timm's Swin is channels-last, as ours; its convolutional networks are channels-first.

@@ -14,6 +14,7 @@ from lfcc_jax.models.stack import drop_path_rates
 # Every family and kind of block, small enough to compile in a moment.
 SMALL = {
     "convnext_pico_32": {"patch": 1, "widths": (4, 4, 8, 8), "depths": (1, 1, 2, 1)},
+    "convnextv2_atto": {"widths": (4, 4, 8, 8), "depths": (1, 1, 1, 1), "patch": 1, "mean": (0.5,), "std": (0.5,)},
     "mixer_pico": {"width": 12},
     "mobilenetv2_050_32": {"multiplier": 0.25},
     "resmlp_nano_32": {"patch": 2, "width": 12, "depth": 4},
@@ -21,6 +22,16 @@ SMALL = {
     "resnet50": {"widths": (8, 8, 16, 16), "stem_width": 4, "blocks": (1, 1, 1, 1), "mean": (0.5,), "std": (0.5,)},
     "swin_femto_32": {"patch": 1, "width": 4, "heads": (1, 1, 2, 2)},
     "vit_pico": {"width": 12},
+    "vit_small_patch16_dinov3": {
+        "patch": 2,
+        "width": 12,
+        "heads": 3,
+        "depth": 4,
+        "taps": (),
+        "layer_scale": 0.5,
+        "mean": (0.5,),
+        "std": (0.5,),
+    },
 }
 NAMES = list(SMALL)
 
@@ -159,6 +170,14 @@ def test_token_features_are_at_the_positions_of_their_patches():
         ({"name": "swin_femto_32", "depths": (2, 2, 3, 2)}, r"depths must be even.* got \(2, 2, 3, 2\)"),
         ({"name": "swin_femto_32", "heads": (5, 2, 4, 8)}, "heads must divide the width of stage 1, 24, got 5"),
         ({"name": "vit_pico", "heads": 5}, "heads must divide width=48, got 5"),
+        (
+            {"name": "vit_pico", "positions": "rotary", "heads": 8},
+            "width / heads must be a multiple of 4 with rotary positions, got 48 / 8",
+        ),
+        (
+            {"name": "vit_pico", "pooling": "atention"},
+            "pooling must be one of 'token', 'mean', 'attention', got 'atention'; did you mean 'attention'",
+        ),
         ({"name": "vit_pico", "taps": (1, 2, 3, 5)}, "that end at depth=4"),
         ({"name": "convnext_tiny"}, "images are too small: stage3_down_conv needs maps of at least 2 x 2, got 1 x 1"),
         ({"name": "convnext_pico_32", "patch": 16}, "stem_conv needs maps of at least 16 x 16, got 8 x 8"),
@@ -238,6 +257,13 @@ PARAMETERS = {
     "swin_pico": (5_506_996, 5_160_496),
     "mixer_b16": (59_880_472, 59_188_372),
     "resmlp_12": (15_350_872, 15_004_372),
+    # Measured with timm 1.0.31.
+    "convnextv2_atto": (3_708_400, 3_419_500),
+    "convnextv2_nano": (15_623_800, 15_046_900),
+    "vit_small_patch14_dinov2": (22_441_192, 22_094_692),
+    "vit_large_patch14_reg4_dinov2": (305_395_688, 304_473_188),
+    "vit_small_patch16_dinov3": (21_971_944, 21_625_444),
+    "vit_base_patch16_siglip_224": (93_653_224, 92_961_124),
 }
 
 
@@ -261,6 +287,9 @@ STAGES = {
     "swin_tiny": ((56, 96), (28, 192), (14, 384), (7, 768), 768),
     "swin_nano": ((56, 64), (28, 128), (14, 256), (7, 512), 512),
     "swin_pico": ((56, 48), (28, 96), (14, 192), (7, 384), 384),
+    "vit_small_patch14_reg4_dinov2": ((37, 384),) * 4 + (384,),
+    "vit_base_patch16_dinov3": ((16, 768),) * 4 + (768,),
+    "vit_base_patch16_siglip_224": ((14, 768),) * 4 + (768,),
 }
 
 
