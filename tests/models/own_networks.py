@@ -1,5 +1,7 @@
 """Networks of a user, in other libraries than the package's own."""
 
+import itertools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -12,7 +14,7 @@ from lfcc_jax.models import adapters
 class NNXNet(nnx.Module):
     def __init__(self, num_classes, channels, rngs, width=4):
         widths = (channels, width, width, 2 * width, 2 * width)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.convs = nnx.List([nnx.Conv(a, b, (3, 3), 1 + i % 2, rngs=rngs) for i, (a, b) in enumerate(pairs)])
         self.norms = nnx.List([nnx.BatchNorm(b, rngs=rngs) for _, b in pairs])
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
@@ -34,7 +36,7 @@ class EquinoxNet(eqx.Module):
 
     def __init__(self, num_classes, channels, key):
         widths = (channels, 4, 4, 8, 8)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         keys = jax.random.split(key, 5)
         self.convs = [eqx.nn.Conv2d(*p, 3, 1 + i % 2, padding=1, key=keys[i]) for i, p in enumerate(pairs)]
         self.norms = [eqx.nn.BatchNorm(b, "batch", mode="batch") for _, b in pairs]

@@ -177,9 +177,12 @@ def test_images_are_resized_and_normalized():
     ],
 )
 def test_adapters_reject_what_does_not_fit(make, message):
-    with pytest.raises(UserError, match=message):
+    def run():
         net = make().for_data(10, 8, 1)
-        net.apply(net.weights, IMAGES)
+        return net.apply(net.weights, IMAGES)
+
+    with pytest.raises(UserError, match=message):
+        run()
 
 
 KERAS = """
