@@ -6,8 +6,10 @@ from lfcc_jax import models
 from lfcc_jax.arguments import signature
 from lfcc_jax.models import Network
 from lfcc_jax.models.convnext import ConvNeXt
+from lfcc_jax.models.efficientnet import EfficientNet
 from lfcc_jax.models.mixer import Mixer
 from lfcc_jax.models.mobilenet import MobileNetV2
+from lfcc_jax.models.mobilenetv3 import MobileNetV3
 from lfcc_jax.models.resmlp import ResMLP
 from lfcc_jax.models.resnet import ResNet
 from lfcc_jax.models.swin import Swin
@@ -18,8 +20,10 @@ from lfcc_jax.models.vit import ViT
 # before the first stage.
 _FAMILIES: dict[type[Network], tuple[tuple[str, ...], dict[str, str]]] = {
     ConvNeXt: (("convnext_tiny", "convnextv2_atto"), {"widths": "dims", "depths": "depths"}),
+    EfficientNet: (("efficientnet_b0",), {}),
     Mixer: (("mixer_s16_224", "mixer_b16_224"), {"image_size": "img_size"}),
     MobileNetV2: (("mobilenetv2_100", "mobilenetv2_140"), {}),
+    MobileNetV3: (("mobilenetv3_large_100",), {}),
     ResMLP: (("resmlp_12_224", "resmlp_24_224"), {"image_size": "img_size"}),
     ResNet: (("resnet18", "resnet50"), {"blocks": "layers", "widths": "channels"}),
     Swin: (

@@ -1,16 +1,18 @@
 """Maps timm's tensors to our arrays: one table for each network family."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models import Network
+from lfcc_jax.models import Network, efficientnet, mobilenet, mobilenetv3
 from lfcc_jax.models.convnext import ConvNeXt
+from lfcc_jax.models.efficientnet import EfficientNet
 from lfcc_jax.models.mixer import Mixer
-from lfcc_jax.models.mobilenet import GROUPS, MobileNetV2
+from lfcc_jax.models.mobilenet import MobileNetV2
+from lfcc_jax.models.mobilenetv3 import MobileNetV3
 from lfcc_jax.models.resmlp import ResMLP
 from lfcc_jax.models.resnet import ResNet
 from lfcc_jax.models.swin import Swin
@@ -117,20 +119,45 @@ def _resnet(network: ResNet) -> Iterator[Row]:
     yield from _linear("fc", "head")
 
 
-def _mobilenet(network: MobileNetV2) -> Iterator[Row]:
+def _inverted_residuals(groups: Iterable[tuple[int, bool]], squeezed: Container[int] = ()) -> Iterator[Row]:
+    """Yields the rows of the stem and of blocks, given their number in each group and whether these expand."""
     yield from _conv("conv_stem", "stem_conv", bias=False)
     yield from _batch_norm("bn1", "stem_norm")
-    for g, group in enumerate(GROUPS):
+    for g, (count, expands) in enumerate(groups):
         layers = [("conv_dw", "depthwise"), ("conv_pwl", "project")]
         # timm names the last convolution differently in blocks without expansion.
-        layers = [("conv_pw", "expand"), *layers] if group.expansion > 1 else [layers[0], ("conv_pw", "project")]
-        for b in range(math.ceil(group.count * network.depth)):
+        layers = [("conv_pw", "expand"), *layers] if expands else [layers[0], ("conv_pw", "project")]
+        for b in range(count):
             timm, path = f"blocks.{g}.{b}", f"group{g}_block{b}"
             for n, (theirs, ours) in enumerate(layers, start=1):
                 yield from _conv(f"{timm}.{theirs}", f"{path}/{ours}_conv", bias=False)
                 yield from _batch_norm(f"{timm}.bn{n}", f"{path}/{ours}_norm")
+            for layer in ("reduce", "expand") if g in squeezed else ():
+                yield from _linear(f"{timm}.se.conv_{layer}", f"{path}/squeeze_excite/{layer}", layout=POINTWISE)
+
+
+def _mobilenet(network: MobileNetV2) -> Iterator[Row]:
+    yield from _inverted_residuals((math.ceil(g.count * network.depth), g.expansion > 1) for g in mobilenet.GROUPS)
     yield from _conv("conv_head", "last_conv", bias=False)
     yield from _batch_norm("bn2", "last_norm")
+    yield from _linear("classifier", "head")
+
+
+def _efficientnet(network: EfficientNet) -> Iterator[Row]:
+    groups = ((len(group.expansions), group.expansions[0] > 1) for group in efficientnet.GROUPS)
+    yield from _inverted_residuals(groups, range(len(efficientnet.GROUPS)))
+    yield from _conv("conv_head", "last_conv", bias=False)
+    yield from _batch_norm("bn2", "last_norm")
+    yield from _linear("classifier", "head")
+
+
+def _mobilenetv3(network: MobileNetV3) -> Iterator[Row]:
+    groups = ((len(group.expansions), group.expansions[0] > 1) for group in mobilenetv3.GROUPS)
+    yield from _inverted_residuals(groups, mobilenetv3.SQUEEZED)
+    last = f"blocks.{len(mobilenetv3.GROUPS)}.0"
+    yield from _conv(f"{last}.conv", "last_conv", bias=False)
+    yield from _batch_norm(f"{last}.bn1", "last_norm")
+    yield from _linear("conv_head", "pooled", layout=POINTWISE)
     yield from _linear("classifier", "head")
 
 
@@ -225,8 +252,10 @@ def _resmlp(network: ResMLP) -> Iterator[Row]:
 
 _TABLES = {
     ConvNeXt: _convnext,
+    EfficientNet: _efficientnet,
     Mixer: _mixer,
     MobileNetV2: _mobilenet,
+    MobileNetV3: _mobilenetv3,
     ResMLP: _resmlp,
     ResNet: _resnet,
     Swin: _swin,

@@ -128,7 +128,7 @@ def as_last(vector: Float[Array, " channels"], x: Array) -> Array:
 
 
 # PyTorch's Kaiming fan-out initialization.
-_he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Flax counts the outputs of a depthwise kernel over all groups, but each group has one input and one output.
 _he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -139,7 +139,7 @@ def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any,
     PyTorch pads symmetrically; XLA's `SAME` pads strided convolutions on one side.
     """
     padding = [(size // 2, size // 2)] * 2
-    init = _he if groups == 1 else _he_depthwise
+    init = he if groups == 1 else _he_depthwise
     return nn.Conv(
         width,
         (size, size),
@@ -212,7 +212,7 @@ class StemConv(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
         """Returns maps of half the size, rounded up."""
         channels = x.shape[-1]
-        kernel = self.param("kernel", _he, (7, 7, channels, self.features))
+        kernel = self.param("kernel", he, (7, 7, channels, self.features))
         x, kernel = (v.astype(self.dtype) for v in (x, kernel))
         # Output i reads pixels 2i - 3 to 2i + 3. A zero tap in front makes that blocks i - 2 to i + 1.
         kernel = to_blocks(jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).transpose(3, 0, 1, 2), 2)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from lfcc_jax.arguments import check_value, checked_arguments, signature
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.models import convnext, mixer, mobilenet, resmlp, resnet, swin, vit
+from lfcc_jax.models import convnext, efficientnet, mixer, mobilenet, mobilenetv3, resmlp, resnet, swin, vit
 from lfcc_jax.models.adapters import Adapter, from_factory, full_factory_name
 from lfcc_jax.models.network import Network, Variant
 
 VARIANTS: dict[str, Variant] = {
     name: named
-    for module in (convnext, mixer, mobilenet, resmlp, resnet, swin, vit)
+    for module in (convnext, efficientnet, mixer, mobilenet, mobilenetv3, resmlp, resnet, swin, vit)
     for name, named in module.VARIANTS.items()
 }
 # Unambiguous here without timm's suffixes for patch, window and image size.

@@ -114,7 +114,8 @@ def test_config_docstrings_contain_only_valid_commands(dataset):
 
 def test_recipe_of_every_network_depends_on_its_family():
     for name in models.list_models():
-        is_cnn = models.variant(name).network.__name__ in ("ResNet", "MobileNetV2", "ConvNeXt")
+        kind = models.variant(name).network.__name__
+        is_cnn = kind in ("ResNet", "MobileNetV2", "MobileNetV3", "EfficientNet", "ConvNeXt")
         for recipe in (benchmark.cifar100, benchmark.imagenet):
             assert (recipe(name)["optimizer"]["name"] == "sgd") == is_cnn, name
         assert presets.losses("ofa", name)["ofa"]["branch"] == ("convolution" if is_cnn else "attention")

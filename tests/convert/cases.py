@@ -51,8 +51,12 @@ NEWER = [
     ("vit_small_patch14_reg4_dinov2", 70, _REDUCED),
     ("vit_small_patch16_dinov3", 96, _REDUCED),
     ("vit_base_patch16_siglip_224", 64, _REDUCED),
+    ("efficientnet_b0", 64, {}),
+    ("mobilenetv3_large_100", 64, {}),
 ]
+NEWER_WITH_BATCH_NORM = ["efficientnet_b0", "mobilenetv3_large_100"]
 NEWER_FULL = [
+    *((name, 224, {}) for name in NEWER_WITH_BATCH_NORM),
     ("convnextv2_atto", 224, {}),
     ("convnextv2_femto", 224, {}),
     ("convnextv2_pico", 224, {}),

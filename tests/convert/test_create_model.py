@@ -38,6 +38,8 @@ CASES = [
     ("mobilenetv2_100", 32, {"multiplier": 1.4, "dropout": 0.2}, '"mobilenetv2_140", num_classes=5'),
     ("mobilenetv2_100", 32, {"multiplier": 0.6}, None),
     ("mobilenetv2_050_32", 32, {}, None),
+    ("efficientnet_b0", 64, {}, '"efficientnet_b0", num_classes=5, checkpoint_path'),
+    ("mobilenetv3_large_100", 64, {"multiplier": 0.5}, None),
     (
         "convnext_tiny",
         32,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from cases import NEWER, NEWER_FULL, NUM_CLASSES, samples
+from cases import NEWER, NEWER_FULL, NEWER_WITH_BATCH_NORM, NUM_CLASSES, samples
 from flax.traverse_util import flatten_dict, unflatten_dict
 from random_weights import random_images, random_state_dict
 
@@ -35,15 +35,18 @@ def state_of(name, size, num_classes=0, **changed):
     return random_state_dict({key: value.shape for key, value in state.items()})
 
 
-def errors(name, size, variables, num_classes=0, **changed):
+def errors(name, size, variables, num_classes=0, train=False, **changed):
     """Returns the relative error (of the norm) of logits, if there are classes, pooled vector and stages."""
     network = models.create(name, num_classes, size, **changed)
-    logits, features = jax.jit(network.apply)(variables, random_images(size))
+    apply = jax.jit(lambda variables, images: network.apply(variables, images, train, mutable=["batch_stats"])[0])
+    logits, features = apply(variables, random_images(size))
     assert (logits is None) == (num_classes == 0)
-    given = {key: samples(value) for key, value in features.items()} | ({"logits": logits} if num_classes else {})
+    given = {key: samples(value) for key, value in features.items() if not (train and key == "pooled")} | (
+        {"logits": logits} if num_classes else {}
+    )
     result = {}
     for key, value in given.items():
-        expected = GOLDEN[f"{name}@{size}/{key}"].astype(np.float64)
+        expected = GOLDEN[f"{name}@{size}{'/train' if train else ''}/{key}"].astype(np.float64)
         result[key] = float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
     return result
 
@@ -76,6 +79,16 @@ def test_network_with_a_classifier_matches_timm(name, size, changed):
     variables = convert.from_timm(name, state_of(name, size, NUM_CLASSES, **changed), image_size=size, **changed)
     relative_errors = errors(name, size, variables, NUM_CLASSES, **changed)
     assert len(relative_errors) == 6
+    assert max(relative_errors.values()) < TOLERANCE, relative_errors
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", NEWER_WITH_BATCH_NORM)
+def test_network_matches_timm_in_training_mode(name):
+    variables = convert.from_timm(name, state_of(name, 224, NUM_CLASSES))
+    assert errors(name, 224, variables, NUM_CLASSES, train=True)["logits"] < TOLERANCE
+    with jax.enable_x64(True):  # as in `test_parity.py`
+        relative_errors = errors(name, 224, variables, NUM_CLASSES, train=True, dtype=jnp.float64)
     assert max(relative_errors.values()) < TOLERANCE, relative_errors
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "convert"))
-from cases import CASES, NEWER, NEWER_FULL, NUM_CLASSES, samples
+from cases import CASES, NEWER, NEWER_FULL, NEWER_WITH_BATCH_NORM, NUM_CLASSES, samples
 from random_weights import random_images, random_state_dict
 from timm_networks import build, pooled, resample_abs_pos_embed, resize_rel_pos_bias_table, run
 
@@ -29,6 +29,8 @@ def main():
     golden = {}
     for name, size, changed in NEWER + NEWER_FULL:
         golden |= outputs(f"{name}@{size}", name, size, changed)
+    for name in NEWER_WITH_BATCH_NORM:
+        golden |= outputs(f"{name}@224/train", name, 224, {}, True)
     np.savez_compressed(Path(__file__).parent / "timm_newer.npz", **golden | resized_without_prefix())
 
 

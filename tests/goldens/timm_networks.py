@@ -18,7 +18,7 @@ OWN = {
     "swin_nano_patch4_window7_224": {"embed_dim": 64, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
     "swin_pico_patch4_window7_224": {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
 }
-_CONVOLUTIONAL = ("resnet", "mobilenetv2", "convnext")
+_CONVOLUTIONAL = ("resnet", "mobilenetv2", "mobilenetv3", "efficientnet", "convnext")
 
 
 # timm's names of fields that the cases change.
@@ -41,8 +41,10 @@ def stages(network, taps):
     """Returns the four modules whose outputs are the stages; `taps` selects them in networks of equal blocks."""
     if isinstance(network, timm.models.ResNet):
         return [network.layer1, network.layer2, network.layer3, network.layer4]
-    if isinstance(network, timm.models.EfficientNet):  # MobileNetV2
+    if isinstance(network, timm.models.EfficientNet):  # MobileNetV2 too
         return [network.blocks[1], network.blocks[2], network.blocks[4], network.bn2]
+    if isinstance(network, timm.models.MobileNetV3):
+        return [network.blocks[1], network.blocks[2], network.blocks[4], network.blocks[6]]
     if isinstance(network, timm.models.ConvNeXt):
         return list(network.stages)
     if isinstance(network, timm.models.SwinTransformer):
