@@ -142,7 +142,7 @@ def test_networks_that_do_not_fit_are_rejected_in_one_line(tiny, tmp_path, teach
         ({"name": f"{FILE}:make_student", "widht": 4}, "unknown key 'widht'; did you mean 'width'"),
         ({"name": f"{FILE}:make_student", "width": "4"}, "config.student.width must be an integer, got '4'"),
         ({"name": f"{FILE}:make_student", "num_classes": 3}, "num_classes is set by the run"),
-        ({"name": "nowhere.py:make"}, "config.student.name: nowhere.py raised FileNotFoundError"),
+        ({"name": "nowhere.py:make"}, "config.student.name: there is no file nowhere.py"),
         ({"name": "no_such_package.networks:make"}, "raised ModuleNotFoundError"),
         ({"name": f"{FILE}:make_embedding"}, r"must return logits \[batch, 10\]"),
         ({"name": "resnet_picco"}, "did you mean 'resnet_pico'.*For a network of your own"),

@@ -196,6 +196,10 @@ def test_python_blocks_of_a_page_run_in_order(path, tmp_path, monkeypatch):
         info = namespace["model"].feature_info()["stage3"]
         assert (info.height, info.width, info.channels) == (8, 8, 96)
         assert namespace["features"]["stage3"].shape == (2, 8, 8, 96)
+    elif name == "docs/your_network.md":
+        assert (tmp_path / "runs" / "own" / "summary.json").exists()
+        info = namespace["network"].feature_info()["stage2"]
+        assert (info.height, info.width, info.channels) == (4, 4, 16)
     elif name == "docs/methods.md":
         check_method(namespace["FeatureMSE"]())
     elif name == "CONTRIBUTING.md":
@@ -226,6 +230,7 @@ def check_contributing(namespace):
 def test_pages_with_python_blocks_are_all_known():
     assert [relative(path) for path in PAGES if "```python" in path.read_text()] == [
         *("README.md", "CONTRIBUTING.md", "docs/loss.md", "docs/methods.md", "docs/networks.md", "docs/training.md"),
+        "docs/your_network.md",
     ]
 
 

@@ -127,6 +127,8 @@ def find(name: str, where: str) -> Callable[..., Any]:
       UserError: if the file, the module or the function does not exist, or importing it fails.
     """
     place, _, function = name.rpartition(":")
+    if place.endswith(".py") and not Path(place).expanduser().exists():
+        raise UserError(f"{where}: there is no file {place}")
     with _one_line(where, place):
         module = _file(place) if place.endswith(".py") else importlib.import_module(place)
     if not callable(found := getattr(module, function, None)):
@@ -161,8 +163,6 @@ def _file(place: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     name = f"lfcc_jax_networks_in_{path}"
     if name not in sys.modules:
-        if not path.exists():
-            raise FileNotFoundError(f"no file {place}")
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))
         module = sys.modules[name] = ModuleType(name)  # dataclasses look it up there
