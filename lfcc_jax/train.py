@@ -23,7 +23,7 @@ from lfcc_jax.training.metrics import StepMetrics, first_not_finite
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.processes import check_agreement, software
 from lfcc_jax.training.report import MetricsWriter, Progress, log, read_metrics
-from lfcc_jax.training.sharding import check_batch_size, create_mesh, placed, to_global, weight_shardings
+from lfcc_jax.training.sharding import check_batch_size, create_mesh, on_host, placed, to_global, weight_shardings
 from lfcc_jax.training.summary import describe_student, sizes_of, spectra, summarize, summary_table
 from lfcc_jax.training.workdir import claim_workdir, finished_summary
 
@@ -232,7 +232,7 @@ class _Saved:
         if self.path is None:
             if wrong := not_finite(network.weights):
                 raise UserError(f"{network.name} cannot be used: {some(wrong)} contains NaN or infinity")
-            variables = jax.device_put(network.weights, weight_shardings(network.variable_shapes(), mesh))
+            variables = jax.device_put(on_host(network.weights), weight_shardings(network.variable_shapes(), mesh))
             description = {"name": network.name, "num_classes": network.num_classes, "image_size": 0, "overrides": {}}
             return variables, {"name": network.name, "digest": models.fingerprint(description, variables)[:12]}
         variables = models.load_variables(self.path, network, weight_shardings(network.variable_shapes(), mesh))

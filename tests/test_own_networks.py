@@ -106,6 +106,20 @@ def test_teacher_without_logits_teaches_by_features(tiny, tmp_path):
     assert not [key for row in read_metrics(tmp_path) for key in row if "agreement" in key or "teacher" in key]
 
 
+def test_saved_network_without_a_classifier_teaches_by_features(tiny, tmp_path):
+    settings = {"width": 12, "heads": 3, "image_channels": 1}
+    network = models.create("vit_pico", 0, 8, **settings)
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    description = {"name": "vit_pico", "num_classes": 0, "image_size": 8, "overrides": settings}
+    models.save(tmp_path / "teacher", variables, description)
+    teacher = {"name": "vit_pico", "checkpoint": str(tmp_path / "teacher")}
+    summary = train_and_evaluate(tiny(teacher=teacher, losses=LOSSES, epochs=0.5), tmp_path / "run")
+    assert summary["teacher"] == "vit_pico"
+    assert summary["teacher_top1"] is None
+    with pytest.raises(UserError, match="config.losses.kd needs the teacher's logits, but vit_pico returns none"):
+        train_and_evaluate(tiny(teacher=teacher, losses={"kd": {}}), tmp_path / "kd")
+
+
 @pytest.mark.parametrize(
     ("teacher", "changes", "message"),
     [

@@ -18,7 +18,7 @@ from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
 from lfcc_jax.training.config import Block, RunConfig
 from lfcc_jax.training.schedules import Schedule
-from lfcc_jax.training.sharding import placed, replicated, weight_shardings
+from lfcc_jax.training.sharding import on_host, placed, replicated, weight_shardings
 from lfcc_jax.training.state import TrainState, init_state
 from lfcc_jax.training.step import Augment, make_train_step
 
@@ -78,7 +78,7 @@ class Distillation:
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         placement = weight_shardings(self.state_shapes(), mesh)
         # An argument, because weights that a network came with would otherwise be constants of the program.
-        weights = getattr(self.student, "weights", None)
+        weights = on_host(getattr(self.student, "weights", None))
         return jax.jit(self.init, out_shardings=placement, compiler_options=options)(jax.random.key(seed), weights)
 
     def state_shapes(self) -> TrainState:
@@ -140,7 +140,7 @@ def build(
         same = made is not None and models.full_name(made["name"]) == models.full_name(run.teacher["name"])
         block = (made["overrides"] if same else {}) | run.teacher
         # A teacher that was saved without a classifier has none here.
-        classes = images if made is None or made["num_classes"] else dataclasses.replace(images, num_classes=0)
+        classes = images if made is None or made["num_classes"] else images._replace(num_classes=0)
         teacher = network(block, classes, run.dtype, "config.teacher", given.get("teacher"))
     total_steps = count_steps(run, images.count)
     timing = {"steps_per_epoch": images.count // run.batch_size, "total_steps": total_steps}
@@ -250,7 +250,7 @@ _READ_BY_RUN = {"name": str, "checkpoint": str}
 
 
 def _checked(network: models.Network | models.Adapter, images: Images, where: str) -> models.Network | models.Adapter:
-    """Returns a user's network after tracing it in both modes, without logits if it returns none.
+    """Returns a user's network after tracing it, without logits if it returns none.
 
     Raises:
       UserError: if it raises, or its logits do not fit the data.
@@ -258,7 +258,7 @@ def _checked(network: models.Network | models.Adapter, images: Images, where: st
     name = getattr(network, "name", None) or type(network).__name__
     shape = (1, images.size, images.size, images.channels)
     try:
-        for train in (False, True):
+        for train in (False, True) if where.endswith("student") else (False,):
             output, _ = jax.eval_shape(
                 lambda variables, x, train=train: network.apply(
                     variables,

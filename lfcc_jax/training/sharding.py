@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -90,3 +91,12 @@ def placed(shapes: Any, mesh: Mesh) -> Any:
     """Returns a tree of shapes with the placement of `weight_shardings`, for compilation or for restoring."""
     placement = weight_shardings(shapes, mesh)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
+
+
+def on_host(arrays: Any) -> Any:
+    """Returns arrays of this process as numpy arrays, which can be placed on the devices of all processes."""
+
+    def copy(x: jax.Array) -> Any:
+        return x if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else np.asarray(x)
+
+    return jax.tree.map(copy, arrays)

@@ -88,5 +88,8 @@ def make_train_step(
 
 def _averaged(new: Any, old: Any, step_size: float) -> Any:
     """Returns the moving average of some variables. Those that are no floats, such as counters, are the new ones."""
-    average = optax.incremental_update(new, old, step_size)
-    return jax.tree.map(lambda a, n: a if jnp.issubdtype(n.dtype, jnp.inexact) else n, average, new)
+
+    def average(x: jax.Array, mean: jax.Array) -> jax.Array:
+        return optax.incremental_update(x, mean, step_size) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+    return jax.tree.map(average, new, old)
