@@ -10,7 +10,7 @@ demo: $(VENV)/trains
 	$(VENV)/bin/python -m experiments.compare --config=configs/digits.py
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
