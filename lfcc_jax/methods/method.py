@@ -95,8 +95,8 @@ class Method(nn.Module):
             known = [name for name, x in output.features.items() if x.ndim == 4]
             for stage in stages:
                 if stage not in known:
-                    where = f"config.losses.{type(self).__name__.lower()}.stages: the {role} has other feature maps"
-                    raise unknown("stage", stage, known, where)
+                    error = unknown("stage", stage, known, f"config.losses.{type(self).__name__.lower()}.stages")
+                    raise UserError(f"{error} These are the maps of the {role}.")
         theirs = jax.lax.stop_gradient(teacher.features)
         return {stage: (student.features[stage], theirs[stage]) for stage in stages}
 

@@ -173,11 +173,18 @@ class Network(nn.Module):
 
     def variable_shapes(self) -> dict[str, Any]:
         """Returns shapes and dtypes of all variables, without computing them."""
-        return jax.tree.map(lambda shape: shape, _shapes(self, self.image_size)[0])
+        return jax.tree.map(lambda shape: shape, self._shapes(self.image_size)[0])
 
     def output_shapes(self, image_size: int | None = None) -> Output:
         """Returns shapes and dtypes of what the network returns for one image of `image_size` pixels."""
-        return jax.tree.map(lambda shape: shape, _shapes(self, image_size or self.image_size)[1])
+        return jax.tree.map(lambda shape: shape, self._shapes(image_size or self.image_size)[1])
+
+    def _shapes(self, image_size: int) -> tuple[dict[str, Any], Output]:
+        try:
+            hash(self)
+        except TypeError:  # a field is a list
+            return _traced_shapes.__wrapped__(self, image_size)
+        return _traced_shapes(self, image_size)
 
     def feature_info(self, image_size: int | None = None) -> dict[str, FeatureInfo]:
         """Returns the size of every feature for images of `image_size` pixels, without computing them."""
@@ -186,7 +193,7 @@ class Network(nn.Module):
 
 
 @functools.lru_cache(maxsize=32)
-def _shapes(network: Network, image_size: int) -> tuple[dict[str, Any], Output]:
+def _traced_shapes(network: Network, image_size: int) -> tuple[dict[str, Any], Output]:
     """Returns shapes and dtypes of variables and output. Cached, because tracing a network takes seconds."""
     images = jax.ShapeDtypeStruct(network.image_shape(image_size), jnp.float32)
     output, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
