@@ -73,7 +73,8 @@ def _train_and_evaluate(
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_agreement({"config": as_dict(config), "software": software()})
     check_batch_size(run.batch_size, mesh, "config.batch_size")
-    if (summary := finished_summary(workdir, config)) is not None:
+    # Networks that are Python objects are compared first, below.
+    if not given and (summary := finished_summary(workdir, config)) is not None:
         log(f"this run has already finished; see {workdir / 'summary.json'}")
         return summary
 
@@ -92,6 +93,8 @@ def _train_and_evaluate(
         teacher_variables, identities["teacher"] = saved_teacher.load(teacher, mesh)
     if saved_student.path:
         initial_variables, identities["student"] = saved_student.load(student, mesh)
+    elif isinstance(student, models.Adapter):
+        identities["student"] = student.identity()
     inputs = inputs.load(log)
 
     # -- Work directory, data feed, and state: fresh or restored -------------------------------------------------------
@@ -99,6 +102,9 @@ def _train_and_evaluate(
     shapes = distillation.state_shapes()
     num_bytes = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(shapes))
     workdir = claim_workdir(workdir, config, identities, held, num_bytes)
+    if given and (summary := finished_summary(workdir, config)) is not None:
+        log(f"this run has already finished; see {workdir / 'summary.json'}")
+        return summary
     feed = feeds.create(inputs, mesh, run.batch_size, run.seed, run.log_every_steps)
     checkpoints = Checkpoints(workdir / "checkpoints")
     if restored := checkpoints.restore(placed(shapes, mesh), total_steps):
@@ -231,10 +237,11 @@ class _Saved:
         """Returns its variables, and its identity for `inputs.json`."""
         if self.path is None:
             if wrong := not_finite(network.weights):
-                raise UserError(f"{network.name} cannot be used: {some(wrong)} contains NaN or infinity")
+                raise UserError(
+                    f"config.teacher: {network.name} cannot be used: {some(wrong)} contains NaN or infinity"
+                )
             variables = jax.device_put(on_host(network.weights), weight_shardings(network.variable_shapes(), mesh))
-            description = {"name": network.name, "num_classes": network.num_classes, "image_size": 0, "overrides": {}}
-            return variables, {"name": network.name, "digest": models.fingerprint(description, variables)[:12]}
+            return variables, network.identity()
         variables = models.load_variables(self.path, network, weight_shardings(network.variable_shapes(), mesh))
         digest = models.fingerprint(self.description, variables)[:12]
         return variables, {"name": self.description["name"], "digest": digest}

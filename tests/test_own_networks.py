@@ -81,6 +81,11 @@ def test_objects_are_taken_from_python(tiny, tmp_path):
     summary = train_and_evaluate(config, tmp_path, teacher=(teacher, state), student=student)
     assert (summary["teacher"], summary["student"]) == ("python:EquinoxNet", "python:NNXNet")
     assert np.isfinite(summary["kl_to_teacher"])
+    wide = adapters.from_nnx(lambda rngs: own.NNXNet(10, 1, rngs, width=8))
+    with pytest.raises(UserError, match=r"already contains a different run: student\.digest was"):
+        train_and_evaluate(config, tmp_path, teacher=(teacher, state), student=wide)
+    again = train_and_evaluate(config, tmp_path, teacher=(teacher, state), student=student)
+    assert again == summary
     with pytest.raises(UserError, match="was given as a Python object, python:NNXNet; make it again"):
         models.load(tmp_path)
     variables = models.load_variables(tmp_path, student.for_data(10, 8, 1))
@@ -137,7 +142,8 @@ def test_saved_network_without_a_classifier_teaches_by_features(tiny, tmp_path):
             r"make_error raised KeyError: 'no weights for 10 classes' \(line \d+ of .*own_networks.py\)",
         ),
         ("make_numpy", {}, "must consist of JAX operations"),
-        ("make_other_classes", {}, r"must return logits \[batch, 10\] for the 10 classes of the data, got \[1, 7\]"),
+        ("make_other_classes", {}, r"must return logits \[batch, 10\] for the 10 classes of the data, got \[2, 7\]"),
+        ("make_one_for_all", {}, r"must return logits for each image, \[2, ...\] for 2 images, got \[1, 10\]"),
         ("make_nan", {"losses": {"kd": {}}}, "make_nan cannot be used: .*params.* contains NaN"),
         ("make_student", {}, "config.teacher.checkpoint: missing, and .* or make the network with its weights"),
         (

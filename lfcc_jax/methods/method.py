@@ -1,6 +1,6 @@
 """The interface of distillation methods: trainable heads and losses between any two networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -44,12 +44,17 @@ class TeacherOutput(NamedTuple):
 def teach(teacher: Network | Adapter, variables: Any, images: Array) -> TeacherOutput:
     """Runs a teacher in evaluation mode and stops the gradient."""
     output = teacher.apply(variables, images, train=False)
-    return jax.lax.stop_gradient(TeacherOutput(*output, variables["params"].get("head", {})))
+    return jax.lax.stop_gradient(TeacherOutput(*output, _head(variables)))
 
 
 def teach_shapes(teacher: Network | Adapter) -> TeacherOutput:
     """Returns shapes and dtypes of what `teach` returns for one image."""
-    return TeacherOutput(*teacher.output_shapes(), teacher.variable_shapes()["params"].get("head", {}))
+    return TeacherOutput(*teacher.output_shapes(), _head(teacher.variable_shapes()))
+
+
+def _head(variables: Any) -> dict[str, Any]:
+    head = variables["params"].get("head")
+    return head if isinstance(head, Mapping) else {}
 
 
 class Method(nn.Module):

@@ -256,7 +256,7 @@ def _checked(network: models.Network | models.Adapter, images: Images, where: st
       UserError: if it raises, or its logits do not fit the data.
     """
     name = getattr(network, "name", None) or type(network).__name__
-    shape = (1, images.size, images.size, images.channels)
+    shape = (2, images.size, images.size, images.channels)
     try:
         for train in (False, True) if where.endswith("student") else (False,):
             output, _ = jax.eval_shape(
@@ -274,6 +274,12 @@ def _checked(network: models.Network | models.Adapter, images: Images, where: st
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # a user's network may fail in any way
         raise models.adapters.user_code_error(f"{where}: {name} on images {list(shape)}", error) from error
+    for key, x in {"logits": output.logits, **output.features}.items():
+        if x is not None and x.shape[0] != shape[0]:
+            raise UserError(
+                f"{where}: {name} must return {key} for each image, [{shape[0]}, ...] for {shape[0]} images, got "
+                f"{list(x.shape)}"
+            )
     if output.logits is not None and images.num_classes not in (0, output.logits.shape[-1]):
         raise UserError(
             f"{where}: {name} must return logits [batch, {images.num_classes}] for the {images.num_classes} classes of "

@@ -21,7 +21,7 @@ class TrainState:
       params: Parameters that the optimizer updates: `student`, and `heads` by method.
       collections: All other variables, with the same keys: the student's `batch_stats`, and the memories of methods.
       opt_state: State of the optimizer over `params`.
-      ema: Exponential moving average of the student's variables, or None.
+      ema: Exponential moving average of the student's variables, in float32 or wider, or None.
       rng: Key of the run. Step `n` uses `fold_in(rng, n)`, so a resumed run draws the same numbers.
     """
 
@@ -40,13 +40,17 @@ class TrainState:
     @property
     def evaluated(self) -> dict[str, Any]:
         """The variables that are evaluated: the moving average if there is one, else the student's."""
-        return self.student if self.ema is None else self.ema
+        if self.ema is None:
+            return self.student
+        return jax.tree.map(
+            lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype), self.ema, self.student
+        )
 
     def with_student(self, variables: Mapping[str, Any]) -> "TrainState":
         """Returns this state with other variables for the student, for fine-tuning."""
         params, collections = _split(variables)
         # A copy, because the step donates both.
-        ema = None if self.ema is None else jax.tree.map(jnp.copy, dict(variables))
+        ema = None if self.ema is None else jax.tree.map(jnp.copy, _wide(dict(variables)))
         return self.replace(
             params=self.params | {"student": params}, collections=self.collections | {"student": collections}, ema=ema
         )
@@ -93,9 +97,18 @@ def init_state(
         params=params,
         collections=collections,
         opt_state=optimizer.init(params),
-        ema=variables if use_ema else None,
+        ema=_wide(variables) if use_ema else None,
         rng=run_key,
     )
+
+
+def _wide(variables: Any) -> Any:
+    """Returns variables with floats of at least 32 bits: in bfloat16, a moving average would not move."""
+
+    def widened(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(widened, variables)
 
 
 def _split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -76,7 +76,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         state = state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state)
         if state.ema is not None:
-            state = state.replace(ema=_averaged(state.student, state.ema, 1 - ema_decay))
+            state = state.replace(ema=averaged(state.student, state.ema, 1 - ema_decay))
         return state, terms | {
             "loss": loss,
             "accuracy": jnp.mean(logits.argmax(-1) == batch["label"], dtype=jnp.float32),
@@ -86,10 +86,12 @@ def make_train_step(
     return step
 
 
-def _averaged(new: Any, old: Any, step_size: float) -> Any:
+def averaged(new: Any, old: Any, step_size: float) -> Any:
     """Returns the moving average of some variables. Those that are no floats, such as counters, are the new ones."""
 
     def average(x: jax.Array, mean: jax.Array) -> jax.Array:
-        return optax.incremental_update(x, mean, step_size) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return optax.incremental_update(x.astype(mean.dtype), mean, step_size)
 
     return jax.tree.map(average, new, old)

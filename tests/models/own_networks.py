@@ -127,8 +127,15 @@ def make_numpy(num_classes):
     return adapters.from_function(lambda params, images: np.asarray(images) @ params, jnp.ones((3, 3)))
 
 
-def make_other_classes():
-    return adapters.from_function(lambda params, images: images.mean((1, 2)) @ params, jnp.ones((1, 7)))
+def make_other_classes(logits: bool = True):
+    def classify(params, images):
+        return images.mean((1, 2)) @ params, {"pooled": images.mean((1, 2))}
+
+    return adapters.from_function(classify, jnp.ones((1, 7)), logits=logits)
+
+
+def make_one_for_all():
+    return adapters.from_function(lambda params, images: images.mean((0, 1, 2))[None] @ params, jnp.ones((1, 10)))
 
 
 def make_nan():

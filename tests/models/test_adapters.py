@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import tests.models.own_networks as own
+from lfcc_jax import models
 from lfcc_jax.errors import UserError
 from lfcc_jax.models import adapters
 
@@ -157,6 +158,14 @@ def test_images_are_resized_and_normalized():
     np.testing.assert_allclose(x[0, 0, 0], [0, 1, -1], atol=1e-6)
 
 
+def test_saved_network_and_variables_keep_their_own_settings():
+    network = models.create("vit_pico", 10, 8, width=12, heads=3, image_channels=1, crop_fraction=0.9)
+    net = adapters.adapt((network, jax.jit(network.init)(jax.random.key(0), IMAGES[:1])), "student")
+    assert net.crop_fraction == 0.9
+    assert not net.decays("pos_embed", jnp.ones((1, 5, 12)))
+    np.testing.assert_array_equal(net.apply(net.weights, IMAGES).logits, network.apply(net.weights, IMAGES).logits)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -187,8 +196,10 @@ def test_adapters_reject_what_does_not_fit(make, message):
 
 KERAS = """
 import keras, jax, numpy as np
+from lfcc_jax import models
 from lfcc_jax.models import adapters
 
+keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])  # takes the first of Keras's numbers
 layers = [keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3, padding="same", name="conv")]
 layers += [keras.layers.BatchNormalization(), keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D(name="pool")]
 model = keras.Sequential([*layers, keras.layers.Dropout(0.5), keras.layers.Dense(10)])

@@ -11,7 +11,7 @@ from lfcc_jax.methods import TeacherOutput
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global, weight_shardings
 from lfcc_jax.training.state import init_state
-from lfcc_jax.training.step import make_train_step
+from lfcc_jax.training.step import averaged, make_train_step
 
 SMALL = {"resnet_pico": {"widths": (4, 4, 8, 8)}, "vit_pico": {"width": 12}, "mixer_pico": {"width": 12}}
 
@@ -164,6 +164,16 @@ def test_moving_average_follows_weights_and_statistics():
         average = jax.tree.map(lambda a, x: 0.9 * a + 0.1 * np.array(x), average, run.state.student)
     for x, y in zip(jax.tree.leaves(run.state.evaluated), jax.tree.leaves(average), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_moving_average_of_bfloat16_weights_is_wider_and_copies_counters():
+    weights = {"w": jnp.full((3,), 1.1, jnp.bfloat16), "count": jnp.int32(7)}
+    average = {"w": jnp.ones((3,)), "count": jnp.int32(0)}
+    for _ in range(100):
+        average = averaged(weights, average, 1 - 0.99)
+    expected = float(weights["w"][0]) + (1 - float(weights["w"][0])) * 0.99**100
+    np.testing.assert_allclose(average["w"], expected, rtol=1e-5)
+    assert average["count"] == 7
 
 
 def test_training_on_one_batch_lowers_its_loss():

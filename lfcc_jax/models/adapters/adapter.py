@@ -1,6 +1,7 @@
 """The base class of adapters: a network of another library, with the interface of `Network` that training uses."""
 
 import copy
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from lfcc_jax.digest import digests
 from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.models.network import FeatureInfo, Network, Output
 
@@ -34,8 +37,8 @@ class Adapter:
       weights: The variables that the network came with; None if it is initialized from a key.
       features: Names of the network's features by the names that they get here, for example
         `{"stage1": "blocks/2", "pooled": "norm"}`; all features under their own names if None.
-      logits: Whether the network classifies. If not, an array that it returns alone is a feature: `pooled` if it is
-        a vector, else `map`.
+      logits: Whether the network classifies. If not, its logits are ignored, and an array that it returns alone is a
+        feature: `pooled` if it is a vector, else `map`.
       prefix_tokens: Number of tokens before those of the patches: class token and registers.
       channels_first: Whether the network has channels before height and width, in images and maps.
       mean: Subtracted from the images; one number, or one per channel.
@@ -62,8 +65,8 @@ class Adapter:
         logits: bool = True,
         prefix_tokens: int = 0,
         channels_first: bool = False,
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
         input_size: int | None = None,
         crop_fraction: float = 1.0,
         interpolation: str = "bicubic",
@@ -71,7 +74,8 @@ class Adapter:
         self.name, self.weights, self.has_logits = name, weights, logits
         self.features = None if features is None else dict(features)
         self.prefix_tokens, self.channels_first = prefix_tokens, channels_first
-        self.mean, self.std, self.input_size = tuple(mean), tuple(std), input_size
+        self.mean, self.std = (tuple(np.ravel(x).tolist()) for x in (mean, std))
+        self.input_size = input_size
         self.crop_fraction, self.interpolation = crop_fraction, interpolation
         if prefix_tokens < 0:
             raise UserError(f"network '{name}': prefix_tokens must be at least 0, got {shown(prefix_tokens)}")
@@ -146,6 +150,13 @@ class Adapter:
         images = jax.ShapeDtypeStruct(self.image_shape(), jnp.float32)
         return jax.eval_shape(self.init, jax.random.key(0), images)
 
+    def identity(self) -> dict[str, str]:
+        """Returns what tells this network from another one of the same name: a digest of its weights, or shapes."""
+        leaves = named_arrays(self.variable_shapes())
+        described = [f"{path} {leaf.shape} {leaf.dtype}" for path, leaf in leaves.items()]
+        described += [] if self.weights is None else sorted(f"{k} {v}" for k, v in digests(self.weights).items())
+        return {"name": self.name, "digest": hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]}
+
     def output_shapes(self, image_size: int | None = None, train: bool = False) -> Output:
         """Returns shapes and dtypes of what `apply` returns for one image, without computing it."""
         images = jax.ShapeDtypeStruct(self.image_shape(image_size), jnp.float32)
@@ -184,7 +195,9 @@ class Adapter:
                 f"network '{self.name}' must return logits, (logits, features), or a dict of features that may contain "
                 f"'logits', got {shown(jax.tree.map(lambda x: getattr(x, 'shape', x), outputs))}"
             )
-        found = dict(stored) | flatten_dict(dict(features), sep="/")
+        if not self.has_logits:
+            logits = None
+        found = dict(stored) | {"/".join(map(str, path)): x for path, x in flatten_dict(dict(features)).items()}
         if self.features is not None:
             for name in self.features.values():
                 if name not in found:

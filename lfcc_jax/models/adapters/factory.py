@@ -47,6 +47,10 @@ def adapt(network: Any, where: str) -> Network | Adapter:
     module = parts[0]
     if isinstance(module, (Network, Adapter)) and len(parts) == 1:
         return module
+    if isinstance(module, Network):
+        adapter = from_linen(*parts, crop_fraction=module.crop_fraction, interpolation=module.interpolation)
+        adapter.decays = module.decays
+        return adapter
     if isinstance(module, nn.Module):
         return from_linen(*parts)
     if isinstance(module, nnx.Module) and len(parts) == 1:
@@ -57,9 +61,15 @@ def adapt(network: Any, where: str) -> Network | Adapter:
         return from_keras(module)
     if _is_a(module, "torch.nn", "Module"):
         raise UserError(f"{where}: {_TORCH}")
+    got = shown(network) if len(parts) == 1 else " and ".join(type(part).__name__ for part in parts)
+    hint = ""
+    if isinstance(module, type):
+        hint = "; call the class"
+    elif inspect.isfunction(module):
+        hint = "; adapters.from_function(function, params) makes a network of a function"
     raise UserError(
         f"{where} must be a Flax Linen or NNX module, an Equinox module, a Keras model, or a network from "
-        f"lfcc_jax.models.adapters, got {shown(network)}"
+        f"lfcc_jax.models.adapters, got {got}{hint}"
     )
 
 
@@ -185,21 +195,23 @@ class _one_line:  # noqa: N801 - used like a function
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
+        if isinstance(error, (Exception, SystemExit)) and not isinstance(error, UserError):
             raise user_code_error(f"{self._where}: {self._name}", error) from error
 
 
-def user_code_error(prefix: str, error: Exception) -> UserError:
+def user_code_error(prefix: str, error: BaseException) -> UserError:
     """Returns the one-line error for what a user's code raised, with the place of its last line outside libraries."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
     place = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
+    text = str(error).splitlines()[0] if str(error) else ""
+    hint = ""
     if isinstance(error, jax.errors.JAXTypeError) or "Tracer" in str(error):
         hint = "; the network must consist of JAX operations, so that it can be compiled"
-    else:
-        hint = ""
-    return UserError(
-        f"{prefix} raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{place}{hint}"
-    )
+    elif isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
+        hint = "; for Keras, set KERAS_BACKEND=jax before it is imported"
+    elif "argument: 'state'" in text:
+        hint = "; give the module with its state: adapters.from_equinox(module, state)"
+    return UserError(f"{prefix} raised {type(error).__name__}: {text}{place}{hint}")
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lfcc_jax.errors import UserError
 from lfcc_jax.models.adapters.adapter import Adapter, Variables, flat, mode, named_arrays, nested
 
 
@@ -28,6 +29,7 @@ def from_function(
       >>> network.for_data(5, 8, 3).output_shapes().logits.shape
       (1, 5)
     """
+    params = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), params)
     network = _Function(function, init(jax.random.key(0)) if params is None else params, settings)
     if params is not None:
         return network
@@ -54,6 +56,8 @@ def split_arrays(tree: Any) -> Variables:
     """Returns the arrays of a pytree: floats in `params`, others in `constants`."""
     params, constants = {}, {}
     for name, x in named_arrays(tree).items():
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            raise UserError(f"'{name}' must not be a JAX key, which cannot be saved; the run passes `key` to the call")
         (params if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else constants)[name] = x
     return {"params": nested(params)} | ({"constants": nested(constants)} if constants else {})
 

@@ -1,5 +1,6 @@
 """Keras 3 models on the JAX backend."""
 
+import re
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def from_keras(model: Any, **settings: Any) -> Adapter:
 
 class _Keras(Adapter):
     def __init__(self, model: Any, settings: dict[str, Any]):
-        super().__init__(model.name, None, **settings)
+        super().__init__(_without_numbers(model.name), None, **settings)
         self._model = model = model if self.features is None else self._with_features(model)
         self._trained, self._others = _paths(model.trainable_variables), _paths(model.non_trainable_variables)
         self.weights = {"params": _arrays(self._trained, model.trainable_variables)}
@@ -68,13 +69,21 @@ class _Keras(Adapter):
         return outputs, {}, collections
 
 
+def _without_numbers(path: str) -> str:
+    return re.sub(r"_\d+(?=/|$)", "", path)
+
+
 def _paths(variables: list[Any]) -> list[str]:
-    """Returns a distinct path for each variable."""
+    """Returns a distinct path for each variable.
+
+    Keras numbers the layers of all models of a process, so its own paths differ from process to process.
+    """
     paths: list[str] = []
     for variable in variables:
-        path, number = variable.path, 1
+        name = _without_numbers(variable.path)
+        path, number = name, 1
         while path in paths:
-            path, number = f"{variable.path}_{number}", number + 1
+            path, number = f"{name}_{number}", number + 1
         paths.append(path)
     return paths
 

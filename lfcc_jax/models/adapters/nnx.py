@@ -35,6 +35,12 @@ def from_nnx(module: nnx.Module | Callable[[nnx.Rngs], nnx.Module], **settings: 
 
 class _NNX(Adapter):
     def __init__(self, module: nnx.Module, settings: dict[str, Any]):
+        for path, value in nnx.iter_graph(module):
+            if isinstance(value, jax.Array):
+                name = "/".join(map(str, path))
+                raise UserError(
+                    f"'{name}' of {type(module).__name__} must be an nnx.Variable or nnx.Param, got an array"
+                )
         self._graph, state = nnx.split(module)
         arrays, self._structure = jax.tree.flatten(state)
         variables = nnx.to_flat_state(state)
