@@ -21,7 +21,7 @@ class Student(nnx.Module):
         widths = (channels, width, 2 * width, 4 * width, 4 * width)
         sizes = list(zip(itertools.pairwise(widths), STRIDES, strict=True))
         self.convs = nnx.List([nnx.Conv(*pair, (3, 3), stride, rngs=rngs) for pair, stride in sizes])
-        self.norms = nnx.List([nnx.BatchNorm(width, rngs=rngs) for width in widths[1:]])
+        self.norms = nnx.List([nnx.BatchNorm(width, momentum=0.9, rngs=rngs) for width in widths[1:]])
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
         self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
 
@@ -46,7 +46,7 @@ class Teacher(eqx.Module):
         *keys, last = jax.random.split(key, 5)
         sizes = zip(itertools.pairwise(widths), STRIDES, keys, strict=True)
         self.convs = [eqx.nn.Conv2d(*pair, 3, stride, padding=1, key=k) for pair, stride, k in sizes]
-        self.norms = [eqx.nn.BatchNorm(width, "batch", mode="batch") for width in widths[1:]]
+        self.norms = [eqx.nn.BatchNorm(width, "batch", momentum=0.9, mode="batch") for width in widths[1:]]
         self.head = eqx.nn.Linear(widths[-1], num_classes, key=last)
 
     def __call__(
