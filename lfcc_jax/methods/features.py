@@ -79,7 +79,7 @@ class SRRL(Method):
     <https://openreview.net/forum?id=ZzwDy_wiWv>`_, 2021.
     """
 
-    needs_logits: ClassVar[tuple[str, ...]] = ("teacher",)
+    needs_logits: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:

@@ -18,7 +18,6 @@ class CrossEntropy(Method):
     """
 
     needs_teacher: ClassVar[bool] = False
-    needs_logits: ClassVar[tuple[str, ...]] = ("student",)
     label_smoothing: Annotated[float, HalfOpenFraction] = 0.0
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
@@ -35,7 +34,7 @@ class KD(Method):
       standardize: Whether to standardize the logits of each image first; see `lfcc_jax.losses.standardize_logits`.
     """
 
-    needs_logits: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    needs_logits: ClassVar[bool] = True
     temperature: Temperature = 1.0
     standardize: bool = False
 
@@ -56,7 +55,7 @@ class DKD(Method):
       temperature: Divides the logits of both networks.
     """
 
-    needs_logits: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    needs_logits: ClassVar[bool] = True
     alpha: Weight = 1.0
     beta: Weight = 8.0
     temperature: Temperature = 4.0
@@ -76,7 +75,7 @@ class DIST(Method):
       temperature: Divides the logits of both networks.
     """
 
-    needs_logits: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    needs_logits: ClassVar[bool] = True
     beta: Weight = 1.0
     gamma: Weight = 1.0
     temperature: Temperature = 1.0
@@ -94,7 +93,7 @@ class TTM(Method):
       exponent: Exponent of the teacher's probabilities, the inverse of its temperature.
     """
 
-    needs_logits: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    needs_logits: ClassVar[bool] = True
     exponent: Exponent = 0.2
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
@@ -109,7 +108,7 @@ class WTTM(Method):
       exponent: Exponent of the teacher's probabilities, the inverse of its temperature.
     """
 
-    needs_logits: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    needs_logits: ClassVar[bool] = True
     exponent: Exponent = 0.2
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:

@@ -66,8 +66,8 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = True
-    # The networks whose logits the loss reads: "student", "teacher".
-    needs_logits: ClassVar[tuple[str, ...]] = ()
+    # Whether the loss reads the teacher's logits.
+    needs_logits: ClassVar[bool] = False
     set_by_run: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array | dict[str, Array]:

@@ -28,7 +28,7 @@ class OFA(Method):
       exit_weight: Weight of the sum of the exits' losses, relative to the loss of the logits.
     """
 
-    needs_logits: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    needs_logits: ClassVar[bool] = True
     stages: Stages = STAGES
     branch: Literal["convolution", "attention"] = "convolution"
     exponent: Exponent = 1.0

@@ -152,10 +152,8 @@ def build(
             continue
         if method.needs_teacher and teacher is None:
             raise UserError(f"config.losses.{name} needs a teacher, but config.teacher.name is empty")
-        if "teacher" in method.needs_logits and not teacher.num_classes:
-            others = sorted(
-                n for n, m in methods.METHODS.items() if m.needs_teacher and "teacher" not in m.needs_logits
-            )
+        if method.needs_logits and not teacher.num_classes:
+            others = sorted(n for n, m in methods.METHODS.items() if m.needs_teacher and not m.needs_logits)
             raise UserError(
                 f"config.losses.{name} needs the teacher's logits, but {run.teacher['name']} returns none; losses that "
                 f"need none: {', '.join(others)}"

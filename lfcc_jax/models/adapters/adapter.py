@@ -52,7 +52,6 @@ class Adapter:
     num_classes: int = 0
     image_size: int = 0
     image_channels: int = 3
-    dtype: Any = jnp.float32
     # Returns random variables, for networks that come without weights.
     _create: Callable[[jax.Array, jax.Array], Variables] | None = None
 
@@ -157,10 +156,10 @@ class Adapter:
         described += [] if self.weights is None else sorted(f"{k} {v}" for k, v in digests(self.weights).items())
         return {"name": self.name, "digest": hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]}
 
-    def output_shapes(self, image_size: int | None = None, train: bool = False) -> Output:
+    def output_shapes(self, image_size: int | None = None) -> Output:
         """Returns shapes and dtypes of what `apply` returns for one image, without computing it."""
         images = jax.ShapeDtypeStruct(self.image_shape(image_size), jnp.float32)
-        return jax.eval_shape(lambda v, x: self.apply(v, x, train), self.variable_shapes(), images)
+        return jax.eval_shape(self.apply, self.variable_shapes(), images)
 
     def feature_info(self, image_size: int | None = None) -> dict[str, FeatureInfo]:
         """Returns the size of every feature for images of `image_size` pixels, without computing them."""

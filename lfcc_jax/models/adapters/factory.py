@@ -1,11 +1,12 @@
 """Networks from a user's own file or package: `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION`."""
 
+import contextlib
 import functools
 import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -109,7 +110,7 @@ def from_factory(
 
     def make(key: jax.Array | None = None) -> Network | Adapter:
         keys = {name: nnx.Rngs(key) if name == "rngs" else key for name in taken}
-        with _one_line(where, name):
+        with _one_line(f"{where}: {name}"):
             made = factory(**arguments, **keys)
         network = adapt(made, f"{where}: {name}")
         if isinstance(network, Adapter):
@@ -139,7 +140,7 @@ def find(name: str, where: str) -> Callable[..., Any]:
     place, _, function = name.rpartition(":")
     if place.endswith(".py") and not Path(place).expanduser().exists():
         raise UserError(f"{where}: there is no file {place}")
-    with _one_line(where, place):
+    with _one_line(f"{where}: {place}"):
         module = _file(place) if place.endswith(".py") else importlib.import_module(place)
     if not callable(found := getattr(module, function, None)):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
@@ -185,18 +186,15 @@ def _file(place: str) -> ModuleType:
     return sys.modules[name]
 
 
-class _one_line:  # noqa: N801 - used like a function
+@contextlib.contextmanager
+def _one_line(prefix: str) -> Iterator[None]:
     """Turns whatever the user's code raises into one line with its place."""
-
-    def __init__(self, where: str, name: str):
-        self._where, self._name = where, name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (Exception, SystemExit)) and not isinstance(error, UserError):
-            raise user_code_error(f"{self._where}: {self._name}", error) from error
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise user_code_error(prefix, error) from error
 
 
 def user_code_error(prefix: str, error: BaseException) -> UserError:

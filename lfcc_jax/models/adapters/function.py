@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.adapters.adapter import Adapter, Variables, flat, mode, named_arrays, nested
+from lfcc_jax.models.adapters.adapter import Adapter, Variables, flat, mode, named_arrays, nested, seeded
 
 
 def from_function(
@@ -29,11 +29,10 @@ def from_function(
       >>> network.for_data(5, 8, 3).output_shapes().logits.shape
       (1, 5)
     """
+    if params is None:
+        return seeded(lambda key: _Function(function, init(key), settings))
     params = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), params)
-    network = _Function(function, init(jax.random.key(0)) if params is None else params, settings)
-    if params is not None:
-        return network
-    return network.created_by(lambda key, images: split_arrays(init(key)))
+    return _Function(function, params, settings)
 
 
 class _Function(Adapter):
