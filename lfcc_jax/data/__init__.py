@@ -5,8 +5,9 @@ from lfcc_jax.data.examples import read
 from lfcc_jax.data.fingerprint import fingerprint
 from lfcc_jax.data.in_memory import in_memory, read_all
 from lfcc_jax.data.inputs import Images, Inputs, open_inputs
+from lfcc_jax.data.open import open_source
 from lfcc_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches, train_indices
-from lfcc_jax.data.source import Source, open_source
+from lfcc_jax.data.source import Source
 
 __all__ = [
     "Images",

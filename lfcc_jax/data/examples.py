@@ -1,5 +1,6 @@
 """Reads and checks one example. All pipelines read examples through this module."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -22,26 +23,40 @@ def read(source: Source, index: int) -> Example:
 
     Returns:
       `image`: uint8 `[image_size, image_size, channels]`, or, if images vary in size, a `PIL.Image.Image`; `label`:
-      int32 in `[0, num_classes)`; `index`: int32.
+      int32 in `[0, num_classes)`, absent if the source has no classes; `index`: int32. If `source.skip_unreadable`, the
+      next example that can be read takes the place of one that cannot, with its own index, and `asked_for` is `index`.
 
     Raises:
       UserError: if the example cannot be read or decoded, its image is not uint8 or not of the source's shape, or its
-        label is not a class. The message names the data set, the split and the example.
+        label is not a class. The message names the file, or the data set, the split and the example.
     """
+    if not source.skip_unreadable:
+        return _read(source, index)
+    count = len(source.examples)
+    for offset in range(min(count, _MOST_SKIPPED + 1)):
+        with contextlib.suppress(UserError):
+            return _read(source, (index + offset) % count) | {"asked_for": np.int32(index)}
+    raise UserError(f"{source.where(index)} and {offset} images after it cannot be read")
+
+
+# A longer row of unreadable images means that the disk or the decoder fails.
+_MOST_SKIPPED = 100
+
+
+def _read(source: Source, index: int) -> Example:
     try:
         example = source.examples[index]
         image = _image(source, example["image"])
-        label = _label(source, example["label"])
+        label = {"label": _label(source, example["label"])} if source.num_classes else {}
     except Exception as error:  # readers and decoders may raise anything
         prefix = "" if isinstance(error, UserError) else f"cannot be read: {type(error).__name__}: "
-        reason = prefix + storage.one_line(error)
-        raise UserError(f"data set '{source.name}', split '{source.split}', example {index}: {reason}") from error
-    return {"image": image, "label": label, "index": np.int32(index)}
+        raise UserError(f"{source.where(index)}: {prefix}{storage.one_line(error)}") from error
+    return {"image": image, **label, "index": np.int32(index)}
 
 
 def _image(source: Source, image: Any) -> Any:
     if isinstance(image, bytes):
-        image = decode(image, source.image_channels)
+        image = decode(image, source.image_channels, source.upright)
         if not source.image_size:
             return image
         image = np.asarray(image)

@@ -21,7 +21,7 @@ def fingerprint(source: Source) -> dict[str, Any]:
     for index in np.linspace(0, len(source.examples) - 1, _SAMPLES).astype(int).tolist():
         example = read(source, index)
         digest.update(np.asarray(example["image"]).tobytes())
-        digest.update(str(example["label"]).encode())
+        digest.update(str(example.get("label", "")).encode())
     return {
         "name": source.name,
         "examples": len(source.examples),

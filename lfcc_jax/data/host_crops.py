@@ -4,39 +4,42 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lfcc_jax.errors import UserError
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # Pillow warns about larger images. The largest in ImageNet has 61 million pixels.
-_LARGEST = 89_478_485
+LARGEST = 89_478_485
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def decode(encoded: bytes, channels: int = 3) -> Image.Image:
+def decode(encoded: bytes, channels: int = 3, upright: bool = False) -> Image.Image:
     """Returns the image in encoded bytes, in mode `RGB`, or `L` if `channels` is 1.
 
-    Alpha is dropped and EXIF orientation ignored, as in timm and torchvision. 16-bit grayscale keeps the high byte, as
-    in libpng and TensorFlow. Only the first frame of an animation is read.
+    Alpha is dropped, as in timm and torchvision. 16-bit grayscale keeps the high byte, as in libpng and TensorFlow.
+    Only the first frame of an animation is read.
 
     Args:
       encoded: Content of a JPEG, PNG, GIF, BMP, TIFF or WebP file.
       channels: 1 or 3.
+      upright: Whether to rotate the image as its EXIF orientation says. timm and torchvision ignore it.
 
     Raises:
       UserError: if the bytes are in another format or pixel type, or the image has more than 89 million pixels.
       Exception: whatever Pillow raises for damaged files.
     """
     try:
-        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(
-            f"the image must be one of {', '.join(_FORMATS)}, got {len(encoded):,} bytes: {encoded[:16]!r}"
+            f"the image must be one of {', '.join(FORMATS)}, got {len(encoded):,} bytes: {encoded[:16]!r}"
         ) from error
-    if image.width * image.height > _LARGEST:
-        raise UserError(f"the image must have at most {_LARGEST:,} pixels, got {image.width} x {image.height}")
+    if image.width * image.height > LARGEST:
+        raise UserError(f"the image must have at most {LARGEST:,} pixels, got {image.width} x {image.height}")
     image.load()
+    if upright:
+        ImageOps.exif_transpose(image, in_place=True)
     # Avoids Pillow's warning that transparency is lost.
     image.info.pop("transparency", None)
     if image.mode in ("I;16", "I;16L", "I;16B"):
@@ -100,7 +103,7 @@ def central_crop(picture: Image.Image, size: int, crop: float = 1.0, interpolati
     else:
         width, height = int(short * width / height), short
     left, top = round((width - size) / 2), round((height - size) / 2)
-    if width * height > _LARGEST:  # a very long image: crop without resizing it whole
+    if width * height > LARGEST:  # a very long image: crop without resizing it whole
         zoom = max(picture.size) / max(width, height)
         box = (left * zoom, top * zoom, (left + size) * zoom, (top + size) * zoom)
         return _array(picture.resize((size, size), _FILTERS[interpolation], box=box))

@@ -10,12 +10,14 @@ from lfcc_jax.data.examples import read
 from lfcc_jax.data.source import Source
 
 # Maximum size of the decoded images of one split, in bytes: six times CIFAR-100.
-_LIMIT = 2**30
+LIMIT = 2**30
 
 
 def fits_in_memory(source: Source) -> bool:
-    """Returns whether all images have the same size and take at most 1 GiB."""
-    return 0 < len(source.examples) * source.image_size**2 * source.image_channels <= _LIMIT
+    """Returns whether all images have the same size, take at most 1 GiB, and can be read."""
+    return (
+        not source.skip_unreadable and 0 < len(source.examples) * source.image_size**2 * source.image_channels <= LIMIT
+    )
 
 
 def in_memory(source: Source) -> Source:
@@ -31,7 +33,7 @@ def read_all(source: Source) -> dict[str, np.ndarray]:
     """Returns all examples of a source whose images have the same size.
 
     Returns:
-      `image` uint8 `[examples, H, W, C]` and `label` int32 `[examples]`.
+      `image` uint8 `[examples, H, W, C]`, and `label` int32 `[examples]` if there are classes.
 
     Raises:
       UserError: for the first example that `examples.read` rejects.
@@ -44,8 +46,8 @@ def read_all(source: Source) -> dict[str, np.ndarray]:
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
     examples = grain.MapDataset.range(count).map(lambda index: read(source, index)).to_iter_dataset(options)
     for i, example in enumerate(examples):
-        images[i], labels[i] = example["image"], example["label"]
-    return {"image": images, "label": labels}
+        images[i], labels[i] = example["image"], example.get("label", 0)
+    return {"image": images} | ({"label": labels} if source.num_classes else {})
 
 
 class _Arrays(Sequence):
@@ -57,7 +59,7 @@ class _Arrays(Sequence):
         self.arrays = arrays
 
     def __len__(self) -> int:
-        return len(self.arrays["label"])
+        return len(self.arrays["image"])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: array[index] for name, array in self.arrays.items()}

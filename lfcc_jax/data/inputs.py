@@ -1,6 +1,7 @@
 """Training and test images of a run: the `data` block of a config."""
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -11,27 +12,31 @@ from lfcc_jax.arguments import Between, checked_arguments
 from lfcc_jax.data import augmentation as augmentations
 from lfcc_jax.data import device_crop
 from lfcc_jax.data.examples import Example
+from lfcc_jax.data.files import Files
 from lfcc_jax.data.fingerprint import fingerprint
 from lfcc_jax.data.in_memory import fits_in_memory, in_memory
+from lfcc_jax.data.open import open_source
 from lfcc_jax.data.pipeline import Batches, eval_batches, steps_per_epoch, train_batches, train_indices
-from lfcc_jax.data.source import Source, open_source
-from lfcc_jax.errors import UserError
+from lfcc_jax.data.source import Source
+from lfcc_jax.errors import UserError, shown
 
 
 class Images(NamedTuple):
     """What networks and losses need to know about the images.
 
     Attributes:
-      num_classes: Number of classes.
+      num_classes: Number of classes; 0 without labels.
       size: Height and width of the networks' input, in pixels.
       channels: 3 for color, 1 for grayscale.
       count: Number of training images.
+      class_names: Name of each class; empty if they have none.
     """
 
     num_classes: int
     size: int
     channels: int
     count: int
+    class_names: tuple[str, ...] = ()
 
 
 class Inputs(NamedTuple):
@@ -59,7 +64,8 @@ class Inputs(NamedTuple):
     def images(self) -> Images:
         """What networks and losses need to know about the images."""
         train = self.train
-        return Images(train.num_classes, self.image_size, train.image_channels, len(train.examples))
+        count = len(train.examples)
+        return Images(train.num_classes, self.image_size, train.image_channels, count, train.class_names)
 
     @property
     def host_shape(self) -> tuple[int, int, int]:
@@ -140,7 +146,10 @@ def open_inputs(
     name: str,
     train_split: str = "train",
     test_split: str = "test",
+    test_name: str = "",
     data_dir: str = "",
+    labels: bool = True,
+    skip_unreadable: bool = False,
     image_size: Annotated[int, Between(0, 8192)] = 0,
     augmentation: Mapping[str, Any] | None = None,
     workers: Annotated[int, Between(0, 256)] = 0,
@@ -152,7 +161,10 @@ def open_inputs(
       name: As in `open_source`.
       train_split: Training split, in TFDS's notation.
       test_split: Test split.
+      test_name: Name of the data set with the test split, if it is another.
       data_dir: As in `open_source`.
+      labels: Whether to use the labels of the images, if there are any. Without, losses that need labels are refused.
+      skip_unreadable: As in `open_source`.
       image_size: Side of the networks' input, in pixels. Training images are random crops resized to it, even if it is
         the images' own size; test images are resized and cropped with the student's settings. 0 keeps images
         unchanged.
@@ -166,11 +178,15 @@ def open_inputs(
       UserError: as in `open_source`; if a key is unknown, or a value is invalid.
     """
     checked_arguments(open_inputs, locals(), "config.data")
-    train, test = open_source(name, train_split, data_dir), open_source(name, test_split, data_dir)
+    settings = {"data_dir": data_dir, "labels": labels, "skip_unreadable": skip_unreadable}
+    train, test = open_source(name, train_split, **settings), open_source(test_name or name, test_split, **settings)
+    _check_pair(train, test)
     if not image_size and not train.image_size:
         raise UserError(f"config.data.image_size is required: the images of '{name}' vary in size; 224 is typical")
     if resident and not (train.image_size and test.image_size):
         raise UserError(f"config.data.resident must be False, since the images of '{name}' vary in size")
+    if resident and skip_unreadable:
+        raise UserError("config.data.resident must be False with config.data.skip_unreadable")
     settings = augmentation or {}
     if "scale" in settings and not image_size:
         raise UserError("config.data.augmentation.scale requires config.data.image_size: without it nothing is cropped")
@@ -185,3 +201,21 @@ def open_inputs(
             f"config.data.augmentation.padding must be less than the size of the images, {side}, got {augment.padding}"
         )
     return Inputs(train, test, image_size or train.image_size, resized, augment, workers, resident)
+
+
+def _check_pair(train: Source, test: Source) -> None:
+    """Raises if the two sources do not have the same classes and channels, or one contains the other."""
+    for key, first, second in (
+        ("number of classes", train.num_classes, test.num_classes),
+        ("names of the classes", train.class_names, test.class_names),
+        ("number of channels", train.image_channels, test.image_channels),
+    ):
+        if first != second:
+            raise UserError(
+                f"the {key} must be the same for training and testing, got {shown(first)} in '{train.name}' and "
+                f"{shown(second)} in '{test.name}'"
+            )
+    folders = [os.path.realpath(s.examples.root) for s in (train, test) if isinstance(s.examples, Files)]
+    if len(folders) == 2 and folders[0] != folders[1] and os.path.commonpath(folders) in folders:
+        inner, outer = sorted(folders, key=len, reverse=True)
+        raise UserError(f"{inner} is inside {outer}, but one is for training and the other for testing")

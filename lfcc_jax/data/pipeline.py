@@ -3,6 +3,7 @@
 import functools
 import multiprocessing.connection
 import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -27,10 +28,12 @@ class Batches:
     has one entry per worker process.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
+    def __init__(self, source: Source, batches: grain.MapDataset, workers: int):
+        self._source = source
         self._batches = batches[jax.process_index() :: jax.process_count()]
         self._workers = workers
         self._taken = 0
+        self._skipped: set[int] = set()
         self._iterator: grain.DatasetIterator | None = None
 
     def __iter__(self) -> Iterator[Example]:
@@ -41,6 +44,8 @@ class Batches:
             self._iterator = iter(self._read_from(self._batches[self._taken :]))
         batch = next(self._iterator)
         self._taken += 1
+        if "asked_for" in batch:
+            self._report(batch.pop("asked_for"), batch["index"])
         return batch
 
     def get_state(self) -> dict[str, int]:
@@ -57,6 +62,12 @@ class Batches:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+    def _report(self, asked_for: np.ndarray, index: np.ndarray) -> None:
+        """Prints each image that could not be read, once."""
+        for i in sorted({*asked_for[asked_for != index].tolist()} - self._skipped):
+            self._skipped.add(i)
+            print(f"skipped {self._source.where(i)}: it cannot be read ({len(self._skipped)} so far)", file=sys.stderr)
 
     def _read_from(self, batches: grain.MapDataset) -> grain.IterDataset:
         if not self._workers:
@@ -91,7 +102,7 @@ def train_batches(
         and import its main script, which therefore needs `if __name__ == "__main__"`.
 
     Returns:
-      An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]`, and `index` int32 `[batch]`: each
+      An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]` if there are classes, and `index` int32 `[batch]`: each
       example's position in the source. `next` raises the errors of `examples.read`.
     """
     dataset = train_order(source, batch_size, seed).map(functools.partial(read, source))
@@ -99,7 +110,7 @@ def train_batches(
         # Before slicing by process: Grain seeds each element by its index, which must be the global one.
         dataset = dataset.random_map(functools.partial(_random_crop, image_size, scale))
     dataset = dataset.batch(batch_size // jax.process_count(), drop_remainder=True)
-    return Batches(dataset, workers)
+    return Batches(source, dataset, workers)
 
 
 def train_order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
@@ -142,7 +153,8 @@ def eval_batches(
       workers: As in `train_batches`.
 
     Yields:
-      `image`, `label`, and `mask` bool `[batch]`: False for padding in the last batch.
+      `image`, `label` if there are classes, and `mask` bool `[batch]`: False for padding in the last batch, and for images that cannot be
+      read.
     """
     total = len(source.examples)
     padded = -(-total // batch_size) * batch_size
@@ -152,10 +164,13 @@ def eval_batches(
         image = decoded["image"]
         if not source.image_size:
             image = host_crops.central_crop(image, image_size, crop, interpolation)
-        return {"image": image, "label": decoded["label"], "mask": np.bool_(index < total)}
+        readable = decoded.get("asked_for", decoded["index"]) == decoded["index"]
+        return {**decoded, "image": image, "mask": np.bool_(index < total and readable)}
 
     dataset = grain.MapDataset.range(padded).map(example).batch(batch_size // jax.process_count())
-    yield from Batches(dataset, workers)
+    for batch in Batches(source, dataset, workers):
+        del batch["index"]
+        yield batch
 
 
 def _random_crop(size: int, scale: tuple[float, float], example: Example, rng: np.random.Generator) -> Example:

@@ -26,7 +26,8 @@ class CRD(Method):
     Attributes:
       width: Channels of the codes.
       temperature: Divides the cosine similarities.
-      same_class: Whether images of the same class are negatives; not so in the authors' code.
+      same_class: Whether images of the same class are negatives; not so in the authors' code. Without labels, all other
+        images are.
     """
 
     width: Width = 128
@@ -40,7 +41,7 @@ class CRD(Method):
             *embed(*self.pooled(student, teacher), self.width),
             temperature=self.temperature,
             negatives="symmetric",
-            labels=None if self.same_class else batch["label"],
+            labels=None if self.same_class else batch.get("label"),
         )
 
 
@@ -49,7 +50,7 @@ class CRDBank(Method):
 
     The memory holds both networks' codes of every training image, and its class. Two departures from the authors' code
     save memory: negatives are drawn once for the whole batch instead of for each image, so that their scores are one
-    matrix product; and those of an image's own class are left out after drawing.
+    matrix product; and those of an image's own class are left out after drawing. Without labels, each image is a class.
 
     Attributes:
       num_negatives: Number of negatives drawn at each step.
@@ -81,12 +82,13 @@ class CRDBank(Method):
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
         """Returns the loss `[batch]`."""
         size, index = max(self.num_examples, 1), batch["index"]
+        labels = batch.get("label", index)
         embeddings = embed(*self.pooled(student, teacher), self.width)
         codes = dict(zip(("student", "teacher"), map(unit, embeddings), strict=True))
         classes = self.variable("memory", "class", lambda: jnp.full(size, -1, jnp.int32))
         drawn = jax.random.randint(self.make_rng("dropout"), (self.num_negatives,), 0, size)
         # Labels fill in during the first epoch (-1 until then); an image is never its own negative.
-        left_out = (batch["label"][:, None] == classes.value[drawn][None]) | (index[:, None] == drawn[None])
+        left_out = (labels[:, None] == classes.value[drawn][None]) | (index[:, None] == drawn[None])
 
         loss = 0.0
         for network, other in (("student", "teacher"), ("teacher", "student")):
@@ -102,7 +104,7 @@ class CRDBank(Method):
                 memory.value = memory.value.at[index].set(jax.lax.stop_gradient(unit(fresh)))
             loss += losses.crd_nce(positive - log_z.value, negatives - log_z.value, data_size=size)
         if not self.is_initializing():
-            classes.value = classes.value.at[index].set(batch["label"])
+            classes.value = classes.value.at[index].set(labels)
         return loss
 
     def _random_codes(self, size: int) -> Float[Array, "size width"]:

@@ -18,6 +18,7 @@ class CrossEntropy(Method):
     """
 
     needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
     label_smoothing: Annotated[float, HalfOpenFraction] = 0.0
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
@@ -56,6 +57,7 @@ class DKD(Method):
     """
 
     needs_logits: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
     alpha: Weight = 1.0
     beta: Weight = 8.0
     temperature: Temperature = 4.0

@@ -13,7 +13,8 @@ from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import Adapter, Network, Output
 
 # `image` `[B, H, W, C]` in [0, 1] and `label` `[B]`, as the networks see them; `index` `[B]`, the index of each image
-# in the training set. Mixed images also have `target` `[B, classes]`; their `label` is that of the larger fraction.
+# in the training set. Mixed images also have `target` `[B, classes]`; their `label` is that of the larger fraction. Images
+# without labels have neither.
 Batch = dict[str, Array]
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -68,6 +69,8 @@ class Method(nn.Module):
     needs_teacher: ClassVar[bool] = True
     # Whether the loss reads the teacher's logits.
     needs_logits: ClassVar[bool] = False
+    # Whether the loss reads `batch["label"]`.
+    needs_labels: ClassVar[bool] = False
     set_by_run: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array | dict[str, Array]:

@@ -29,6 +29,7 @@ class OFA(Method):
     """
 
     needs_logits: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
     stages: Stages = STAGES
     branch: Literal["convolution", "attention"] = "convolution"
     exponent: Exponent = 1.0

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from lfcc_jax.arguments import Between, Bound, Fraction, Length, Positive, checked_arguments
+from lfcc_jax.arguments import Between, Bound, Fraction, Length, NonNegative, Positive, checked_arguments
 from lfcc_jax.data.augmentation.color_jitter import color_jitter as jitter_color
 from lfcc_jax.data.augmentation.crops import flip as flip_image
 from lfcc_jax.data.augmentation.crops import padded_crop, random_resized_crop
@@ -49,14 +49,16 @@ class Augmentation:
 
         Returns:
           The batch with `image` float32 in [0, 1]. If images are mixed, `target` `[B, classes]` is the fraction of each
-          class, and `label` the class with the largest fraction.
+          class, and `label` the class with the largest fraction; without labels there is no `target`.
         """
         images_key, mix_key = jax.random.split(key)
         result = {**batch, "image": self.each(images_key, batch["index"], batch["image"])}
         if self.mix.mixup or self.mix.cutmix:
             targets = jax.nn.one_hot(batch["label"], self.num_classes)
             images, targets = mix(mix_key, result["image"], targets, self.mix)
-            result |= {"image": images, "target": targets, "label": targets.argmax(-1)}
+            result["image"] = images
+            if self.num_classes:
+                result |= {"target": targets, "label": targets.argmax(-1)}
         if self.erasing:
             result["image"] = self.erase(images_key, batch["index"], result["image"])
         return result
@@ -114,7 +116,7 @@ ByChannel = Annotated[tuple[Annotated[float, Fraction], ...], Length(1, 3)]
 
 
 def create(
-    num_classes: Annotated[int, Positive],
+    num_classes: Annotated[int, NonNegative],
     size: Annotated[int, Between(0, 8192)] = 0,
     padding: Annotated[int, Between(0, 8192)] = 0,
     scale: Annotated[tuple[Annotated[float, Positive], ...], Bound("(min, max) with 0 < min <= max <= 1", _valid)] = (
@@ -135,7 +137,7 @@ def create(
     """Returns the augmentation described by a config block. By default, images are only scaled to [0, 1].
 
     Args:
-      num_classes: Number of classes.
+      num_classes: Number of classes; 0 without labels.
       size: Side of the resized random crops, in pixels; 0 disables them.
       padding: Maximum shift in pixels along each axis.
       scale: Smallest and largest fraction of the image's area in a random crop.

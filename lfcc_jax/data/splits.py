@@ -1,0 +1,154 @@
+"""Splits and classes of data sets that come without: images are ordered by a digest of their names, evenly by class."""
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lfcc_jax.errors import UserError, shown, unknown
+
+# Splits that are taken as the test split if there is none of that name, in this order.
+_HELD_OUT = ("test", "validation", "val", "valid")
+# Without splits, `train` and `test` are these parts of all images.
+_PARTS = {"train": ":90%", "test": "90%:", "all": ":"}
+_MOST_CLASSES = 100_000
+
+
+class Table(NamedTuple):
+    """Names and labels of some images.
+
+    Attributes:
+      names: Name of each image, unique and independent of where the data set lies.
+      labels: `[images]`, int32; None without labels.
+    """
+
+    names: Sequence[str]
+    labels: np.ndarray | None
+
+
+def select(split: str, tables: dict[str, Table], where: str) -> tuple[str, np.ndarray]:
+    """Returns the images of a split, in an order that depends on nothing but their names and classes.
+
+    Every class is spread evenly over that order, so any part of it contains all classes in about equal fractions.
+
+    Args:
+      split: `train`, `test` or `all`, or the key of a table; with a part of it, if any, as in `train[:10%]`.
+      tables: The images of each split. If there is one table only, `train` is 90 % of it, and `test` the rest; if there
+        are several, but none called `test`, a `validation` or `val` takes its place.
+      where: Name of the data set in error messages.
+
+    Returns:
+      The key of a table, and indices into it.
+
+    Raises:
+      UserError: if the split is unknown, invalid, or empty.
+    """
+    match = re.fullmatch(r"([\w.-]+?)(?:\[(.*)\])?", split)
+    if not match:
+        raise UserError(f"{where}: a split must be like 'train', 'train[:10%]' or 'train[100:200]', got {shown(split)}")
+    base, part = match.groups()
+    parts = [] if part is None else [part]
+    if len(tables) == 1:
+        key = next(iter(tables))
+        if base not in _PARTS:
+            raise unknown("split", base, _PARTS, where)
+        parts = [_PARTS[base], *parts]
+    else:
+        key = base
+        if base in _HELD_OUT and base not in tables:
+            key = next((name for name in _HELD_OUT if name in tables), base)
+        if key not in tables:
+            raise unknown("split", base, tables, where)
+    indices = _order(tables[key])
+    for part in parts:
+        indices = indices[_part(part, len(indices), f"{where}: split {shown(split)}")]
+    if not len(indices):
+        raise UserError(f"{where}: split '{split}' is empty; the data set has {len(tables[key].names):,} images")
+    return key, indices
+
+
+def _order(table: Table) -> np.ndarray:
+    """Returns the images in the order of their digests, each class evenly spread."""
+    digests = np.array(
+        [
+            int.from_bytes(hashlib.blake2b(n.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+            for n in table.names
+        ],
+        np.uint64,
+    )
+    order = np.argsort(digests, kind="stable")
+    if table.labels is None:
+        return order
+    labels = table.labels[order]
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    place = np.empty(len(labels))
+    # The last image of each class is at 1, so that every class has one in the test split.
+    place[by_class] = (np.arange(len(labels)) - starts[labels[by_class]] + 1) / counts[labels[by_class]]
+    return order[np.argsort(place, kind="stable")]
+
+
+def _part(part: str, total: int, where: str) -> slice:
+    """Returns the slice that `:10%` or `100:200` stands for."""
+    bounds = part.split(":")
+    if len(bounds) != 2 or any(not re.fullmatch(r"\s*(-?\d+%?)?\s*", bound) for bound in bounds):
+        raise UserError(f"{where}: the part in brackets must be like [:10%], [10%:] or [100:200]")
+
+    def position(bound: str) -> int | None:
+        bound = bound.strip()
+        if not bound:
+            return None
+        value = int(bound.rstrip("%"))
+        if not bound.endswith("%"):
+            return value
+        if abs(value) > 100:
+            raise UserError(f"{where}: a percentage must be at most 100, got {value}%")
+        return round(total * value / 100)
+
+    return slice(*map(position, bounds))
+
+
+def classes_of(values: Sequence[object], where: Sequence[str] | str) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """Returns the labels that some values stand for: whole numbers, or names.
+
+    Args:
+      values: Numbers or strings.
+      where: What to call each value in errors, or all of them.
+
+    Returns:
+      Labels, int32 `[values]`; the number of classes; and their names, in alphabetical order, empty for numbers.
+
+    Raises:
+      UserError: if a value is missing, negative, too large, or a number that is not whole.
+    """
+    place = (lambda i: where) if isinstance(where, str) else (lambda i: where[i])
+    texts = [str(value).strip() if value is not None else "" for value in values]
+    numbers = [_number(text) for text in texts]
+    if None not in numbers:
+        for i, number in enumerate(numbers):
+            if number != math.floor(number) or not 0 <= number < _MOST_CLASSES:
+                raise UserError(
+                    f"{place(i)}: a label must be a whole number in [0, {_MOST_CLASSES:,}), got {shown(texts[i])}"
+                )
+        labels = np.array(numbers, np.int64).astype(np.int32)
+        return labels, int(labels.max()) + 1, ()
+    for i, text in enumerate(texts):
+        if not text:
+            raise UserError(f"{place(i)}: the label is missing")
+    if any(number is not None and number != math.floor(number) for number in numbers):
+        i = next(i for i, number in enumerate(numbers) if number is not None and number != math.floor(number))
+        raise UserError(f"{place(i)}: labels must all be whole numbers, or all be names, got {shown(texts[i])}")
+    names, labels = np.unique(np.array(texts), return_inverse=True)
+    return labels.astype(np.int32), len(names), tuple(names.tolist())
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
