@@ -102,8 +102,8 @@ def train_batches(
         and import its main script, which therefore needs `if __name__ == "__main__"`.
 
     Returns:
-      An iterator of `image` uint8 `[batch, H, W, C]`, `label` int32 `[batch]` if there are classes, and `index` int32 `[batch]`: each
-      example's position in the source. `next` raises the errors of `examples.read`.
+      An iterator of `image` uint8 `[batch, H, W, C]`; `label` int32 `[batch]` if there are classes; and `index` int32
+      `[batch]`, each example's position in the source. `next` raises the errors of `examples.read`.
     """
     dataset = train_order(source, batch_size, seed).map(functools.partial(read, source))
     if not source.image_size:
@@ -153,8 +153,8 @@ def eval_batches(
       workers: As in `train_batches`.
 
     Yields:
-      `image`, `label` if there are classes, and `mask` bool `[batch]`: False for padding in the last batch, and for images that cannot be
-      read.
+      `image`, `label` if there are classes, and `mask` bool `[batch]`: False for padding in the last batch, and for
+      images that cannot be read.
     """
     total = len(source.examples)
     padded = -(-total // batch_size) * batch_size

@@ -13,8 +13,8 @@ from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import Adapter, Network, Output
 
 # `image` `[B, H, W, C]` in [0, 1] and `label` `[B]`, as the networks see them; `index` `[B]`, the index of each image
-# in the training set. Mixed images also have `target` `[B, classes]`; their `label` is that of the larger fraction. Images
-# without labels have neither.
+# in the training set. Mixed images also have `target` `[B, classes]`; their `label` is that of the larger fraction.
+# Images without labels have neither.
 Batch = dict[str, Array]
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")

@@ -102,7 +102,7 @@ def load_variables(path: epath.PathLike, network: Network | Adapter, shardings: 
 
     Args:
       path: The directory, or the work directory of the run that wrote it.
-      network: The network that will use the variables.
+      network: The network that will use the variables. If it has no classifier, that of the saved network is dropped.
       shardings: Shardings of the variables, as a tree of the same structure; the default device if None.
 
     Raises:
@@ -114,6 +114,11 @@ def load_variables(path: epath.PathLike, network: Network | Adapter, shardings: 
     made = describe(path)
     files = directory / "variables"
     shapes = network.variable_shapes()
+    if isinstance(network, Network) and made["num_classes"] and not network.num_classes:
+        whole = network.clone(num_classes=made["num_classes"])
+        if shardings is not None:
+            shardings = _like(whole.variable_shapes(), shardings, _replicated(jax.tree.leaves(shardings)[0]))
+        return _like(shapes, load_variables(path, whole, shardings))
     if shardings is None:
         shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes)
     with storage.errors_in_one_line(f"{files} is damaged"), ocp.StandardCheckpointer() as checkpointer:
@@ -144,6 +149,21 @@ def fingerprint(description: Mapping[str, Any], variables: Any) -> str:
       variables: The network's variables, sharded in any way. Every process must call this.
     """
     return _sha256({key: description[key] for key in _DESCRIPTION} | {"digests": digests(variables)})
+
+
+def _like(tree: Any, values: Any, missing: Any = None) -> Any:
+    """Returns the part of `values` that `tree` has, and `missing` for all others."""
+    if not isinstance(tree, Mapping):
+        return missing if values is None else values
+    values = {} if values is None else values
+    return {key: _like(subtree, values.get(key), missing) for key, subtree in tree.items()}
+
+
+def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Returns the placement of a full copy on the same devices."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding
 
 
 def _network_directory(path: epath.PathLike) -> epath.Path:
