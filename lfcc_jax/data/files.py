@@ -21,8 +21,8 @@ from lfcc_jax.errors import UserError
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # Folders that make a folder a data set with splits, if `train` is among them.
 _SPLITS = ("train", "test", "val", "validation", "valid")
-# Number of images of a split whose headers are read before training.
-_CHECKED = 10_000
+# Number of images of a split whose sizes on disk, and whose headers, are read before training: all, or a random sample.
+_CHECKED_SIZES, _CHECKED_HEADERS = 200_000, 10_000
 
 
 class Files(Sequence):
@@ -57,8 +57,8 @@ class Files(Sequence):
         return os.path.join(self.root, os.fsdecode(self._paths[start : self._ends[index]]))
 
 
-def open_folder(path: str, split: str, labels: bool, skip_unreadable: bool) -> Source:
-    """Returns one split of a folder of images.
+def open_folder(path: str, splits: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
+    """Returns some splits of a folder of images.
 
     The folder contains `train` and `test` (or `val`, `validation`), or is split by `splits.select`. In either, each
     folder is a class, named after the folder, with images at any depth; or all images are without labels. Hidden files
@@ -66,7 +66,7 @@ def open_folder(path: str, split: str, labels: bool, skip_unreadable: bool) -> S
 
     Args:
       path: The folder.
-      split: As in `splits.select`.
+      splits: Each as in `splits.select`.
       labels: Whether to use folders as classes. If False, images at any depth are used without labels.
       skip_unreadable: As in `Source`; empty files are left out.
 
@@ -77,37 +77,34 @@ def open_folder(path: str, split: str, labels: bool, skip_unreadable: bool) -> S
     """
     root = _directory(path)
     where = f"folder '{root}'"
-    splits = [name for name in _SPLITS if (root / name).is_dir()]
-    folders = {name: root / name for name in splits} if "train" in splits and len(splits) > 1 else {"all": root}
-    if "all" in folders and "train" in splits:
-        folders = {"all": root / "train"}
+    there = [name for name in _SPLITS if (root / name).is_dir()]
+    folders = {"all": root}
+    if "train" in there:
+        folders = {name: root / name for name in there} if len(there) > 1 else {"all": root / "train"}
     found = {name: _images(folder) for name, folder in folders.items()}
     for name, paths in found.items():
         if not paths:
             raise UserError(_no_images(folders[name]))
     classes = _classes(folders, found) if labels else ()
-    tables = {}
-    for name, paths in found.items():
-        numbers = None
-        if classes:
-            index = {c: i for i, c in enumerate(classes)}
-            numbers = np.array([index[_top(p)] for p in paths], np.int32)
-        tables[name] = Table(paths, numbers)
-    key, chosen = select(split, tables, where)
-    return _source(
-        where, str(folders[key]), tables[key], chosen, split, len(classes), classes, skip_unreadable, str(root)
-    )
+    index = {name: i for i, name in enumerate(classes)}
+    tables = {
+        name: Table(paths, np.array([index[_top(path)] for path in paths], np.int32) if classes else None)
+        for name, paths in found.items()
+    }
+    about = Source((), len(classes), 0, 3, str(root), "", classes, upright=True, skip_unreadable=skip_unreadable)
+    chosen = ((split, *select(split, tables, where)) for split in splits)
+    return [_source(about._replace(split=split), folders[key], tables[key], rows) for split, key, rows in chosen]
 
 
-def open_csv(path: str, split: str, labels: bool, skip_unreadable: bool) -> Source:
-    """Returns one split of the images listed in a CSV file.
+def open_csv(path: str, splits: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
+    """Returns some splits of the images listed in a CSV file.
 
     Its first line names the columns: `path`, relative to the file or absolute; `label`, whole numbers or names, if
     there are any; and `split`, if the splits are not to be made by `splits.select`.
 
     Args:
       path: The CSV file.
-      split: As in `splits.select`.
+      splits: Each as in `splits.select`.
       labels: Whether to use the labels.
       skip_unreadable: As in `Source`; missing and empty files are left out.
 
@@ -150,54 +147,44 @@ def open_csv(path: str, split: str, labels: bool, skip_unreadable: bool) -> Sour
         name: Table([paths[i] for i in rows], None if numbers is None else numbers[rows])
         for name, rows in rows_of.items()
     }
-    key, chosen = select(split, tables, where)
-    return _source(where, str(file.parent), tables[key], chosen, split, count, names, skip_unreadable, str(file))
+    about = Source((), count, 0, 3, str(file), "", names, upright=True, skip_unreadable=skip_unreadable)
+    chosen = ((split, *select(split, tables, where)) for split in splits)
+    return [_source(about._replace(split=split), file.parent, tables[key], rows) for split, key, rows in chosen]
 
 
-def _source(
-    where: str,
-    root: str,
-    table: Table,
-    chosen: np.ndarray,
-    split: str,
-    num_classes: int,
-    names: tuple[str, ...],
-    skip_unreadable: bool,
-    name: str,
-) -> Source:
-    labels = None if table.labels is None else table.labels[chosen]
-    paths = [table.names[i] for i in chosen]
+def _source(about: Source, root: Path, table: Table, rows: np.ndarray) -> Source:
+    """Returns a source with these rows of a table, after checking as many files as can be checked in seconds."""
+    labels = None if table.labels is None else table.labels[rows]
+    paths = [table.names[i] for i in rows]
     empty = {}
-    for i, path in enumerate(paths):
+    for i, path in enumerate(paths[:_CHECKED_SIZES]):
         try:
-            size = os.stat(os.path.join(root, path)).st_size
+            if not os.stat(f"{root}/{path}").st_size:
+                empty[i] = "it is empty"
         except OSError as error:
             empty[i] = error.strerror
-        else:
-            if not size:
-                empty[i] = "it is empty"
-    if empty and not skip_unreadable:
+    if empty and not about.skip_unreadable:
         i, reason = next(iter(empty.items()))
-        raise _unreadable(os.path.join(root, paths[i]), reason)
+        raise _unreadable(root / paths[i], reason)
     if empty:
         kept = [i for i in range(len(paths)) if i not in empty]
         if not kept:
-            raise UserError(f"{where}: split '{split}' contains only empty or missing files")
+            raise UserError(f"data set '{about.name}': all files of split '{about.split}' are empty or missing")
         paths, labels = [paths[i] for i in kept], None if labels is None else labels[kept]
-    files = Files(root, paths, labels)
+    files = Files(str(root), paths, labels)
     sizes = set()
-    for i in range(min(len(files), _CHECKED)):
+    for i in range(min(len(files), _CHECKED_HEADERS)):
         try:
             sizes.add(_size(files.path(i)))
         except Exception as error:  # Pillow may raise anything
-            if not skip_unreadable:
+            if not about.skip_unreadable:
                 raise _unreadable(files.path(i), storage.one_line(error)) from error
-    width, height = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
-    fixed = width if width == height and len(files) * width * height * 3 <= LIMIT else 0
-    return Source(files, num_classes, fixed, 3, name, split, names, upright=True, skip_unreadable=skip_unreadable)
+    width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
+    same = width == height and len(files) * width * height * about.image_channels <= LIMIT
+    return about._replace(examples=files, image_size=width if same else 0)
 
 
-def _unreadable(path: str, reason: str) -> UserError:
+def _unreadable(path: str | Path, reason: str) -> UserError:
     return UserError(
         f"{path} cannot be read: {reason}; python -m lfcc_jax.data.check lists all such files, and "
         "config.data.skip_unreadable=True leaves them out"

@@ -27,13 +27,13 @@ class _Rows(Sequence):
         return {"image": content} | ({} if self._labels is None else {"label": self._labels[index]})
 
 
-def open_hugging_face(name: str, split: str, labels: bool, skip_unreadable: bool) -> Source:
-    """Returns one split of a data set with a column of images.
+def open_hugging_face(name: str, splits: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
+    """Returns some splits of a data set with a column of images.
 
     Args:
       name: Directory written by `save_to_disk`, or whatever `datasets.load_dataset` takes: a name on the Hub, or a
         directory of Parquet files; `NAME:CONFIG` for one of several configs.
-      split: As in `splits.select`.
+      splits: Each as in `splits.select`.
       labels: Whether to use the labels, the column `label` or the only `ClassLabel`.
       skip_unreadable: As in `Source`.
 
@@ -83,8 +83,12 @@ def open_hugging_face(name: str, split: str, labels: bool, skip_unreadable: bool
         tables[key] = Table([str(i) for i in range(len(part))], values)
     if label and count < 2:
         raise UserError(f"{where}: there is only one class; set config.data.labels=False to train without labels")
-    key, chosen = select(split, tables, where)
-    rows = loaded[key].select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    values = tables[key].labels
-    examples = _Rows(rows, image, chosen, None if values is None else values[chosen])
-    return Source(examples, count, 0, 3, f"hf:{name}", split, names, upright=True, skip_unreadable=skip_unreadable)
+    sources = []
+    for split in splits:
+        key, chosen = select(split, tables, where)
+        rows = loaded[key].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        values = tables[key].labels
+        examples = _Rows(rows, image, chosen, None if values is None else values[chosen])
+        about = {"upright": True, "skip_unreadable": skip_unreadable}
+        sources.append(Source(examples, count, 0, 3, f"hf:{name}", split, names, **about))
+    return sources

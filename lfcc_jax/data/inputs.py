@@ -15,7 +15,7 @@ from lfcc_jax.data.examples import Example
 from lfcc_jax.data.files import Files
 from lfcc_jax.data.fingerprint import fingerprint
 from lfcc_jax.data.in_memory import fits_in_memory, in_memory
-from lfcc_jax.data.open import open_source
+from lfcc_jax.data.open import open_source, open_sources
 from lfcc_jax.data.pipeline import Batches, eval_batches, steps_per_epoch, train_batches, train_indices
 from lfcc_jax.data.source import Source
 from lfcc_jax.errors import UserError, shown
@@ -179,7 +179,10 @@ def open_inputs(
     """
     checked_arguments(open_inputs, locals(), "config.data")
     settings = {"data_dir": data_dir, "labels": labels, "skip_unreadable": skip_unreadable}
-    train, test = open_source(name, train_split, **settings), open_source(test_name or name, test_split, **settings)
+    if test_name:
+        train, test = open_source(name, train_split, **settings), open_source(test_name, test_split, **settings)
+    else:
+        train, test = open_sources(name, [train_split, test_split], **settings)
     _check_pair(train, test)
     if not image_size and not train.image_size:
         raise UserError(f"config.data.image_size is required: the images of '{name}' vary in size; 224 is typical")

@@ -1,5 +1,7 @@
 """Opens a data set by its name: TFDS, a folder of images, a CSV file, Hugging Face, or noise."""
 
+from collections.abc import Sequence
+
 from lfcc_jax.data import files, hugging_face, random_images
 from lfcc_jax.data.source import Source
 from lfcc_jax.data.tfds_sets import open_tfds
@@ -13,7 +15,14 @@ _BY_PREFIX = {"folder": files.open_folder, "csv": files.open_csv, "hf": hugging_
 def open_source(
     name: str, split: str, data_dir: str = "", *, labels: bool = True, skip_unreadable: bool = False
 ) -> Source:
-    """Returns one split of a data set.
+    """Returns one split of a data set; see `open_sources`."""
+    return open_sources(name, [split], data_dir, labels=labels, skip_unreadable=skip_unreadable)[0]
+
+
+def open_sources(
+    name: str, splits: Sequence[str], data_dir: str = "", *, labels: bool = True, skip_unreadable: bool = False
+) -> list[Source]:
+    """Returns some splits of a data set.
 
     ==================== ===========================================================================================
     `folder:PATH`        image files, in class folders or without labels; see `files.open_folder`
@@ -25,7 +34,7 @@ def open_source(
 
     Args:
       name: Name of the data set.
-      split: Split in TFDS's notation, for example `test` or `train[:20%]`.
+      splits: Splits in TFDS's notation, for example `test` or `train[:20%]`.
       data_dir: Directory of prepared TFDS data sets; TFDS's default if empty.
       labels: Whether to use the labels, if there are any.
       skip_unreadable: Whether to leave out images that cannot be read; not for TFDS.
@@ -35,12 +44,16 @@ def open_source(
     """
     prefix, _, rest = name.partition(":")
     if prefix in _BY_PREFIX and rest:
-        return _BY_PREFIX[prefix](rest, split, labels, skip_unreadable)
+        return _BY_PREFIX[prefix](rest, splits, labels, skip_unreadable)
     if skip_unreadable:
         raise UserError(f"config.data.skip_unreadable must be False for a data set of TFDS, '{name}'")
     if sizes := random_images.parse_name(name):
-        if split not in _NOISE:
-            raise unknown("split", split, _NOISE, f"data set '{name}'")
-        classes, size = sizes
-        return Source(random_images.Noise(_NOISE[split], *sizes), classes if labels else 0, size, 3, name, split)
-    return open_tfds(name, split, data_dir, labels)
+        return [_noise(name, split, *sizes, labels) for split in splits]
+    return [open_tfds(name, split, data_dir, labels) for split in splits]
+
+
+def _noise(name: str, split: str, num_classes: int, image_size: int, labels: bool) -> Source:
+    if split not in _NOISE:
+        raise unknown("split", split, _NOISE, f"data set '{name}'")
+    examples = random_images.Noise(_NOISE[split], num_classes, image_size)
+    return Source(examples, num_classes if labels else 0, image_size, 3, name, split)

@@ -47,7 +47,7 @@ def test_open_inputs_rejects_invalid_arguments(settings, message):
 
 def test_variable_size_images_require_image_size_and_cannot_be_resident(monkeypatch):
     photographs = data.Source([{"image": b"", "label": 0}], 10, 0, 3)
-    monkeypatch.setattr("lfcc_jax.data.inputs.open_source", lambda *_, **__: photographs)
+    monkeypatch.setattr("lfcc_jax.data.inputs.open_sources", lambda *_, **__: [photographs, photographs])
     with pytest.raises(UserError, match="config.data.image_size is required"):
         data.open_inputs("photographs")
     with pytest.raises(
