@@ -68,7 +68,7 @@ def open_folder(path: str, splits: Sequence[str], labels: bool, skip_unreadable:
       path: The folder.
       splits: Each as in `splits.select`.
       labels: Whether to use folders as classes. If False, images at any depth are used without labels.
-      skip_unreadable: As in `Source`; empty files are left out.
+      skip_unreadable: As in `Source`.
 
     Raises:
       UserError: if the folder is missing, contains no images, one class, a class with one image that is needed twice,
@@ -106,7 +106,7 @@ def open_csv(path: str, splits: Sequence[str], labels: bool, skip_unreadable: bo
       path: The CSV file.
       splits: Each as in `splits.select`.
       labels: Whether to use the labels.
-      skip_unreadable: As in `Source`; missing and empty files are left out.
+      skip_unreadable: As in `Source`.
 
     Raises:
       UserError: if the file is missing or has no such columns; if a label is invalid or missing; if an image is listed
@@ -156,35 +156,24 @@ def _source(about: Source, root: Path, table: Table, rows: np.ndarray) -> Source
     """Returns a source with these rows of a table, after checking as many files as can be checked in seconds."""
     labels = None if table.labels is None else table.labels[rows]
     paths = [table.names[i] for i in rows]
-    empty = {}
-    for i, path in enumerate(paths[:_CHECKED_SIZES]):
-        try:
-            if not os.stat(f"{root}/{path}").st_size:
-                empty[i] = "it is empty"
-        except OSError as error:
-            empty[i] = error.strerror
-    if empty and not about.skip_unreadable:
-        i, reason = next(iter(empty.items()))
-        raise _unreadable(root / paths[i], reason)
-    if empty:
-        kept = [i for i in range(len(paths)) if i not in empty]
-        if not kept:
-            raise UserError(f"data set '{about.name}': all files of split '{about.split}' are empty or missing")
-        paths, labels = [paths[i] for i in kept], None if labels is None else labels[kept]
     files = Files(str(root), paths, labels)
     sizes = set()
-    for i in range(min(len(files), _CHECKED_HEADERS)):
+    for i in range(min(len(files), _CHECKED_SIZES)):
         try:
-            sizes.add(_size(files.path(i)))
+            if not os.stat(files.path(i)).st_size:
+                raise UserError("the file is empty")
+            if i < _CHECKED_HEADERS:
+                sizes.add(_size(files.path(i)))
         except Exception as error:  # Pillow may raise anything
             if not about.skip_unreadable:
-                raise _unreadable(files.path(i), storage.one_line(error)) from error
+                reason = getattr(error, "strerror", None) or storage.one_line(error)
+                raise _unreadable(files.path(i), reason) from error
     width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     same = width == height and len(files) * width * height * about.image_channels <= LIMIT
     return about._replace(examples=files, image_size=width if same else 0)
 
 
-def _unreadable(path: str | Path, reason: str) -> UserError:
+def _unreadable(path: str, reason: str) -> UserError:
     return UserError(
         f"{path} cannot be read: {reason}; python -m lfcc_jax.data.check lists all such files, and "
         "config.data.skip_unreadable=True leaves them out"
@@ -197,7 +186,9 @@ def _size(path: str) -> tuple[int, int]:
         warnings.simplefilter("ignore")  # about large images
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # Pillow would decode a PNG to look for it at the end.
+            exif = image.getexif() if image.format == "TIFF" or "exif" in image.info else {}
+            turned = exif.get(0x0112, 1) in (5, 6, 7, 8)
     if width * height > LARGEST:
         raise UserError(f"it has {width:,} x {height:,} pixels; images must have at most {LARGEST:,}")
     return (height, width) if turned else (width, height)
