@@ -139,8 +139,8 @@ def main() -> None:
     described = read_config(flags.FLAGS.config)
     if several := [name for name in described.teachers if name]:
         raise UserError(
-            f"config.teacher must be a single teacher, which a comparison trains itself, got {', '.join(several)}; train "
-            "a student of several teachers with lfcc_jax.main"
+            f"config.teacher must be one teacher, which a comparison trains, got {', '.join(several)}; use "
+            "lfcc_jax.main for a student of several teachers"
         )
     check_blocks(described)
     if unused := sorted(overrides.keys() - used):

@@ -57,13 +57,13 @@ class RunConfig:
 
     @property
     def teachers(self) -> dict[str, Block]:
-        """The block of each teacher, by the teacher's name in the config. A single teacher is called ""."""
+        """The block of each teacher, sorted by the teacher's name in the config. A single teacher is called ""."""
         if self.teacher.get("name"):
             return {"": self.teacher}
         if not any(isinstance(block, Mapping) for block in self.teacher.values()):
             return {}
         # An empty `name` and `checkpoint` may remain from a config without a teacher.
-        return {name: block for name, block in self.teacher.items() if block != ""}
+        return {name: self.teacher[name] for name in sorted(self.teacher, key=str) if self.teacher[name] != ""}
 
     @property
     def teacher_networks(self) -> dict[str, str]:
@@ -94,7 +94,13 @@ def read_config(config: Mapping[str, Any]) -> RunConfig:
         bounds.
     """
     run = RunConfig(**checked_arguments(RunConfig, as_dict(config), "config"))
-    if not run.teacher.get("name"):
+    if run.teacher.get("name"):
+        if named := [n for n, block in run.teacher.items() if isinstance(block, Mapping) and "name" in block]:
+            raise UserError(
+                f"config.teacher.name must be empty if teachers have a block each, as {named[0]} does, got "
+                f"{shown(run.teacher['name'])}"
+            )
+    else:
         for name, block in run.teachers.items():
             if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
                 raise UserError(

@@ -193,10 +193,10 @@ def check_blocks(run: RunConfig) -> None:
     Raises:
       UserError: as `build`.
     """
-    blocks = {teacher_key(name): _without_weights(block) for name, block in run.teachers.items()}
+    blocks = {teacher_key(name): block for name, block in run.teachers.items()}
     for where, block in {"config.student": run.student, **blocks}.items():
         if ":" in str(block.get("name")):  # its function would load weights
-            models.adapters.check_factory(where, block["name"], block, _READ_BY_RUN)
+            models.adapters.check_factory(where, block["name"], block, _read_by_run(where))
             continue
         images = Images(num_classes=10, size=224, channels=block.get("image_channels", 3), count=0)
         network(block, images, run.dtype, where)
@@ -256,12 +256,16 @@ def network(
     check_value(block.get("dtype", dtype), Literal["float32", "bfloat16"], f"{where}.dtype")
     fields = {"image_channels": images.channels, "dtype": dtype} | block
     sizes = {"num_classes": images.num_classes, "image_size": images.size}
-    network = models.configured(where, block["name"], fields, sizes, _READ_BY_RUN)
+    network = models.configured(where, block["name"], fields, sizes, _read_by_run(where))
     return _checked(network, images, where) if ":" in block["name"] else network
 
 
-# Keys of a network's block that are not its fields.
-_READ_BY_RUN = {"name": str, "checkpoint": str}
+_Weights = Mapping[str, Annotated[float, NonNegative]]
+
+
+def _read_by_run(where: str) -> dict[str, Any]:
+    """Returns the annotations of those keys of a network's block that are not its fields."""
+    return {"name": str, "checkpoint": str} | ({} if where == "config.student" else {"weights": _Weights})
 
 
 def _teacher(
@@ -273,11 +277,7 @@ def _teacher(
         block = (made["overrides"] if same else {}) | block
         if not made["num_classes"]:  # saved without a classifier, so it has none here
             images = images._replace(num_classes=0)
-    return network(_without_weights(block), images, dtype, where, given)
-
-
-def _without_weights(block: Block) -> Block:
-    return {key: value for key, value in block.items() if key != "weights"}
+    return network(block, images, dtype, where, given)
 
 
 def _teacher_weights(run: RunConfig) -> dict[str, Mapping[str, float]]:
@@ -290,13 +290,12 @@ def _teacher_weights(run: RunConfig) -> dict[str, Mapping[str, float]]:
     factors = {name: block.get("weights", {}) for name, block in run.teachers.items()}
     for teacher, weights in factors.items():
         where = f"{teacher_key(teacher)}.weights"
-        check_value(weights, Mapping, where)
-        for name, factor in weights.items():
+        check_value(weights, _Weights, where)
+        for name in weights:
             if name not in methods.METHODS:
                 raise unknown("method", name, methods.METHODS, where)
-            check_value(factor, Annotated[float, NonNegative], f"{where}.{name}")
             if name not in run.losses:
-                raise unknown("loss", name, run.losses, where)
+                raise UserError(f"{where}.{name}: config.losses must contain {name}, got {', '.join(run.losses)}")
             if not methods.METHODS[name].needs_teacher:
                 raise UserError(f"{where}.{name}: {name} needs no teacher; set config.losses.{name}.weight")
     return factors
