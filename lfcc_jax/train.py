@@ -16,7 +16,7 @@ from lfcc_jax.digest import not_finite, some
 from lfcc_jax.errors import UserError
 from lfcc_jax.training import feeds, pictures
 from lfcc_jax.training.checkpoint import Checkpoints
-from lfcc_jax.training.config import as_dict, read_config, with_given
+from lfcc_jax.training.config import as_dict, at, read_config, teacher_key, with_given
 from lfcc_jax.training.distillation import build
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.metrics import StepMetrics, first_not_finite
@@ -46,7 +46,8 @@ def train_and_evaluate(
       workdir: Directory of the run, for `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` (on a
         local disk, where TensorFlow is installed), and at the end `student/`, `summary.json`, `learning_curves.png`,
         `spectra.png`.
-      teacher: A network with its weights, in place of `config.teacher`; see `models.adapters.adapt`.
+      teacher: A network with its weights, in place of `config.teacher`; see `models.adapters.adapt`. Several teachers
+        are a dict, `{"dino": network}`, next to those that `config.teacher` names.
       student: A network, in place of `config.student`. It is trained from the weights that it comes with, if any.
 
     Returns:
@@ -80,17 +81,22 @@ def _train_and_evaluate(
 
     # -- Images, networks, losses, optimizer: validate the whole config before reading any large file ------------------
     inputs = data.open_inputs(**checked_arguments(data.open_inputs, run.data, "config.data"))
-    saved_teacher = _Saved(run.teacher if run.teacher.get("name") else {}, "config.teacher.checkpoint")
-    saved_student = _Saved(run.student, "config.student.checkpoint")
-    distillation = build(run, inputs.images, saved_teacher.description, given)
-    if not saved_teacher.path and getattr(distillation.teacher, "weights", None) is None:
-        distillation = distillation.without_teacher()
-    student, teacher, total_steps = distillation.student, distillation.teacher, distillation.total_steps
+    saved_teachers = {name: _Saved(block, teacher_key(name)) for name, block in run.teachers.items()}
+    saved_student = _Saved(run.student, "config.student")
+    distillation = build(run, inputs.images, {n: saved.description for n, saved in saved_teachers.items()}, given)
+    distillation = distillation.without(
+        [
+            name
+            for name, teacher in distillation.teachers.items()
+            if not saved_teachers[name].path and getattr(teacher, "weights", None) is None
+        ]
+    )
+    student, teachers, total_steps = distillation.student, distillation.teachers, distillation.total_steps
     steps_per_epoch = inputs.steps_per_epoch(run.batch_size)
     identities = inputs.fingerprints()
-    teacher_variables = initial_variables = None
-    if teacher:
-        teacher_variables, identities["teacher"] = saved_teacher.load(teacher, mesh)
+    teacher_variables, initial_variables = {}, None
+    for name, teacher in teachers.items():
+        teacher_variables[name], identities[at("teacher", name)] = saved_teachers[name].load(teacher, mesh)
     if saved_student.path:
         initial_variables, identities["student"] = saved_student.load(student, mesh)
     elif isinstance(student, models.Adapter):
@@ -124,7 +130,7 @@ def _train_and_evaluate(
         log(parameter_overview.get_parameter_overview(shapes.params["student"], include_stats=False))
     log(
         f"{run.student['name']} ({sizes['student']:,} parameters, {sizes['heads']:,} in heads) "
-        + (f"learns from {run.teacher['name']} " if teacher else "")
+        + (f"learns from {' + '.join(run.teacher_networks[name] for name in teachers)} " if teachers else "")
         + f"by {' + '.join(distillation.losses)}; {inputs.images.count:,} images, batch {run.batch_size}, "
         f"{total_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
@@ -135,15 +141,16 @@ def _train_and_evaluate(
     log("compiling ...")
     view = {"crop_fraction": student.crop_fraction, "interpolation": student.interpolation}
     prepare, test_batches = inputs.prepare_test(**view), inputs.test_batches(run.batch_size, **view)
-    evaluate = Evaluator(student, teacher, teacher_variables, test_batches, mesh, prepare)
+    evaluate = Evaluator(student, teachers, teacher_variables, test_batches, mesh, prepare)
     writer = MetricsWriter(workdir, first_step)
     # A run that stopped after its last step is evaluated again, because metrics.jsonl may lack that row.
     if first_step in (0, total_steps):
         results = _check_finite(evaluate(state.evaluated), first_step, checkpoints)
         if all(row["step"] != first_step for row in read_metrics(workdir)):
             writer.write(first_step, {"epoch": first_step / steps_per_epoch} | _prefixed("test", results))
-    if first_step == 0 and teacher and teacher.num_classes:
-        log(f"the teacher's test accuracy is {results['teacher_accuracy']:.4f}")
+    for name, teacher in teachers.items() if first_step == 0 else ():
+        if teacher.num_classes:
+            log(f"{name or 'the teacher'}'s test accuracy is {results[at('teacher_accuracy', name)]:.4f}")
     train_step = distillation.train_step(mesh, inputs.augmentation, feed.program)
     if first_step < total_steps:
         start_time = time.monotonic()
@@ -209,8 +216,8 @@ def _train_and_evaluate(
     models.save(workdir / "student", state.evaluated, describe_student(run, inputs.images) | {"made_by": summary})
     some_images = to_global(next(iter(test_batches())), mesh)["image"]
     networks = {f"student {run.student['name']}": (student, state.evaluated)}
-    if teacher:
-        networks[f"teacher {run.teacher['name']}"] = (teacher, teacher_variables)
+    for name, teacher in teachers.items():
+        networks[f"teacher {run.teacher_networks[name]}"] = (teacher, teacher_variables[name])
     spectra_of = {name: spectra(*network, prepare, some_images, mesh) for name, network in networks.items()}
     if jax.process_index() == 0:
         pictures.learning_curves(workdir / "learning_curves.png", rows)
@@ -226,9 +233,9 @@ class _Saved:
     """The weights of a network that is not initialized: those in the `checkpoint` of a config block, or its own."""
 
     def __init__(self, block: Mapping[str, Any], where: str):
-        self.path, self.description = None, None
+        self.path, self.description, self._where = None, None, where
         if block.get("checkpoint"):
-            self.path = storage.resolve(block["checkpoint"], where)
+            self.path = storage.resolve(block["checkpoint"], f"{where}.checkpoint")
             self.description = models.describe(self.path)
             if "digests" not in self.description:
                 log(f"{self.path} was saved without digests, so damage to its variables cannot be detected")
@@ -237,9 +244,7 @@ class _Saved:
         """Returns its variables, and its identity for `inputs.json`."""
         if self.path is None:
             if wrong := not_finite(network.weights):
-                raise UserError(
-                    f"config.teacher: {network.name} cannot be used: {some(wrong)} contains NaN or infinity"
-                )
+                raise UserError(f"{self._where}: {network.name} cannot be used: {some(wrong)} contains NaN or infinity")
             variables = jax.device_put(on_host(network.weights), weight_shardings(network.variable_shapes(), mesh))
             return variables, network.identity()
         variables = models.load_variables(self.path, network, weight_shardings(network.variable_shapes(), mesh))

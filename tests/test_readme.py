@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from lfcc_jax import models
 from lfcc_jax.config_files import load_config
@@ -69,6 +70,7 @@ def has_placeholder(value):
 def check_config(arguments):
     """Loads the config of a command and applies its changes, without reading data or networks."""
     values = dict(re.findall(r"^--(config[\w.]*)(?:=(.*))?$", "\n".join(arguments), re.MULTILINE))
+    values |= dict.fromkeys(re.findall(r"^--(config[\w.]*)=$", "\n".join(arguments), re.MULTILINE), "''")
     name = values.pop("config", None)
     if name is None or has_placeholder(name):
         return None
@@ -77,7 +79,7 @@ def check_config(arguments):
     config = load_config(name)
     for key, text in values.items():
         *parents, last = key.split(".")[1:]
-        block = functools.reduce(lambda block, parent: block[parent], parents, config)
+        block = functools.reduce(lambda block, parent: block.setdefault(parent, ConfigDict()), parents, config)
         try:
             value = ast.literal_eval(text or "True")
         except (SyntaxError, ValueError):

@@ -84,9 +84,9 @@ class Run:
     ):
         weights = dict.fromkeys(losses, optax.constant_schedule(1.0))
         optimizer = optimizers.create("adamw", lambda _: 1e-4)
-        init = jax.jit(lambda key: init_state(key, student, teacher, losses, optimizer, use_ema=False))
-        self._state, self._arguments = init(jax.random.key(0)), (teacher_variables, batch)
-        step = jax.jit(make_train_step(student, teacher, losses, weights, optimizer), donate_argnums=0)
+        init = jax.jit(lambda key: init_state(key, student, {"": teacher}, losses, optimizer, use_ema=False))
+        self._state, self._arguments = init(jax.random.key(0)), ({"": teacher_variables}, batch)
+        step = jax.jit(make_train_step(student, {"": teacher}, losses, weights, optimizer), donate_argnums=0)
         self._step = step.lower(self._state, *self._arguments).compile()
         self.parameters, self.memory = (
             sum(leaf.size for leaf in jax.tree.leaves(variables["heads"].get("more", {})))

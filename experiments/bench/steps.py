@@ -113,17 +113,17 @@ class JaxStep:
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         state = jax.jit(self._distillation.init, compiler_options=options)(jax.random.key(0))
         self._state = jax.device_put(state, replicated(self._mesh))
-        self._teacher = None
-        if network := self._distillation.teacher:
+        self._teachers = {}
+        for name, network in self._distillation.teachers.items():
             images = jnp.zeros(network.image_shape())
             variables = jax.jit(network.init, compiler_options=options)(jax.random.key(1), images)
-            self._teacher = jax.device_put(variables, replicated(self._mesh))
+            self._teachers[name] = jax.device_put(variables, replicated(self._mesh))
 
     def run(self, batch: dict[str, jax.Array], steps: int) -> float:
         """Takes some steps and returns seconds per step."""
         began = time.perf_counter()
         for _ in range(steps):
-            self._state, metrics = self._program(self._state, self._teacher, batch)
+            self._state, metrics = self._program(self._state, self._teachers, batch)
         jax.block_until_ready((self._state, metrics))
         return (time.perf_counter() - began) / steps
 

@@ -136,7 +136,13 @@ def main() -> None:
 
     teachers = {r.workdir: r for r in (run("teacher", 0, pair) for pair in pairs)}
     students = [run(method, seed, pair) for seed in seeds for pair in pairs for method in methods]
-    check_blocks(read_config(flags.FLAGS.config))
+    described = read_config(flags.FLAGS.config)
+    if several := [name for name in described.teachers if name]:
+        raise UserError(
+            f"config.teacher must be one teacher, which a comparison trains, got {', '.join(several)}; use "
+            "lfcc_jax.main for a student of several teachers"
+        )
+    check_blocks(described)
     if unused := sorted(overrides.keys() - used):
         raise UserError(f"--config.{unused[0]}: none of --methods={','.join(methods)} has that loss")
     for each in (*teachers.values(), *students):  # validate all configs before training

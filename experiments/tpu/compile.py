@@ -110,15 +110,15 @@ def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
       UserError: if the config or the topology is invalid, or the config has no teacher.
     """
     run, mesh, distillation, images, _ = _built(config, topology)
-    if distillation.teacher is None:
+    if not distillation.teachers:
         raise UserError("--evaluation compares a student with its teacher: config.teacher.name must not be empty")
-    state, teacher = distillation.step_arguments(mesh)
+    state, teachers = distillation.step_arguments(mesh)
     batch = batch_shapes(mesh, run.batch_size, (images.size, images.size, images.channels))
     batch["mask"] = jax.ShapeDtypeStruct((run.batch_size,), bool, sharding=batch["label"].sharding)
-    step = make_comparison_step(distillation.student, distillation.teacher, mesh)
+    step = make_comparison_step(distillation.student, distillation.teachers, mesh)
     began = time.monotonic()
     placement = (replicated(mesh), batch_sharding(mesh))
-    program = jax.jit(step, out_shardings=placement).lower(state.evaluated, teacher, batch).compile()
+    program = jax.jit(step, out_shardings=placement).lower(state.evaluated, teachers, batch).compile()
     return _report(run, distillation, topology, program, time.monotonic() - began)
 
 
@@ -142,7 +142,7 @@ def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Dist
 def _report(run: RunConfig, distillation: Distillation, topology: str, program: Any, seconds: float) -> dict[str, Any]:
     memory, cost = program.memory_analysis(), program.cost_analysis()
     report = {
-        "teacher": run.teacher.get("name") or "none",
+        "teacher": " + ".join(run.teacher_networks.values()) or "none",
         "student": run.student["name"],
         "losses": " + ".join(distillation.losses),
         "batch": run.batch_size,

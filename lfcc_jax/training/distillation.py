@@ -2,21 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 from lfcc_jax import methods, models
-from lfcc_jax.arguments import check_value, checked_arguments
+from lfcc_jax.arguments import NonNegative, check_value, checked_arguments
 from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
-from lfcc_jax.training.config import Block, RunConfig
+from lfcc_jax.training.config import Block, RunConfig, at, teacher_key, teacher_of
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.sharding import on_host, placed, replicated, weight_shardings
 from lfcc_jax.training.state import TrainState, init_state
@@ -29,9 +29,9 @@ class Distillation:
 
     Attributes:
       student: Network to train.
-      teacher: Network to distill, or None.
-      losses: Methods whose losses are summed, by name.
-      weights: Weight of each method, as a function of the step.
+      teachers: Networks to distill, by name; a single one is called "".
+      losses: Methods whose losses are summed, by name: `lfcc`, or `lfcc@dino` for the teacher called "dino".
+      weights: Weight of each of them, as a function of the step.
       optimizer: Updates everything that is trained.
       learning_rate: Learning rate, as a function of the step.
       ema_decay: Decay of the student's moving average; 0 turns it off.
@@ -39,7 +39,7 @@ class Distillation:
     """
 
     student: models.Network | models.Adapter
-    teacher: models.Network | models.Adapter | None
+    teachers: Mapping[str, models.Network | models.Adapter]
     losses: Mapping[str, methods.Method]
     weights: Mapping[str, Schedule]
     optimizer: optax.GradientTransformation
@@ -47,30 +47,32 @@ class Distillation:
     ema_decay: float
     total_steps: int
 
-    def without_teacher(self) -> "Distillation":
-        """Returns the same without a teacher, if the teacher would only be used for comparison.
+    def without(self, missing: Collection[str]) -> "Distillation":
+        """Returns the same without some teachers, if they would only be used for comparison.
 
         Raises:
-          UserError: if a loss needs a teacher.
+          UserError: if a loss needs one of them.
         """
         for name, method in self.losses.items():
-            if method.needs_teacher:
-                own = isinstance(self.teacher, models.Adapter)
+            teacher = teacher_of(name)
+            if method.needs_teacher and teacher in missing:
+                own = isinstance(self.teachers[teacher], models.Adapter)
                 raise UserError(
-                    f"config.teacher.checkpoint: missing, and config.losses.{name} needs a teacher; give the work "
-                    "directory of the run that trained it, "
+                    f"{teacher_key(teacher)}.checkpoint: missing, and config.losses.{name.partition('@')[0]} needs a "
+                    "teacher; give the work directory of the run that trained it, "
                     + (
                         "or make the network with its weights"
                         if own
                         else "such as one with --config=FILE:method=teacher"
                     )
                 )
-        return dataclasses.replace(self, teacher=None)
+        teachers = {name: teacher for name, teacher in self.teachers.items() if name not in missing}
+        return dataclasses.replace(self, teachers=teachers)
 
     def init(self, key: jax.Array, weights: Any = None) -> TrainState:
         """Returns the state at step 0, with these variables of the student, or random ones if None."""
         use_ema = self.ema_decay > 0
-        return init_state(key, self.student, self.teacher, self.losses, self.optimizer, use_ema, weights)
+        return init_state(key, self.student, self.teachers, self.losses, self.optimizer, use_ema, weights)
 
     def create_state(self, mesh: Mesh, seed: int) -> TrainState:
         """Returns the state at step 0, placed on the devices."""
@@ -104,21 +106,21 @@ class Distillation:
         """
         losses = {name: method.for_run(mesh=mesh) for name, method in self.losses.items()}
         step = make_train_step(
-            self.student, self.teacher, losses, self.weights, self.optimizer, self.ema_decay, augment
+            self.student, self.teachers, losses, self.weights, self.optimizer, self.ema_decay, augment
         )
         placement = weight_shardings(self.state_shapes(), mesh)
         return jax.jit(program(step), donate_argnums=0, out_shardings=(placement, replicated(mesh)))
 
-    def step_arguments(self, mesh: Mesh) -> tuple[Any, Any]:
+    def step_arguments(self, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
         """Returns shapes, dtypes and shardings of the step's state and teacher variables, for compilation."""
-        teacher = None if self.teacher is None else placed(self.teacher.variable_shapes(), mesh)
-        return placed(self.state_shapes(), mesh), teacher
+        teachers = {name: placed(teacher.variable_shapes(), mesh) for name, teacher in self.teachers.items()}
+        return placed(self.state_shapes(), mesh), teachers
 
 
 def build(
     run: RunConfig,
     images: Images,
-    made: Mapping[str, Any] | None = None,
+    made: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Distillation:
     """Returns what a config describes.
@@ -126,8 +128,9 @@ def build(
     Args:
       run: The config.
       images: What the networks need to know about the data.
-      made: Description in the teacher's checkpoint. It sets the fields that the config does not.
-      given: `student` and `teacher`, if they are Python objects; see `models.adapters.adapt`.
+      made: Description in each teacher's checkpoint, if any. It sets the fields that the config does not.
+      given: `student` and `teacher`, if they are Python objects; see `models.adapters.adapt`. Several teachers are a
+        dict.
 
     Raises:
       UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
@@ -135,13 +138,13 @@ def build(
     student = network(run.student, images, run.dtype, given=given.get("student"))
     if not student.num_classes:
         raise UserError(f"config.student: {run.student['name']} must return logits [batch, {images.num_classes}]")
-    teacher = None
-    if run.teacher.get("name"):
-        same = made is not None and models.full_name(made["name"]) == models.full_name(run.teacher["name"])
-        block = (made["overrides"] if same else {}) | run.teacher
-        # A teacher that was saved without a classifier has none here.
-        classes = images if made is None or made["num_classes"] else images._replace(num_classes=0)
-        teacher = network(block, classes, run.dtype, "config.teacher", given.get("teacher"))
+    objects = given.get("teacher")
+    objects = objects if isinstance(objects, Mapping) else {"": objects}
+    teachers = {
+        name: _teacher(block, images, run.dtype, teacher_key(name), made.get(name), objects.get(name))
+        for name, block in run.teachers.items()
+    }
+    factors = _teacher_weights(run)
     total_steps = count_steps(run, images.count)
     timing = {"steps_per_epoch": images.count // run.batch_size, "total_steps": total_steps}
     losses, weights = {}, {}
@@ -150,16 +153,29 @@ def build(
         weight = block.get("weight", 1.0)
         if weight == 0:
             continue
-        if method.needs_teacher and teacher is None:
+        if method.needs_teacher and not teachers:
             raise UserError(f"config.losses.{name} needs a teacher, but config.teacher.name is empty")
-        if method.needs_logits and not teacher.num_classes:
-            others = sorted(n for n, m in methods.METHODS.items() if m.needs_teacher and not m.needs_logits)
+        schedule = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
+        for teacher in teachers if method.needs_teacher else [""]:
+            factor = factors.get(teacher, {}).get(name, 1.0)
+            if factor == 0:
+                continue
+            if method.needs_logits and not teachers[teacher].num_classes:
+                others = sorted(n for n, m in methods.METHODS.items() if m.needs_teacher and not m.needs_logits)
+                remedy = f"set {teacher_key(teacher)}.weights.{name}=0.0, or use " if teacher else ""
+                raise UserError(
+                    f"config.losses.{name} needs the teacher's logits, but {run.teacher_networks[teacher]} returns "
+                    f"none; {remedy}losses that need none: {', '.join(others)}"
+                )
+            losses[at(name, teacher)] = method
+            weights[at(name, teacher)] = schedule if factor == 1 else _scaled(schedule, factor)
+    teaching = [n for n, block in run.losses.items() if methods.METHODS[n].needs_teacher and block.get("weight", 1.0)]
+    for teacher in teachers:
+        if teacher and teaching and not any(at(name, teacher) in losses for name in teaching):
             raise UserError(
-                f"config.losses.{name} needs the teacher's logits, but {run.teacher['name']} returns none; losses that "
-                f"need none: {', '.join(others)}"
+                f"{teacher_key(teacher)}.weights must be positive for at least one of {', '.join(teaching)}, got "
+                f"{shown(dict(factors[teacher]))}; leave out a teacher that teaches nothing"
             )
-        losses[name] = method
-        weights[name] = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
     if not losses:
         raise UserError(
             "config.losses must contain at least one loss with a nonzero weight. "
@@ -168,7 +184,7 @@ def build(
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer", {"decays": student.decays})
     learning_rate = schedules.create(block.pop("learning_rate"), **timing, where="config.optimizer.learning_rate")
     optimizer = optimizers.create(**block, learning_rate=learning_rate)
-    return Distillation(student, teacher, losses, weights, optimizer, learning_rate, run.ema_decay, total_steps)
+    return Distillation(student, teachers, losses, weights, optimizer, learning_rate, run.ema_decay, total_steps)
 
 
 def check_blocks(run: RunConfig) -> None:
@@ -177,15 +193,16 @@ def check_blocks(run: RunConfig) -> None:
     Raises:
       UserError: as `build`.
     """
-    for role, block in (("student", run.student), ("teacher", run.teacher)):
-        if role == "student" or block.get("name"):
-            if ":" in str(block.get("name")):  # its function would load weights
-                models.adapters.check_factory(f"config.{role}", block["name"], block, _READ_BY_RUN)
-                continue
-            images = Images(num_classes=10, size=224, channels=block.get("image_channels", 3), count=0)
-            network(block, images, run.dtype, f"config.{role}")
+    blocks = {teacher_key(name): block for name, block in run.teachers.items()}
+    for where, block in {"config.student": run.student, **blocks}.items():
+        if ":" in str(block.get("name")):  # its function would load weights
+            models.adapters.check_factory(where, block["name"], block, _read_by_run(where))
+            continue
+        images = Images(num_classes=10, size=224, channels=block.get("image_channels", 3), count=0)
+        network(block, images, run.dtype, where)
     for name, block in run.losses.items():
         _loss(name, block, count=2**31)
+    _teacher_weights(run)
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer", {"decays": models.Network.decays})
     optimizers.create(**block | {"learning_rate": 1.0})  # schedules need the number of steps, hence the data
 
@@ -239,12 +256,53 @@ def network(
     check_value(block.get("dtype", dtype), Literal["float32", "bfloat16"], f"{where}.dtype")
     fields = {"image_channels": images.channels, "dtype": dtype} | block
     sizes = {"num_classes": images.num_classes, "image_size": images.size}
-    network = models.configured(where, block["name"], fields, sizes, _READ_BY_RUN)
+    network = models.configured(where, block["name"], fields, sizes, _read_by_run(where))
     return _checked(network, images, where) if ":" in block["name"] else network
 
 
-# Keys of a network's block that are not its fields.
-_READ_BY_RUN = {"name": str, "checkpoint": str}
+_Weights = Mapping[str, Annotated[float, NonNegative]]
+
+
+def _read_by_run(where: str) -> dict[str, Any]:
+    """Returns the annotations of those keys of a network's block that are not its fields."""
+    return {"name": str, "checkpoint": str} | ({} if where == "config.student" else {"weights": _Weights})
+
+
+def _teacher(
+    block: Block, images: Images, dtype: str, where: str, made: Mapping[str, Any] | None, given: Any
+) -> models.Network | models.Adapter:
+    """Returns the teacher that a config block and the description in its checkpoint describe."""
+    if made is not None:
+        same = models.full_name(made["name"]) == models.full_name(block["name"])
+        block = (made["overrides"] if same else {}) | block
+        if not made["num_classes"]:  # saved without a classifier, so it has none here
+            images = images._replace(num_classes=0)
+    return network(block, images, dtype, where, given)
+
+
+def _teacher_weights(run: RunConfig) -> dict[str, Mapping[str, float]]:
+    """Returns the factors on the weights of methods, by teacher and method.
+
+    Raises:
+      UserError: if a method is unknown (with the nearest one), not among the run's losses, or needs no teacher; if a
+        factor is not a non-negative number.
+    """
+    factors = {name: block.get("weights", {}) for name, block in run.teachers.items()}
+    for teacher, weights in factors.items():
+        where = f"{teacher_key(teacher)}.weights"
+        check_value(weights, _Weights, where)
+        for name in weights:
+            if name not in methods.METHODS:
+                raise unknown("method", name, methods.METHODS, where)
+            if name not in run.losses:
+                raise UserError(f"{where}.{name}: config.losses must contain {name}, got {', '.join(run.losses)}")
+            if not methods.METHODS[name].needs_teacher:
+                raise UserError(f"{where}.{name}: {name} needs no teacher; set config.losses.{name}.weight")
+    return factors
+
+
+def _scaled(schedule: Schedule, factor: float) -> Schedule:
+    return lambda step: factor * schedule(step)
 
 
 def _checked(network: models.Network | models.Adapter, images: Images, where: str) -> models.Network | models.Adapter:

@@ -1,7 +1,7 @@
-"""Evaluation of a student, alone or next to its teacher, on every example of a split exactly once."""
+"""Evaluation of a student, alone or next to its teachers, on every example of a split exactly once."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from lfcc_jax.data import to_float
 from lfcc_jax.losses import cross_entropy, kd
 from lfcc_jax.methods import teach
 from lfcc_jax.models import Adapter, Network
+from lfcc_jax.training.config import at
 from lfcc_jax.training.sharding import batch_sharding, replicated, to_global
 from lfcc_jax.training.step import Batch, Metrics
 
@@ -23,9 +24,9 @@ _CKA_GROUP, _CKA_IMAGES = 64, 1024
 
 
 class Evaluator:
-    """Evaluates a student, and compares it to its teacher.
+    """Evaluates a student, and compares it to each of its teachers.
 
-    The teacher's predictions are computed in the first evaluation and kept on the devices, split like the batches: 4
+    A teacher's predictions are computed in the first evaluation and kept on the devices, split like the batches: 4
     bytes per image and class. Only CKA, which compares feature maps, runs the teacher again, on the first 1,024 images.
 
     =================== ============================================================================================
@@ -39,12 +40,13 @@ class Evaluator:
     `cka/stage1` ...    linear CKA of both networks' maps on the first 1,024 images; see `lfcc_jax.cka`. 0 if undefined.
     =================== ============================================================================================
 
-    Without logits of the teacher there are no `teacher_accuracy`, `agreement` and `kl`, but there is `cka/pooled`.
+    Without logits of the teacher there are no `teacher_accuracy`, `agreement` and `kl`, but there is `cka/pooled`. With
+    several teachers, their names are part of these: `teacher_accuracy@dino`, `cka@dino/stage1`.
 
     Args:
       student: Network to evaluate.
-      teacher: Network to compare it with, or None.
-      teacher_variables: The teacher's variables, or None.
+      teachers: Networks to compare it with, by name; a single one is called "".
+      teacher_variables: The variables of each of them.
       read_batches: Returns an iterable over this process's part of each padded global batch: `image`, `label`, `mask`.
       mesh: Devices to evaluate on.
       prepare: Converts uint8 images to floats in [0, 1].
@@ -53,19 +55,19 @@ class Evaluator:
     def __init__(
         self,
         student: Network | Adapter,
-        teacher: Network | Adapter | None,
-        teacher_variables: Any,
+        teachers: Mapping[str, Network | Adapter],
+        teacher_variables: Mapping[str, Any],
         read_batches: Callable[[], Iterable[Batch]],
         mesh: Mesh,
         prepare: Callable[[jax.Array], jax.Array] = to_float,
     ):
         self._teacher_variables, self._read_batches, self._mesh = teacher_variables, read_batches, mesh
-        compare = make_comparison_step(student, teacher, mesh, prepare) if teacher is not None else None
+        compare = make_comparison_step(student, teachers, mesh, prepare) if teachers else None
         placement = (replicated(mesh), batch_sharding(mesh))
         self._compare = compare and jax.jit(compare, out_shardings=placement)
         self._evaluate = jax.jit(make_eval_step(student, prepare), out_shardings=replicated(mesh))
-        self._predicts = teacher is not None and teacher.num_classes > 0
-        self._predictions: list[jax.Array] = []  # the teacher's logits, one array per batch
+        self._predicts = any(teacher.num_classes > 0 for teacher in teachers.values())
+        self._predictions: list[dict[str, jax.Array]] = []  # the teachers' logits, for each batch
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns metrics over all examples for a student's variables."""
@@ -99,7 +101,7 @@ def make_eval_step(
     """Returns `step(variables, batch) -> sums` over the examples whose `mask` is True.
 
     The sums, which include `count`, add up over batches; `Evaluator` turns them into metrics. `calibration_error` is
-    `[CALIBRATION_BINS]`. If the batch has `teacher_logits`, the student is compared to them.
+    `[CALIBRATION_BINS]`. If the batch has `teacher_logits`, by teacher, the student is compared to them.
 
     Args:
       student: Network to evaluate.
@@ -108,44 +110,48 @@ def make_eval_step(
 
     def step(variables: Any, batch: Batch) -> Metrics:
         logits, _ = student.apply(variables, prepare(batch["image"]), train=False)
-        return _sums(logits, batch.get("teacher_logits"), batch)
+        return _sums(logits, batch.get("teacher_logits", {}), batch)
 
     return step
 
 
 def make_comparison_step(
     student: Network | Adapter,
-    teacher: Network | Adapter,
+    teachers: Mapping[str, Network | Adapter],
     mesh: Mesh,
     prepare: Callable[[jax.Array], jax.Array] = to_float,
-) -> Callable[[Any, Any, Batch], tuple[Metrics, jax.Array | None]]:
-    """Returns `step(variables, teacher_variables, batch) -> (sums, teacher_logits)`.
+) -> Callable[[Any, Mapping[str, Any], Batch], tuple[Metrics, dict[str, jax.Array]]]:
+    """Returns `step(variables, teacher_variables, batch) -> (sums, teacher_logits)`, with dicts by teacher.
 
-    The sums are those of `make_eval_step` with the teacher's logits, and `[3]` for each `cka/...`.
+    The sums are those of `make_eval_step` with the teachers' logits, and `[3]` for each `cka/...`.
 
     Args:
       student: Network to evaluate.
-      teacher: Network to compare it with.
+      teachers: Networks to compare it with, by name; a single one is called "".
       mesh: Devices that the batch is split over.
       prepare: Converts uint8 images to floats in [0, 1].
     """
 
-    def step(variables: Any, teacher_variables: Any, batch: Batch) -> tuple[Metrics, jax.Array | None]:
+    def step(
+        variables: Any, teacher_variables: Mapping[str, Any], batch: Batch
+    ) -> tuple[Metrics, dict[str, jax.Array]]:
         images = prepare(batch["image"])
         logits, features = student.apply(variables, images, train=False)
-        target = teach(teacher, teacher_variables, images)
-        sums = _sums(logits, target.logits, batch)
-        if images.shape[0] >= 4:
+        targets = {name: teach(teacher, teacher_variables[name], images) for name, teacher in teachers.items()}
+        teacher_logits = {name: target.logits for name, target in targets.items() if target.logits is not None}
+        sums = _sums(logits, teacher_logits, batch)
+        for teacher, target in targets.items() if images.shape[0] >= 4 else ():
             names = sorted(features.keys() & target.features.keys())
             maps = [name for name in names if features[name].ndim == target.features[name].ndim == 4]
             for name in maps if target.logits is not None or "pooled" not in names else [*maps, "pooled"]:
-                sums[f"cka/{name}"] = _grouped_hsic(features[name], target.features[name], batch["mask"], mesh)
-        return sums, target.logits
+                terms = _grouped_hsic(features[name], target.features[name], batch["mask"], mesh)
+                sums[f"{at('cka', teacher)}/{name}"] = terms
+        return sums, teacher_logits
 
     return step
 
 
-def _sums(logits: jax.Array, teacher_logits: jax.Array | None, batch: Batch) -> Metrics:
+def _sums(logits: jax.Array, teacher_logits: Mapping[str, jax.Array], batch: Batch) -> Metrics:
     labels, mask = batch["label"], batch["mask"]
     prediction = logits.argmax(-1)
     # Rank of the label's logit; a sort would gather the batch.
@@ -158,12 +164,12 @@ def _sums(logits: jax.Array, teacher_logits: jax.Array | None, batch: Batch) -> 
         "top5": rank < 5,
         "loss": cross_entropy(logits, labels),
     }
-    if teacher_logits is not None:
-        teacher_prediction = teacher_logits.argmax(-1)
+    for teacher, target in teacher_logits.items():
+        teacher_prediction = target.argmax(-1)
         values |= {
-            "teacher_accuracy": teacher_prediction == labels,
-            "agreement": prediction == teacher_prediction,
-            "kl": kd(logits, teacher_logits),
+            at("teacher_accuracy", teacher): teacher_prediction == labels,
+            at("agreement", teacher): prediction == teacher_prediction,
+            at("kl", teacher): kd(logits, target),
         }
     sums = {name: jnp.sum(v, dtype=jnp.float32, where=mask) for name, v in values.items()}
     return sums | {"calibration_error": _overconfidence(logits, labels, mask)}
@@ -203,7 +209,7 @@ def _add(totals: dict[str, np.ndarray], sums: Metrics) -> None:
 
 
 def _metric(name: str, total: np.ndarray, count: np.ndarray) -> float:
-    if name.startswith("cka/"):
+    if name.startswith(("cka/", "cka@")):
         between, student, teacher = total
         return float(between / math.sqrt(student * teacher)) if min(student, teacher) > 0 else 0.0
     if name == "calibration_error":

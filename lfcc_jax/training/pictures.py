@@ -42,10 +42,15 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
 
     right.plot(*series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, train")
     right.plot(*series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
-    teacher_accuracy = series(rows, "test/teacher_accuracy")[1]
-    if len(teacher_accuracy):
-        right.axhline(teacher_accuracy[-1], color=COLORS[1], linestyle="--", label="teacher, test")
-        right.plot(*series(rows, "test/agreement"), color=COLORS[2], marker=".", label="agreement of both")
+    colors = itertools.cycle(COLORS[1:])
+    for key in sorted({key for row in rows for key in row if key.startswith("test/teacher_accuracy")}):
+        at_teacher = key.removeprefix("test/teacher_accuracy")  # "@dino" for one of several teachers
+        teacher_accuracy = series(rows, key)[1]
+        if not len(teacher_accuracy):
+            continue
+        right.axhline(teacher_accuracy[-1], color=next(colors), linestyle="--", label=f"teacher{at_teacher}, test")
+        label = f"agreement{at_teacher}" if at_teacher else "agreement of both"
+        right.plot(*series(rows, f"test/agreement{at_teacher}"), color=next(colors), marker=".", label=label)
     right.set(title="Accuracy", xlabel="epoch", ylabel="fraction of images")
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
     save(figure, path)
@@ -61,10 +66,10 @@ def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, S
     stages = sorted({stage for features in networks.values() for stage in features})
     figure, panels = axes(1, len(stages), (3.2 * len(stages), 3.8), sharey=True)
     for axis, stage in zip(np.ravel(panels), stages, strict=True):
-        colors = itertools.cycle(COLORS)
+        colors, dashes = itertools.cycle(COLORS), itertools.cycle(("--", ":", "-."))
         for name, features in networks.items():
             is_teacher = name.startswith("teacher")
-            style = {"color": "black", "linestyle": "--"} if is_teacher else {"color": next(colors)}
+            style = {"color": "black", "linestyle": next(dashes)} if is_teacher else {"color": next(colors)}
             if stage in features:
                 power = np.asarray(features[stage]["power"])
                 axis.plot(features[stage]["cycles_per_image"], power / power.sum(), marker=".", label=name, **style)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lfcc_jax.errors import UserError
 from lfcc_jax.methods import Method, teach_shapes
 from lfcc_jax.models import Adapter, Network
+from lfcc_jax.training.config import teacher_key, teacher_of
 
 
 @flax.struct.dataclass
@@ -18,7 +20,7 @@ class TrainState:
 
     Attributes:
       step: Number of updates so far.
-      params: Parameters that the optimizer updates: `student`, and `heads` by method.
+      params: Parameters that the optimizer updates: `student`, and `heads` by loss.
       collections: All other variables, with the same keys: the student's `batch_stats`, and the memories of methods.
       opt_state: State of the optimizer over `params`.
       ema: Exponential moving average of the student's variables, in float32 or wider, or None.
@@ -59,7 +61,7 @@ class TrainState:
 def init_state(
     key: jax.Array,
     student: Network | Adapter,
-    teacher: Network | Adapter | None,
+    teachers: Mapping[str, Network | Adapter],
     methods: Mapping[str, Method],
     optimizer: optax.GradientTransformation,
     use_ema: bool,
@@ -70,8 +72,8 @@ def init_state(
     Args:
       key: Key of the run.
       student: Network to train.
-      teacher: Network to distill, or None.
-      methods: Methods, by name.
+      teachers: Networks to distill, by name; a single one is called "".
+      methods: Methods, by name: `lfcc`, or `lfcc@dino` for the teacher called "dino".
       optimizer: Updates everything that is trained.
       use_ema: Whether to keep a moving average of the student's variables.
       weights: The student's variables; initialized from the key if None.
@@ -83,12 +85,18 @@ def init_state(
     batch = {"image": images, "label": jnp.zeros((1,), jnp.int32), "index": jnp.zeros((1,), jnp.int32)}
     # Heads only depend on the shapes of the networks' outputs.
     student_output = _zeros(student.output_shapes())
-    teacher_output = None if teacher is None else _zeros(teach_shapes(teacher))
+    targets = {name: _zeros(teach_shapes(teacher)) for name, teacher in teachers.items()}
     keys = jax.random.split(heads_key, max(len(methods), 1))
-    heads = {
-        name: _split(methods[name].init(keys[i], batch, student_output, teacher_output))
-        for i, name in enumerate(sorted(methods))
-    }
+    heads = {}
+    for i, name in enumerate(sorted(methods)):
+        teacher = teacher_of(name)
+        try:
+            heads[name] = _split(methods[name].init(keys[i], batch, student_output, targets.get(teacher)))
+        except UserError as error:
+            if not teacher:
+                raise
+            key = teacher_key(teacher)
+            raise UserError(f"{key}: {error} {key}.weights.{name.partition('@')[0]}=0.0 leaves it out.") from error
     student_params, student_collections = _split(variables)
     params = {"student": student_params, "heads": {name: head for name, (head, _) in heads.items()}}
     collections = {"student": student_collections, "heads": {name: memory for name, (_, memory) in heads.items()}}

@@ -10,6 +10,7 @@ import optax
 from lfcc_jax.data import to_float
 from lfcc_jax.methods import Method, teach
 from lfcc_jax.models import Adapter, Network
+from lfcc_jax.training.config import teacher_of
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.state import TrainState
 
@@ -21,23 +22,23 @@ Augment = Callable[[jax.Array, Batch], dict[str, jax.Array]]
 
 def make_train_step(
     student: Network | Adapter,
-    teacher: Network | Adapter | None,
+    teachers: Mapping[str, Network | Adapter],
     methods: Mapping[str, Method],
     weights: Mapping[str, Schedule],
     optimizer: optax.GradientTransformation,
     ema_decay: float = 0.0,
     augment: Augment | None = None,
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, Metrics]]:
     """Returns `step(state, teacher_variables, batch) -> (state, metrics)`.
 
-    The teacher's variables are an argument, so they are not compiled into the program. The teacher runs in evaluation
-    mode, and gets no gradient.
+    The teachers' variables, by name, are an argument, so they are not compiled into the program. Each teacher runs once
+    a step, in evaluation mode, and gets no gradient.
 
     Args:
       student: Network to train.
-      teacher: Network to distill, or None.
-      methods: Methods whose losses are summed, by name.
-      weights: Weight of each method, as a function of the step.
+      teachers: Networks to distill, by name; a single one is called "".
+      methods: Methods whose losses are summed, by name: `lfcc`, or `lfcc@dino` for the teacher called "dino".
+      weights: Weight of each of them, as a function of the step.
       optimizer: Updates `state.params`.
       ema_decay: Decay of the moving average in `state.ema`, if that is not None.
       augment: Returns the batch for both networks, with float images in [0, 1]; only `to_float` if None.
@@ -47,10 +48,10 @@ def make_train_step(
       methods with several parts), `accuracy`, `grad_norm`.
     """
 
-    def step(state: TrainState, teacher_variables: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, teacher_variables: Mapping[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
         student_key, heads_key, augment_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
         batch = {**batch, "image": to_float(batch["image"])} if augment is None else augment(augment_key, batch)
-        target = None if teacher is None else teach(teacher, teacher_variables, batch["image"])
+        targets = {name: teach(each, teacher_variables[name], batch["image"]) for name, each in teachers.items()}
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             collections = state.collections["student"]
@@ -62,6 +63,7 @@ def make_train_step(
             for name, method in methods.items():
                 memory = state.collections["heads"][name]
                 variables = {"params": params["heads"][name], **memory}
+                target = targets.get(teacher_of(name))
                 losses, memories[name] = method.apply(
                     variables, batch, output, target, mutable=list(memory), rngs={"dropout": heads_key}
                 )

@@ -13,11 +13,14 @@ from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError
 from lfcc_jax.models import Adapter, Network
 from lfcc_jax.spectrum import radial_spectrum
-from lfcc_jax.training.config import RunConfig
+from lfcc_jax.training.config import RunConfig, at
 from lfcc_jax.training.distillation import Distillation
 from lfcc_jax.training.report import log, table
 from lfcc_jax.training.sharding import replicated
 from lfcc_jax.training.state import TrainState
+
+# Key in the summary and metric of the evaluation, for each teacher.
+_COMPARISONS = {"teacher_top1": "teacher_accuracy", "agreement": "agreement", "kl_to_teacher": "kl"}
 
 
 def summarize(
@@ -48,7 +51,7 @@ def summarize(
     speed = next((row["train/images_per_second"] for row in rows[::-1] if row.get("train/images_per_second")), None)
     return {
         "dataset": dataset,
-        "teacher": run.teacher["name"] if distillation.teacher else None,
+        "teacher": " + ".join(run.teacher_networks[name] for name in distillation.teachers) or None,
         "student": run.student["name"],
         "losses": " + ".join(distillation.losses),
         "seed": run.seed,
@@ -61,10 +64,12 @@ def summarize(
         "best_step": best_step,
         "top5_last": results["top5"],
         "calibration_error": results["calibration_error"],
-        "teacher_top1": results.get("teacher_accuracy"),
-        "agreement": results.get("agreement"),
-        "kl_to_teacher": results.get("kl"),
-        **{key.replace("/", "_"): results[key] for key in results if key.startswith("cka/")},
+        **{
+            at(key, teacher): results.get(at(metric, teacher))
+            for teacher in distillation.teachers or [""]
+            for key, metric in _COMPARISONS.items()
+        },
+        **{key.replace("/", "_"): results[key] for key in results if key.startswith(("cka/", "cka@"))},
         "seconds_per_step": speed and run.batch_size / speed,
         "images_per_second": speed,
         "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",

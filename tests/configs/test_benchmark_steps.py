@@ -66,7 +66,7 @@ def test_pair_takes_a_training_step(config, teacher, student, method):
 
     # Random arrays, because initialization takes longer to compile than the step.
     state = random_arrays(distillation.state_shapes())
-    teacher_variables = random_arrays(distillation.teacher.variable_shapes()) if distillation.teacher else None
+    teacher_variables = {name: random_arrays(t.variable_shapes()) for name, t in distillation.teachers.items()}
     state = jax.device_put(state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state)), replicated(mesh))
     before = jax.device_get(state.student["params"])
     batch = to_global(next(data.train_batches(inputs.train, run.batch_size, seed=0)), mesh)

@@ -40,7 +40,7 @@ def pair():
 
 def evaluator(pair, parts):
     (student, teacher), (_, teacher_variables) = pair
-    return Evaluator(student, teacher, teacher_variables, lambda: parts, create_mesh())
+    return Evaluator(student, {"": teacher}, {"": teacher_variables}, lambda: parts, create_mesh())
 
 
 def outputs(pair, parts):
@@ -94,10 +94,11 @@ def test_cka_of_large_batches_averages_over_groups_within_a_device(pair):
 
 def comparison_text(pair, mesh, size):
     """Returns the compiled comparison step for 8 devices, as text."""
-    step = make_comparison_step(*pair[0], mesh)
+    (student, teacher), (variables, teacher_variables) = pair
+    step = make_comparison_step(student, {"": teacher}, mesh)
     split = batch_sharding(mesh)
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for n, x in batch(size=size).items()}
-    return jax.jit(step).lower(*pair[1], shapes).compile().as_text()
+    return jax.jit(step).lower(variables, {"": teacher_variables}, shapes).compile().as_text()
 
 
 def test_comparison_step_reduces_sums_and_gathers_no_feature_maps(pair, monkeypatch):
@@ -133,7 +134,7 @@ def test_teacher_predictions_are_computed_once(pair, monkeypatch):
 def test_top5_breaks_ties_as_a_stable_sort_does():
     logits = jnp.asarray(np.random.default_rng(0).integers(0, 4, (64, 10)), jnp.float32)
     labels = jnp.asarray(np.random.default_rng(1).integers(0, 10, 64))
-    sums = evaluation._sums(logits, None, {"label": labels, "mask": jnp.ones(64, bool)})
+    sums = evaluation._sums(logits, {}, {"label": labels, "mask": jnp.ones(64, bool)})
     order = np.argsort(-np.asarray(logits), axis=1, kind="stable")[:, :5]
     assert sums["top5"] == np.sum(order == np.asarray(labels)[:, None])
 
@@ -149,13 +150,13 @@ def test_evaluation_ignores_masked_examples(pair):
 def test_network_agrees_with_itself_in_all_metrics():
     model = network("vit_pico")
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    got = Evaluator(model, model, variables, lambda: [batch()], create_mesh())(variables)
+    got = Evaluator(model, {"": model}, {"": variables}, lambda: [batch()], create_mesh())(variables)
     assert (got["agreement"], got["kl"]) == (1.0, 0.0)
     np.testing.assert_allclose([got[f"cka/stage{s}"] for s in (1, 2, 3, 4)], 1, rtol=1e-5)
 
 
 def test_evaluation_without_a_teacher_returns_only_the_students_metrics(pair):
-    alone = Evaluator(pair[0][0], None, None, lambda: [batch()], create_mesh())(pair[1][0])
+    alone = Evaluator(pair[0][0], {}, {}, lambda: [batch()], create_mesh())(pair[1][0])
     both = evaluator(pair, [batch()])(pair[1][0])
     assert set(alone) == {"accuracy", "top5", "loss", "calibration_error"}
     for name, value in alone.items():

@@ -48,11 +48,12 @@ class Run:
         self.optimizer = optimizers.create("sgd", lambda _: 0.1, momentum=0.9)
 
         def init(key):
-            return init_state(key, self.student, self.teacher, self.losses, self.optimizer, use_ema=ema_decay > 0)
+            return init_state(key, self.student, {"": self.teacher}, self.losses, self.optimizer, use_ema=ema_decay > 0)
 
         placement = weight_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, min_size=64)
         self.state = self.initial = jax.jit(init, out_shardings=placement)(jax.random.key(0))
-        step = make_train_step(self.student, self.teacher, self.losses, self.weights, self.optimizer, ema_decay)
+        networks = self.student, {"": self.teacher}
+        step = make_train_step(*networks, self.losses, self.weights, self.optimizer, ema_decay)
         self.jitted = jax.jit(step, out_shardings=(placement, replicated(mesh)))
 
     def start(self):
@@ -60,7 +61,7 @@ class Run:
         return self
 
     def step(self, seed=0):
-        self.state, metrics = self.jitted(self.state, self.teacher_variables, to_global(batch(seed), self.mesh))
+        self.state, metrics = self.jitted(self.state, {"": self.teacher_variables}, to_global(batch(seed), self.mesh))
         return jax.device_get(metrics)
 
 
@@ -125,9 +126,9 @@ def test_control_a_teacher_in_training_mode_gives_other_logits_and_statistics():
 def test_teacher_is_an_argument_of_the_step_and_not_part_of_the_state():
     run = run_of()
     wide = {"image": np.zeros((8, 8, 8, 1), np.uint8), "label": np.zeros(8, np.int32)}
-    text = run.jitted.lower(run.state, run.teacher_variables, wide).as_text()
+    text = run.jitted.lower(run.state, {"": run.teacher_variables}, wide).as_text()
     kernel = run.teacher_variables["params"]["blocks"]["mlp"]["fc1"]["kernel"]
-    inside = jax.jit(lambda state, batch: run.jitted(state, run.teacher_variables, batch))
+    inside = jax.jit(lambda state, batch: run.jitted(state, {"": run.teacher_variables}, batch))
     # If closed over, the teacher's weights become constants in the program's text.
     assert len(inside.lower(run.state, wide).as_text()) > len(text) + 4 * kernel.size
     paths = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state)}
@@ -194,10 +195,10 @@ def test_gradient_matches_finite_differences():
 
     def loss_at(distance):
         moved = jax.tree.map(lambda x, d: x + distance / size * d, params, direction)
-        return float(run.jitted(run.state.replace(params=moved), run.teacher_variables, data)[1]["loss"])
+        return float(run.jitted(run.state.replace(params=moved), {"": run.teacher_variables}, data)[1]["loss"])
 
     # With plain SGD, momentum at zero and learning rate 0.1, the update is -0.1 times the gradient (Nesterov: 1.9).
-    after = run.jitted(fresh, run.teacher_variables, data)[0].params
+    after = run.jitted(fresh, {"": run.teacher_variables}, data)[0].params
     gradient = jax.tree.map(lambda new, old: (old - new) / 0.19, after, params)
     slope = sum(
         float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
