@@ -21,10 +21,12 @@ from lfcc_jax.training.distillation import build
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.metrics import StepMetrics, first_not_finite
 from lfcc_jax.training.preemption import Preempted, watch_signals
+from lfcc_jax.training.probe import Probe, open_probe
 from lfcc_jax.training.processes import check_agreement, software
 from lfcc_jax.training.report import MetricsWriter, Progress, log, read_metrics
 from lfcc_jax.training.sharding import check_batch_size, create_mesh, on_host, placed, to_global, weight_shardings
-from lfcc_jax.training.summary import describe_student, sizes_of, spectra, summarize, summary_table
+from lfcc_jax.training.state import TrainState
+from lfcc_jax.training.summary import class_names_of, describe_student, sizes_of, spectra, summarize, summary_table
 from lfcc_jax.training.workdir import claim_workdir, finished_summary
 
 
@@ -81,6 +83,7 @@ def _train_and_evaluate(
 
     # -- Images, networks, losses, optimizer: validate the whole config before reading any large file ------------------
     inputs = data.open_inputs(**checked_arguments(data.open_inputs, run.data, "config.data"))
+    probe_images = open_probe(**checked_arguments(open_probe, run.probe, "config.probe", {"inputs": inputs}))
     saved_teachers = {name: _Saved(block, teacher_key(name)) for name, block in run.teachers.items()}
     saved_student = _Saved(run.student, "config.student")
     distillation = build(run, inputs.images, {n: saved.description for n, saved in saved_teachers.items()}, given)
@@ -142,14 +145,22 @@ def _train_and_evaluate(
     view = {"crop_fraction": student.crop_fraction, "interpolation": student.interpolation}
     prepare, test_batches = inputs.prepare_test(**view), inputs.test_batches(run.batch_size, **view)
     evaluate = Evaluator(student, teachers, teacher_variables, test_batches, mesh, prepare)
+    probe = probe_images and Probe(probe_images, student, teachers, teacher_variables, run.batch_size, mesh)
+
+    def results_at(step: int, state: TrainState) -> dict[str, float]:
+        results = evaluate(state.evaluated)
+        if probe and (step == total_steps or (step and probe_images.every_evaluation)):
+            results |= probe(state.evaluated)
+        return _check_finite(results, step, checkpoints)
+
     writer = MetricsWriter(workdir, first_step)
     # A run that stopped after its last step is evaluated again, because metrics.jsonl may lack that row.
     if first_step in (0, total_steps):
-        results = _check_finite(evaluate(state.evaluated), first_step, checkpoints)
+        results = results_at(first_step, state)
         if all(row["step"] != first_step for row in read_metrics(workdir)):
             writer.write(first_step, {"epoch": first_step / steps_per_epoch} | _prefixed("test", results))
-    for name, teacher in teachers.items() if first_step == 0 else ():
-        if teacher.num_classes:
+    for name in teachers if first_step == 0 else ():
+        if at("teacher_accuracy", name) in results:
             log(f"{name or 'the teacher'}'s test accuracy is {results[at('teacher_accuracy', name)]:.4f}")
     train_step = distillation.train_step(mesh, inputs.augmentation, feed.program)
     if first_step < total_steps:
@@ -188,7 +199,7 @@ def _train_and_evaluate(
                 raise _diverged(f"step {step - len(new['loss']) + 1 + first}: {_values(values)}", checkpoints)
             if (saving or stopping) and (nonfinite := not_finite(state)):
                 raise _diverged(f"after step {step}, {some(nonfinite)} contains NaN or infinity", checkpoints)
-            results = _check_finite(evaluate(state.evaluated), step, checkpoints) if evaluating else {}
+            results = results_at(step, state) if evaluating else {}
             if logging or saving:  # not when stopping, so that the rows do not depend on interruptions
                 means = metrics.take_means() | {
                     "learning_rate": float(distillation.learning_rate(step - 1)),
@@ -213,7 +224,9 @@ def _train_and_evaluate(
     # -- Final outputs -------------------------------------------------------------------------------------------------
     rows = read_metrics(workdir)
     summary = summarize(run, distillation, inputs.train.name, results, rows, sizes, mesh)
-    models.save(workdir / "student", state.evaluated, describe_student(run, inputs.images) | {"made_by": summary})
+    of_teachers = [saved.description for saved in saved_teachers.values() if saved.description]
+    made = {"class_names": class_names_of(inputs.images, of_teachers, student.num_classes), "made_by": summary}
+    models.save(workdir / "student", state.evaluated, describe_student(run, inputs.images, student) | made)
     some_images = to_global(next(iter(test_batches())), mesh)["image"]
     networks = {f"student {run.student['name']}": (student, state.evaluated)}
     for name, teacher in teachers.items():

@@ -29,12 +29,15 @@ class RunConfig:
       batch_size: Global batch size, over all devices.
       teacher: Like `student`; `checkpoint` is the work directory of the run that trained it. Also `weights`, which
         multiply `losses.METHOD.weight` for this teacher: a number by method, 1 unless given, and 0 turns the method
-        off. Without a `name`, there is no teacher. Several teachers have a block each: `{"dino": {"name": ...}, ...}`.
+        off; and `logits`, False to use its features alone, for one with other classes than the data. Without a
+        `name`, there is no teacher. Several teachers have a block each: `{"dino": {"name": ...}, ...}`.
       seed: Seed of initialization, shuffling, augmentation and dropout.
       dtype: Compute dtype of the networks, `float32` or `bfloat16`; weights and losses are float32.
       ema_decay: Decay of the moving average of the student's variables, which is evaluated instead of them; 0 turns it
         off. There is no warm-up: after n steps, the initial weights have weight ema_decay^n in the average.
       mesh: Arguments of `training.sharding.create_mesh`.
+      probe: Arguments of `training.probe.open_probe`: labeled images by which the features of student and teacher are
+        judged. Without a `name`, there is none.
       log_every_steps: Number of steps between progress lines.
       eval_every_epochs: Number of epochs between evaluations and their checkpoints; the last step is always evaluated.
       checkpoint_every_steps: Number of steps between further checkpoints; 0 turns them off.
@@ -51,6 +54,7 @@ class RunConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     ema_decay: Annotated[float, HalfOpenFraction] = 0.0
     mesh: Block = dataclasses.field(default_factory=dict)
+    probe: Block = dataclasses.field(default_factory=dict)
     log_every_steps: Annotated[int, Between(1, 10**5)] = 50
     eval_every_epochs: Annotated[float, Positive, AtMost(10**6)] = 1.0
     checkpoint_every_steps: Annotated[int, Between(0, 10**9)] = 0

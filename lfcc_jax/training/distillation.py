@@ -135,15 +135,15 @@ def build(
     Raises:
       UserError: if a name or a key is unknown (with the nearest one), or a value is out of bounds.
     """
-    student = network(run.student, images, run.dtype, given=given.get("student"))
-    if not student.num_classes:
-        raise UserError(f"config.student: {run.student['name']} must return logits [batch, {images.num_classes}]")
     objects = given.get("teacher")
     objects = objects if isinstance(objects, Mapping) else {"": objects}
     teachers = {
         name: _teacher(block, images, run.dtype, teacher_key(name), made.get(name), objects.get(name))
         for name, block in run.teachers.items()
     }
+    # Without labels, the classes are those of a teacher.
+    classes = images.num_classes or next((t.num_classes for t in teachers.values() if t.num_classes), 0)
+    student = network(run.student, images._replace(num_classes=classes), run.dtype, given=given.get("student"))
     factors = _teacher_weights(run)
     total_steps = count_steps(run, images.count)
     timing = {"steps_per_epoch": images.count // run.batch_size, "total_steps": total_steps}
@@ -155,17 +155,32 @@ def build(
             continue
         if method.needs_teacher and not teachers:
             raise UserError(f"config.losses.{name} needs a teacher, but config.teacher.name is empty")
+        if method.needs_labels and not images.num_classes:
+            raise UserError(
+                f"config.losses.{name} needs labels, but the images have none; losses that need none: "
+                f"{_methods(lambda m: not m.needs_labels)}"
+            )
+        if (method.needs_logits or method.needs_labels) and not student.num_classes:
+            raise UserError(
+                f"config.losses.{name} needs the student's logits, but {run.student['name']} returns none; it must "
+                f"return logits [batch, {classes}]"
+            )
         schedule = schedules.create(weight, **timing, where=f"config.losses.{name}.weight")
         for teacher in teachers if method.needs_teacher else [""]:
             factor = factors.get(teacher, {}).get(name, 1.0)
             if factor == 0:
                 continue
             if method.needs_logits and not teachers[teacher].num_classes:
-                others = sorted(n for n, m in methods.METHODS.items() if m.needs_teacher and not m.needs_logits)
+                others = _methods(lambda m: m.needs_teacher and not m.needs_logits)
                 remedy = f"set {teacher_key(teacher)}.weights.{name}=0.0, or use " if teacher else ""
                 raise UserError(
                     f"config.losses.{name} needs the teacher's logits, but {run.teacher_networks[teacher]} returns "
-                    f"none; {remedy}losses that need none: {', '.join(others)}"
+                    f"none; {remedy}losses that need none: {others}"
+                )
+            if method.needs_logits and teachers[teacher].num_classes != student.num_classes:
+                raise UserError(
+                    f"config.losses.{name} needs a teacher with the classes of the student, {student.num_classes}, but "
+                    f"{run.teacher_networks[teacher]} has {teachers[teacher].num_classes}"
                 )
             losses[at(name, teacher)] = method
             weights[at(name, teacher)] = schedule if factor == 1 else _scaled(schedule, factor)
@@ -176,6 +191,8 @@ def build(
                 f"{teacher_key(teacher)}.weights must be positive for at least one of {', '.join(teaching)}, got "
                 f"{shown(dict(factors[teacher]))}; leave out a teacher that teaches nothing"
             )
+    if images.num_classes and not student.num_classes:
+        raise UserError(f"config.student: {run.student['name']} must return logits [batch, {images.num_classes}]")
     if not losses:
         raise UserError(
             "config.losses must contain at least one loss with a nonzero weight. "
@@ -265,7 +282,9 @@ _Weights = Mapping[str, Annotated[float, NonNegative]]
 
 def _read_by_run(where: str) -> dict[str, Any]:
     """Returns the annotations of those keys of a network's block that are not its fields."""
-    return {"name": str, "checkpoint": str} | ({} if where == "config.student" else {"weights": _Weights})
+    return {"name": str, "checkpoint": str} | (
+        {} if where == "config.student" else {"weights": _Weights, "logits": bool}
+    )
 
 
 def _teacher(
@@ -275,9 +294,14 @@ def _teacher(
     if made is not None:
         same = models.full_name(made["name"]) == models.full_name(block["name"])
         block = (made["overrides"] if same else {}) | block
-        if not made["num_classes"]:  # saved without a classifier, so it has none here
-            images = images._replace(num_classes=0)
-    return network(block, images, dtype, where, given)
+        # Saved without a classifier, it has none here; without labels, it has the one that it was saved with.
+        if not made["num_classes"] or not images.num_classes:
+            images = images._replace(num_classes=made["num_classes"])
+    check_value(block.get("logits", True), bool, f"{where}.logits")
+    if block.get("logits", True):
+        return network(block, images, dtype, where, given)
+    teacher = network(block, images._replace(num_classes=0), dtype, where, given)
+    return teacher.without_logits() if isinstance(teacher, models.Adapter) else teacher
 
 
 def _teacher_weights(run: RunConfig) -> dict[str, Mapping[str, float]]:
@@ -341,9 +365,13 @@ def _checked(network: models.Network | models.Adapter, images: Images, where: st
             f"{where}: {name} must return logits [batch, {images.num_classes}] for the {images.num_classes} classes of "
             f"the data, got {list(output.logits.shape)}; set logits=False if it does not classify"
         )
-    if output.logits is None and isinstance(network, models.Adapter):
-        return network.for_data(0, images.size, images.channels)
+    if isinstance(network, models.Adapter):
+        return network.for_data(0 if output.logits is None else output.logits.shape[-1], images.size, images.channels)
     return network
+
+
+def _methods(condition: Callable[[type[methods.Method]], bool]) -> str:
+    return ", ".join(sorted(name for name, method in methods.METHODS.items() if condition(method)))
 
 
 def _loss(name: str, block: Block, count: int) -> methods.Method:

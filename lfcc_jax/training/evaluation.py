@@ -40,8 +40,9 @@ class Evaluator:
     `cka/stage1` ...    linear CKA of both networks' maps on the first 1,024 images; see `lfcc_jax.cka`. 0 if undefined.
     =================== ============================================================================================
 
-    Without logits of the teacher there are no `teacher_accuracy`, `agreement` and `kl`, but there is `cka/pooled`. With
-    several teachers, their names are part of these: `teacher_accuracy@dino`, `cka@dino/stage1`.
+    Without labels, there are only the last three. Without logits of the teacher, there are no `teacher_accuracy`,
+    `agreement` and `kl`. In both cases there is `cka/pooled`. With several teachers, their names are part of these:
+    `teacher_accuracy@dino`, `cka@dino/stage1`.
 
     Args:
       student: Network to evaluate.
@@ -85,7 +86,7 @@ class Evaluator:
             if not comparing:  # in the first evaluation too, so resumed runs get identical numbers
                 known = {"teacher_logits": self._predictions[i]} if self._predicts else {}
                 sums = self._evaluate(variables, batch | known)
-            num_images += batch["label"].shape[0]
+            num_images += batch["mask"].shape[0]
             pending.append(sums)
             if len(pending) > 2:  # bounds the number of batches on the devices
                 _add(totals, pending.pop(0))
@@ -143,7 +144,8 @@ def make_comparison_step(
         for teacher, target in targets.items() if images.shape[0] >= 4 else ():
             names = sorted(features.keys() & target.features.keys())
             maps = [name for name in names if features[name].ndim == target.features[name].ndim == 4]
-            for name in maps if target.logits is not None or "pooled" not in names else [*maps, "pooled"]:
+            compared = target.logits is not None and "label" in batch
+            for name in maps if compared or "pooled" not in names else [*maps, "pooled"]:
                 terms = _grouped_hsic(features[name], target.features[name], batch["mask"], mesh)
                 sums[f"{at('cka', teacher)}/{name}"] = terms
         return sums, teacher_logits
@@ -151,28 +153,26 @@ def make_comparison_step(
     return step
 
 
-def _sums(logits: jax.Array, teacher_logits: Mapping[str, jax.Array], batch: Batch) -> Metrics:
-    labels, mask = batch["label"], batch["mask"]
-    prediction = logits.argmax(-1)
-    # Rank of the label's logit; a sort would gather the batch.
-    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    before = (logits == label_logit) & (jnp.arange(logits.shape[-1])[None] < labels[:, None])
-    rank = jnp.sum(~(logits <= label_logit) | before, axis=-1)
-    values = {
-        "count": jnp.ones_like(labels),
-        "accuracy": prediction == labels,
-        "top5": rank < 5,
-        "loss": cross_entropy(logits, labels),
-    }
-    for teacher, target in teacher_logits.items():
-        teacher_prediction = target.argmax(-1)
+def _sums(logits: jax.Array | None, teacher_logits: Mapping[str, jax.Array], batch: Batch) -> Metrics:
+    mask, labels = batch["mask"], batch.get("label")
+    values = {"count": jnp.ones_like(mask)}
+    if labels is not None:
+        # Rank of the label's logit; a sort would gather the batch.
+        label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        before = (logits == label_logit) & (jnp.arange(logits.shape[-1])[None] < labels[:, None])
         values |= {
-            at("teacher_accuracy", teacher): teacher_prediction == labels,
-            at("agreement", teacher): prediction == teacher_prediction,
-            at("kl", teacher): kd(logits, target),
+            "accuracy": logits.argmax(-1) == labels,
+            "top5": jnp.sum(~(logits <= label_logit) | before, axis=-1) < 5,
+            "loss": cross_entropy(logits, labels),
         }
+    for teacher, target in teacher_logits.items():
+        if labels is not None:
+            values[at("teacher_accuracy", teacher)] = target.argmax(-1) == labels
+        if logits is not None and logits.shape == target.shape:
+            values[at("agreement", teacher)] = logits.argmax(-1) == target.argmax(-1)
+            values[at("kl", teacher)] = kd(logits, target)
     sums = {name: jnp.sum(v, dtype=jnp.float32, where=mask) for name, v in values.items()}
-    return sums | {"calibration_error": _overconfidence(logits, labels, mask)}
+    return sums if labels is None else sums | {"calibration_error": _overconfidence(logits, labels, mask)}
 
 
 def _overconfidence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:

@@ -51,18 +51,21 @@ def create(inputs: Inputs, mesh: Mesh, batch_size: int, seed: int, capacity: int
     return StreamFeed(inputs, mesh, batch_size, seed)
 
 
-def batch_shapes(mesh: Mesh, batch_size: int, image_shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    mesh: Mesh, batch_size: int, image_shape: tuple[int, ...], labels: bool = True
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and shardings of a training batch.
 
     Args:
       mesh: Devices, which need not exist.
       batch_size: Global batch size.
       image_shape: `(height, width, channels)` of the images on the host.
+      labels: Whether the images have labels.
     """
     split = batch_sharding(mesh)
     index = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split)
     image = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8, sharding=split)
-    return {"image": image, "label": index, "index": index}
+    return {"image": image, "index": index} | ({"label": index} if labels else {})
 
 
 class StreamFeed:
@@ -70,7 +73,8 @@ class StreamFeed:
 
     def __init__(self, inputs: Inputs, mesh: Mesh, batch_size: int, seed: int):
         self._batches = inputs.train_batches(batch_size, seed)
-        self._mesh, self._batch_size, self._image_shape = mesh, batch_size, inputs.host_shape
+        self._shapes = batch_shapes(mesh, batch_size, inputs.host_shape, inputs.images.num_classes > 0)
+        self._mesh = mesh
         self._ahead = None
         self.state = self._batches.get_state()
 
@@ -85,7 +89,7 @@ class StreamFeed:
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes, dtypes and shardings of a batch."""
-        return batch_shapes(self._mesh, self._batch_size, self._image_shape)
+        return self._shapes
 
     def take(self, most: int) -> tuple[dict[str, jax.Array], int]:
         """Returns the next batch."""

@@ -16,7 +16,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws losses and accuracies over the epochs.
+    """Draws losses, and accuracies or, without labels, similarities to the teacher, over the epochs.
 
     Args:
       path: Path of the PNG.
@@ -40,20 +40,31 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
     if terms:
         left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
 
-    right.plot(*series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, train")
-    right.plot(*series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
+    if any("test/accuracy" in row for row in rows):
+        _accuracies(right, rows)
+    else:
+        keys = sorted({k for row in rows for k in row if k.startswith(("test/agreement", "test/cka"))})
+        for i, key in enumerate(keys):
+            label = key.removeprefix("test/").replace("cka", "CKA of ").replace("of /", "of ")
+            right.plot(*series(rows, key), color=COLORS[i % len(COLORS)], marker=".", label=label)
+        right.set(title="Similarity to the teacher, test", xlabel="epoch", ylabel="fraction of images, or CKA")
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
+    save(figure, path)
+
+
+def _accuracies(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    axis.plot(*series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, train")
+    axis.plot(*series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
     colors = itertools.cycle(COLORS[1:])
     for key in sorted({key for row in rows for key in row if key.startswith("test/teacher_accuracy")}):
         at_teacher = key.removeprefix("test/teacher_accuracy")  # "@dino" for one of several teachers
         teacher_accuracy = series(rows, key)[1]
         if not len(teacher_accuracy):
             continue
-        right.axhline(teacher_accuracy[-1], color=next(colors), linestyle="--", label=f"teacher{at_teacher}, test")
+        axis.axhline(teacher_accuracy[-1], color=next(colors), linestyle="--", label=f"teacher{at_teacher}, test")
         label = f"agreement{at_teacher}" if at_teacher else "agreement of both"
-        right.plot(*series(rows, f"test/agreement{at_teacher}"), color=next(colors), marker=".", label=label)
-    right.set(title="Accuracy", xlabel="epoch", ylabel="fraction of images")
-    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
-    save(figure, path)
+        axis.plot(*series(rows, f"test/agreement{at_teacher}"), color=next(colors), marker=".", label=label)
+    axis.set(title="Accuracy", xlabel="epoch", ylabel="fraction of images")
 
 
 def spectra(path: epath.Path, networks: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> None:

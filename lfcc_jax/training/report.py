@@ -59,7 +59,7 @@ class Progress:
 
         Args:
           step: Number of steps done.
-          metrics: `loss`, `accuracy`, and the losses of the methods, whose weighted sum is `loss`.
+          metrics: `loss`, `accuracy` if there are labels, and the losses of the methods, whose weighted sum is `loss`.
         """
         now = time.monotonic()
         if now - self._last_line < _SECONDS_BETWEEN_LINES and step < self._total:
@@ -71,7 +71,8 @@ class Progress:
         return (
             f"step {step:{width}}/{self._total}  epoch {step / self._epoch:.1f}  loss {metrics['loss']:.4f}"
             + (f" ({', '.join(terms)})" if len(terms) > 1 else "")
-            + f"  accuracy {metrics['accuracy']:.4f}  {self.images_per_second:,.0f} images/s  "
+            + (f"  accuracy {metrics['accuracy']:.4f}" if "accuracy" in metrics else "")
+            + f"  {self.images_per_second:,.0f} images/s  "
             f"{datetime.timedelta(seconds=round(left))} left"
         )
 

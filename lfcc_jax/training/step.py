@@ -45,7 +45,7 @@ def make_train_step(
 
     Returns:
       The step. Its metrics are float32 scalars: `loss`, the unweighted loss of each method (`at`, or `ofa/exits` for
-      methods with several parts), `accuracy`, `grad_norm`.
+      methods with several parts), `accuracy` if there are labels, `grad_norm`.
     """
 
     def step(state: TrainState, teacher_variables: Mapping[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
@@ -79,11 +79,10 @@ def make_train_step(
         state = state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state)
         if state.ema is not None:
             state = state.replace(ema=averaged(state.student, state.ema, 1 - ema_decay))
-        return state, terms | {
-            "loss": loss,
-            "accuracy": jnp.mean(logits.argmax(-1) == batch["label"], dtype=jnp.float32),
-            "grad_norm": optax.tree.norm(grads),
-        }
+        metrics = terms | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if "label" in batch:
+            metrics["accuracy"] = jnp.mean(logits.argmax(-1) == batch["label"], dtype=jnp.float32)
+        return state, metrics
 
     return step
 

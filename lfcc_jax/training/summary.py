@@ -21,6 +21,8 @@ from lfcc_jax.training.state import TrainState
 
 # Key in the summary and metric of the evaluation, for each teacher.
 _COMPARISONS = {"teacher_top1": "teacher_accuracy", "agreement": "agreement", "kl_to_teacher": "kl"}
+# Metrics that not every evaluation has.
+_SHOWN_IF_THERE = ("cka/", "cka@", "knn", "linear", "teacher_knn", "teacher_linear")
 
 
 def summarize(
@@ -46,8 +48,9 @@ def summarize(
     tests = {
         row["step"]: row["test/accuracy"] for row in rows if row["step"] > 0 and row.get("test/accuracy") is not None
     }
-    tests[distillation.total_steps] = results["accuracy"]
-    best_step = max(sorted(tests), key=tests.__getitem__)
+    if "accuracy" in results:
+        tests[distillation.total_steps] = results["accuracy"]
+    best_step = max(sorted(tests), key=tests.__getitem__, default=None)
     speed = next((row["train/images_per_second"] for row in rows[::-1] if row.get("train/images_per_second")), None)
     return {
         "dataset": dataset,
@@ -59,17 +62,17 @@ def summarize(
         "steps": distillation.total_steps,
         "parameters": sizes["student"],
         "head_parameters": sizes["heads"],
-        "top1_last": results["accuracy"],
-        "top1_best": tests[best_step],
+        "top1_last": results.get("accuracy"),
+        "top1_best": tests.get(best_step),
         "best_step": best_step,
-        "top5_last": results["top5"],
-        "calibration_error": results["calibration_error"],
+        "top5_last": results.get("top5"),
+        "calibration_error": results.get("calibration_error"),
         **{
             at(key, teacher): results.get(at(metric, teacher))
             for teacher in distillation.teachers or [""]
             for key, metric in _COMPARISONS.items()
         },
-        **{key.replace("/", "_"): results[key] for key in results if key.startswith(("cka/", "cka@"))},
+        **{key.replace("/", "_"): results[key] for key in results if key.startswith(_SHOWN_IF_THERE)},
         "seconds_per_step": speed and run.batch_size / speed,
         "images_per_second": speed,
         "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",
@@ -96,16 +99,28 @@ def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) and summary else None
 
 
-def describe_student(run: RunConfig, images: Images) -> dict[str, Any]:
+def describe_student(run: RunConfig, images: Images, student: Network | Adapter) -> dict[str, Any]:
     """Returns the arguments of `models.create` for the run's student, in the form that `models.save` takes."""
     overrides = {key: value for key, value in run.student.items() if key not in ("name", "checkpoint")}
     name = run.student["name"]
     return {
         "name": models.full_name(name) if ":" in name else name,
-        "num_classes": images.num_classes,
+        "num_classes": student.num_classes,
         "image_size": images.size,
         "overrides": {"image_channels": images.channels} | overrides,
     }
+
+
+def class_names_of(images: Images, teachers: Sequence[Mapping[str, Any]], num_classes: int) -> Sequence[str]:
+    """Returns the names of the student's classes: those of the data, or else of a teacher; none if there are none.
+
+    Args:
+      images: The run's images.
+      teachers: Descriptions of the teachers' saved networks.
+      num_classes: Number of the student's classes.
+    """
+    known = [images.class_names, *(teacher.get("class_names", ()) for teacher in teachers)]
+    return next((names for names in known if names and len(names) == num_classes), ())
 
 
 def spectra(
@@ -137,8 +152,8 @@ def spectra(
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
-    """Returns a summary as a Markdown table."""
-    return table(["result", "value"], [[name, _show(value)] for name, value in summary.items()])
+    """Returns what a summary contains as a Markdown table."""
+    return table(["result", "value"], [[name, _show(value)] for name, value in summary.items() if value is not None])
 
 
 def _show(value: Any) -> str:

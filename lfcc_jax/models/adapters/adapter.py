@@ -105,6 +105,12 @@ class Adapter:
         network.num_classes, network.image_size, network.image_channels = num_classes, image_size, channels
         return network
 
+    def without_logits(self) -> "Adapter":
+        """Returns the network as one that does not classify."""
+        network = copy.copy(self)
+        network.num_classes, network.has_logits = 0, False
+        return network
+
     def created_by(self, create: Callable[[jax.Array, jax.Array], Variables]) -> "Adapter":
         """Returns the network without weights. `create` returns random ones, from a key and a batch of images."""
         network = copy.copy(self)
