@@ -79,7 +79,11 @@ def check_config(arguments):
     config = load_config(name)
     for key, text in values.items():
         *parents, last = key.split(".")[1:]
-        block = functools.reduce(lambda block, parent: block.setdefault(parent, ConfigDict()), parents, config)
+        block = config
+        for parent in parents:
+            if parent not in block:
+                block[parent] = ConfigDict()
+            block = block[parent]
         try:
             value = ast.literal_eval(text or "True")
         except (SyntaxError, ValueError):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,9 +52,10 @@ def test_student_of_two_teachers_is_compared_to_both_and_resumes_bit_identical(t
     assert summary["teacher"] == f"{EMBEDDING}@emb + vit_pico@vit"
     assert summary["losses"] == "cross_entropy + kd@vit + lfcc@emb + lfcc@vit"
     assert summary["teacher_top1@emb"] is summary["agreement@emb"] is summary["kl_to_teacher@emb"] is None
-    assert np.isfinite([summary[f"{key}@vit"] for key in ("teacher_top1", "agreement", "kl_to_teacher", "cka_stage4")])
+    for key in ("teacher_top1", "agreement", "kl_to_teacher", "cka_stage4"):
+        assert np.isfinite(summary[f"{key}@vit"])
     assert "teacher_top1" not in summary
-    assert -1 < summary["cka@emb_pooled"] <= 1
+    assert -1 < summary["cka_pooled@emb"] <= 1
     printed = capsys.readouterr().out
     assert f"learns from {EMBEDDING}@emb + vit_pico@vit by cross_entropy + kd@vit" in printed
     assert "vit's test accuracy is" in printed
@@ -87,7 +89,7 @@ def test_some_teachers_are_taken_from_python(two, tmp_path):
     config = two(epochs=0.25)
     config["teacher"]["emb"] = {"weights": {"kd": 0.0}}
     summary = train_and_evaluate(config, tmp_path / "a", teacher={"emb": own.make_embedding()})
-    assert summary["teacher"] == "python:tokens@emb + vit_pico@vit" or summary["teacher"].startswith("python:")
+    assert re.fullmatch(r"python:\w+@emb \+ vit_pico@vit", summary["teacher"])
     assert summary["losses"] == "cross_entropy + kd@vit + lfcc@emb + lfcc@vit"
     config["teacher"]["emb"] = {"name": EMBEDDING}
     with pytest.raises(UserError, match="config.teacher.emb must be empty except for `weights` if `teacher` is given"):
@@ -131,7 +133,7 @@ def test_loss_and_gradient_are_sums_over_the_teachers(tiny, monkeypatch):
     initial = jax.jit(both.init)(jax.random.key(0))
 
     def taken(distillation, teacher_variables, heads):
-        """Returns the metrics and the change of the student in one step of SGD, minus the gradient."""
+        """Returns the metrics of one step of SGD, and the change of the student, which is minus its gradient."""
         params = {"student": initial.params["student"], "heads": heads}
         collections = {"student": initial.collections["student"], "heads": {name: {} for name in heads}}
         state = initial.replace(
@@ -163,17 +165,16 @@ def test_loss_and_gradient_are_sums_over_the_teachers(tiny, monkeypatch):
         "lfcc@vit": vit["lfcc"],
         "lfcc@emb": emb["lfcc"],
         "loss": vit["loss"] + emb["loss"] - plain["loss"],
-        # Step 2 of 4 of the first epoch.
         "accuracy": plain["accuracy"],
     }.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    # Step 2 of the 4 over which the weight of LFCC grows.
     weighted = metrics["cross_entropy"] + metrics["kd@vit"] + 0.6 * metrics["lfcc@vit"] + 0.3 * metrics["lfcc@emb"]
     np.testing.assert_allclose(metrics["loss"], weighted, rtol=1e-5)
     assert abs(metrics["lfcc@vit"] / metrics["lfcc@emb"] - 1) > 1e-3
     expected = jax.tree.map(lambda a, b, c: a + b - c, of_vit, of_emb, base)
-    for x, y, without in zip(*map(jax.tree.leaves, (change, expected, of_vit)), strict=True):
+    for x, y in zip(*map(jax.tree.leaves, (change, expected)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4 * max(np.abs(y).max(), 1e-3))
-        assert x.shape == without.shape
     difference = sum(np.abs(x - y).sum() for x, y in zip(*map(jax.tree.leaves, (change, of_vit)), strict=True))
     assert difference > 0.1  # negative control: the second teacher contributes
 

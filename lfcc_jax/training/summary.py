@@ -13,7 +13,7 @@ from lfcc_jax.data import Images
 from lfcc_jax.errors import UserError
 from lfcc_jax.models import Adapter, Network
 from lfcc_jax.spectrum import radial_spectrum
-from lfcc_jax.training.config import RunConfig, at
+from lfcc_jax.training.config import RunConfig, at, teacher_of
 from lfcc_jax.training.distillation import Distillation
 from lfcc_jax.training.report import log, table
 from lfcc_jax.training.sharding import replicated
@@ -21,8 +21,8 @@ from lfcc_jax.training.state import TrainState
 
 # Key in the summary and metric of the evaluation, for each teacher.
 _COMPARISONS = {"teacher_top1": "teacher_accuracy", "agreement": "agreement", "kl_to_teacher": "kl"}
-# Metrics that not every evaluation has.
-_SHOWN_IF_THERE = ("cka/", "cka@", "knn", "linear", "teacher_knn", "teacher_linear")
+# Beginnings of the metrics of `training.probe`.
+_OF_PROBES = ("knn", "linear", "teacher_knn", "teacher_linear")
 
 
 def summarize(
@@ -72,7 +72,12 @@ def summarize(
             for teacher in distillation.teachers or [""]
             for key, metric in _COMPARISONS.items()
         },
-        **{key.replace("/", "_"): results[key] for key in results if key.startswith(_SHOWN_IF_THERE)},
+        **{
+            at(f"cka_{stage}", teacher_of(name)): value
+            for (name, _, stage), value in ((key.partition("/"), value) for key, value in results.items())
+            if stage
+        },
+        **{key: results[key] for key in results if key.startswith(_OF_PROBES)},
         "seconds_per_step": speed and run.batch_size / speed,
         "images_per_second": speed,
         "hardware": f"{mesh.size} x {jax.devices()[0].device_kind}",
