@@ -29,7 +29,7 @@ def run(main: Callable[[], object]) -> None:
     saved a checkpoint; 130, that Ctrl-C came when there was nothing to save, or for the second time. If one of several
     processes fails or is interrupted, all exit with its status and message.
     """
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    app.run(lambda _: guarded(main, flags.FLAGS.distributed), flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -149,9 +149,15 @@ def _one_line(error: BaseException) -> str:
     return str(UserError(" ".join(str(error.args[0] if error.args else error).split())))
 
 
-def _guarded(main: Callable[[], object]) -> None:
+def guarded(main: Callable[[], object], distributed: bool = False) -> None:
+    """Calls `main` with a compilation cache, and exits as `run` describes.
+
+    Args:
+      main: Function without arguments.
+      distributed: Whether this is one of several processes.
+    """
     logging.set_verbosity(logging.ERROR)
-    if flags.FLAGS.distributed:
+    if distributed:
         import jax
 
         try:
@@ -165,19 +171,20 @@ def _guarded(main: Callable[[], object]) -> None:
     except UserError as error:
         processes.end(1, f"error: {error}")
     except KeyboardInterrupt:
-        _end_interrupted()
+        end_interrupted()
     except Preempted as note:
         print(note, file=sys.stderr)
         sys.exit(143)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             processes.end(1, f"error: cannot write {error.filename or 'a file'}: {error.strerror}")
-        if not flags.FLAGS.distributed:
+        if not distributed:
             raise
         processes.end_after(error)
 
 
-def _end_interrupted() -> None:
+def end_interrupted() -> None:
+    """Ends the program after Ctrl-C when there is nothing to save."""
     processes.end(130, "interrupted; the same command resumes from the last checkpoint, if any")
 
 
@@ -186,7 +193,7 @@ def _main() -> None:
 
     if flags.FLAGS.workdir is None:
         raise UserError("--workdir is required, for example --workdir=runs/first")
-    answer_interrupts(_end_interrupted)
+    answer_interrupts(end_interrupted)
     train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
 
 

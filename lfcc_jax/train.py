@@ -206,7 +206,7 @@ def _train_and_evaluate(
                     "images_per_second": progress.images_per_second,
                 }
                 epoch = step / steps_per_epoch
-                if logging and (line := progress.line(step, means)):
+                if logging and (line := progress.line(step, means, feed.waited)):
                     log(line)
                 if results:
                     text = "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)

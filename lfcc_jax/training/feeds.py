@@ -1,5 +1,6 @@
 """Feeds: bring training batches to the devices, streamed from the host or gathered from images in device memory."""
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ class Feed(Protocol):
     """Returns data for training steps, in the order set by the run's seed."""
 
     state: Any  # state of the data iterator after the last `take`, as JSON
+    waited: float  # seconds in which `take` waited for images
 
     def restore(self, state: Any) -> None:
         """Resumes from the state in a checkpoint."""
@@ -74,7 +76,7 @@ class StreamFeed:
     def __init__(self, inputs: Inputs, mesh: Mesh, batch_size: int, seed: int):
         self._batches = inputs.train_batches(batch_size, seed)
         self._shapes = batch_shapes(mesh, batch_size, inputs.host_shape, inputs.images.num_classes > 0)
-        self._mesh = mesh
+        self._mesh, self.waited = mesh, 0.0
         self._ahead = None
         self.state = self._batches.get_state()
 
@@ -103,7 +105,10 @@ class StreamFeed:
         self._batches.close()
 
     def _fetch(self) -> tuple[dict[str, jax.Array], Any]:
-        return to_global(next(self._batches), self._mesh), self._batches.get_state()
+        start_time = time.monotonic()
+        batch = next(self._batches)
+        self.waited += time.monotonic() - start_time
+        return to_global(batch, self._mesh), self._batches.get_state()
 
 
 class ResidentFeed:
@@ -111,6 +116,8 @@ class ResidentFeed:
 
     Many steps run as one program without returning to the host; see `make_train_loop`.
     """
+
+    waited = 0.0
 
     def __init__(self, inputs: Inputs, mesh: Mesh, batch_size: int, seed: int, capacity: int):
         self._examples = jax.device_put(read_all(inputs.train), replicated(mesh))

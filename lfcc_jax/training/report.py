@@ -54,12 +54,14 @@ class Progress:
         """Images per second of training so far, without pauses."""
         return self._training_steps * self._batch / self._training_seconds if self._training_steps else 0.0
 
-    def line(self, step: int, metrics: Mapping[str, float]) -> str | None:
+    def line(self, step: int, metrics: Mapping[str, float], waited: float = 0.0) -> str | None:
         """Returns the progress line for `step`; None if the last one is only seconds old.
 
         Args:
           step: Number of steps done.
           metrics: `loss`, `accuracy` if there are labels, and the losses of the methods, whose weighted sum is `loss`.
+          waited: Seconds in which the steps so far waited for images. The line has the images per second that the
+            loader alone would read, if it may be what limits the speed.
         """
         now = time.monotonic()
         if now - self._last_line < _SECONDS_BETWEEN_LINES and step < self._total:
@@ -67,12 +69,14 @@ class Progress:
         self._last_line = now
         left = (now - self._start_time) / (step - self._first) * (self._total - step)
         width = len(str(self._total))
+        loader = (step - self._first) * self._batch / waited if waited else float("inf")
+        limits = f" (the loader: {loader:,.0f})" if loader < 3 * self.images_per_second else ""
         terms = [f"{name} {value:.3f}" for name, value in metrics.items() if name not in _NOT_LOSSES]
         return (
             f"step {step:{width}}/{self._total}  epoch {step / self._epoch:.1f}  loss {metrics['loss']:.4f}"
             + (f" ({', '.join(terms)})" if len(terms) > 1 else "")
             + (f"  accuracy {metrics['accuracy']:.4f}" if "accuracy" in metrics else "")
-            + f"  {self.images_per_second:,.0f} images/s  "
+            + f"  {self.images_per_second:,.0f} images/s{limits}  "
             f"{datetime.timedelta(seconds=round(left))} left"
         )
 
