@@ -22,7 +22,8 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.main import end_interrupted, guarded
 from lfcc_jax.methods import presets
 from lfcc_jax.train import train_and_evaluate
-from lfcc_jax.training.distillation import network
+from lfcc_jax.training.config import read_config
+from lfcc_jax.training.distillation import check_blocks, network
 from lfcc_jax.training.preemption import answer_interrupts
 from lfcc_jax.training.report import log
 
@@ -166,7 +167,7 @@ def choose(
         f"{epochs:g} epochs of {images.count // batch_size:,} steps with {batch_size} images, {steps:,} steps in all; "
         f"AdamW with a peak learning rate of {peak:.2g}"
     )
-    config = {
+    config: dict[str, Any] = {
         "seed": seed,
         "data": block,
         **blocks,
@@ -183,6 +184,8 @@ def choose(
         "log_every_steps": max(1, min(50, images.count // batch_size)),
         "eval_every_epochs": max(1.0, round(epochs / 10)),
     }
+    if not given:
+        check_blocks(read_config(config))
     return ConfigDict(config), given, choices
 
 
@@ -207,9 +210,12 @@ def _data_name(name: str) -> str:
     if prefix in ("folder", "csv"):
         return f"{prefix}:{_absolute(rest)}"
     path = os.path.expanduser(name)
-    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "dataset_info.json")):
+    if path.endswith(".csv"):
+        return f"csv:{_absolute(name)}"
+    looks_like_a_path = os.path.isdir(path) or name.startswith((".", "/", "~"))
+    if looks_like_a_path and ":" not in name and not os.path.exists(os.path.join(path, "dataset_info.json")):
         return f"folder:{_absolute(name)}"
-    return f"csv:{_absolute(name)}" if os.path.isfile(path) and path.endswith(".csv") else name
+    return name
 
 
 def _absolute(path: str) -> str:
