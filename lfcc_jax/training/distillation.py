@@ -299,6 +299,11 @@ def _teacher(
             images = images._replace(num_classes=made["num_classes"])
     check_value(block.get("logits", True), bool, f"{where}.logits")
     if block.get("logits", True):
+        if made is not None and made["num_classes"] != images.num_classes:
+            raise UserError(
+                f"{where}.checkpoint must be a network with {images.num_classes} classes, as the data has, got "
+                f"{block['name']} with {made['num_classes']}; set {where}.logits=False to use its features alone"
+            )
         return network(block, images, dtype, where, given)
     teacher = network(block, images._replace(num_classes=0), dtype, where, given)
     return teacher.without_logits() if isinstance(teacher, models.Adapter) else teacher
