@@ -398,7 +398,9 @@ def _pooling(operation: str) -> Callable[..., Any]:
             spatial.append(others.pop(1))
         dilated = {*params["base_dilation"], *params["window_dilation"]} != {1}
         if len(others) != 2 or dilated or not spatial:
-            raise UserError(f"ONNX: no conversion for '{equation.primitive.name}' over axes {spatial}, or with dilation")
+            raise UserError(
+                f"ONNX: no conversion for '{equation.primitive.name}' over axes {spatial}, or with dilation"
+            )
         order = [*others, *spatial]
         low, high = zip(*(windows[i][2] for i in spatial), strict=True)
         kernel = [windows[i][0] for i in spatial]
