@@ -139,7 +139,7 @@ def _write(
     result = about | {"count": count} | metrics | {"classes": classes, "confusion": confusion.tolist()}
     storage.make_directory(out)
     storage.write_json(out / "evaluation.json", result)
-    title = f"{count:,} images of {about['data']}, {about['split']}: accuracy {metrics['accuracy']:.1%}"
+    title = f"{about['data'][-40:]}, {about['split']}\n{count:,} images, accuracy {metrics['accuracy']:.1%}"
     _draw(out / "confusion.png", confusion, names, title)
     print(f"{about['network']} on {about['data']}, {about['split']}, {count:,} images")
     for name, value in metrics.items():

@@ -100,7 +100,7 @@ def _write_stablehlo(run: str, out: str) -> None:
     names = list(jax.eval_shape(function, jax.ShapeDtypeStruct(network.image_shape(), jnp.float32)))
     _report(about, network, names, difference, out)
     print(
-        "    import jax, pathlib\n"
+        "    import pathlib, jax, jax.export\n"
         f"    network = jax.export.deserialize(bytearray(pathlib.Path({str(out)!r}).read_bytes()))\n"
         f"    images = jax.numpy.zeros({(1, *network.image_shape()[1:])})  # in [0, 1]\n"
         f"    {names[0]} = jax.jit(network.call)(images)[{names[0]!r}]"
