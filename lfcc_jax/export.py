@@ -69,7 +69,8 @@ def _write_onnx(run: str, out: str) -> None:
     if about.get("class_names"):
         constants["class_names"] = about["class_names"]
     metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in constants.items()}
-    model = to_onnx(function, network.image_shape()[1:], metadata)
+    with jax.default_device(_cpu()):
+        model = to_onnx(function, network.image_shape()[1:], metadata)
     with storage.errors_in_one_line("onnxruntime cannot load the ONNX model"):
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -140,7 +141,7 @@ def _load(run: str, dtype: Any = None) -> tuple[dict[str, Any], Any, Callable[[A
     network, variables = models.load(run)
     if dtype is not None and isinstance(network, models.Network):
         network = network.clone(dtype=dtype)
-    variables = jax.tree.map(np.asarray, variables)
+    variables = jax.device_put(variables, _cpu())
 
     def function(images: Any) -> _Outputs:
         logits, features = network.apply(variables, images, train=False)

@@ -21,8 +21,6 @@ FAMILIES = SMALL | {
     "vit_small_patch14_reg4_dinov2": {"patch": 2, "width": 12, "heads": 3, "depth": 4, "taps": (1, 2, 3, 4)},
     "vit_base_patch16_siglip_224": {"patch": 2, "width": 12, "heads": 3, "depth": 4, "taps": (1, 2, 3, 4)},
 }
-# StableHLO is JAX's own; ONNX is converted by this package.
-IN_BOTH = ("resnet_pico", "vit_pico")
 
 
 def random_variables(network):
@@ -33,18 +31,23 @@ def random_variables(network):
         name = path[-1].key
         values = rng.normal(size=leaf.shape)
         if name in ("scale", "var"):
-            return np.float32(1 + 0.1 * np.abs(values))
+            return jnp.float32(1 + 0.1 * np.abs(values))
         fan_in = np.prod(leaf.shape[-4:-1]) if name == "kernel" else 25
-        return np.float32(values / np.sqrt(max(fan_in, 1)))
+        return jnp.float32(values / np.sqrt(max(fan_in, 1)))
 
     return jax.tree_util.tree_map_with_path(draw, network.variable_shapes())
 
 
-def save(directory, name, num_classes=5, **settings):
+def small(name, num_classes=5, **settings):
     overrides = {"image_channels": 1, "mean": (0.4,), "std": (0.3,)} | settings
     network = models.create(name, num_classes, 8, **overrides)
+    return network, random_variables(network)
+
+
+def save(directory, name, num_classes=5, **settings):
+    network, variables = small(name, num_classes, **settings)
+    overrides = {"image_channels": 1, "mean": (0.4,), "std": (0.3,)} | settings
     about = {"name": name, "num_classes": num_classes, "image_size": 8, "overrides": overrides}
-    variables = random_variables(network)
     models.save(directory, variables, about | {"class_names": [f"kind {i}" for i in range(num_classes)]})
     return network, variables
 
@@ -64,26 +67,43 @@ def assert_equal(outputs, reference, batch):
         np.testing.assert_allclose(value, reference[name][:batch], rtol=0, atol=1e-4 * np.abs(reference[name]).max())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_onnx_file_has_the_outputs_of_the_network(name, tmp_path, capsys):
-    network, variables = save(tmp_path / "run", name, **FAMILIES[name])
-    reference = expected(network, variables)
-    formats = ("onnx", "stablehlo") if name in IN_BOTH else ("onnx",)
-    for kind in formats:
-        export.main([str(tmp_path / "run"), f"--format={kind}", f"--out={tmp_path / 'out' / kind}"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(formats)  # no partial files
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "onnx")
+def assert_session_equals(session, reference):
     for batch in (1, 7):
         values = session.run(["logits", "pooled"], {"images": images(batch)})
         assert_equal(dict(zip(("logits", "pooled"), values, strict=True)), reference, batch)
-        if "stablehlo" in formats:
-            loaded = jax_export.deserialize(bytearray((tmp_path / "out" / "stablehlo").read_bytes()))
-            assert loaded.platforms == ("cpu", "cuda", "tpu")
-            assert_equal(jax.jit(loaded.call)(images(batch)), reference, batch)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_onnx_model_has_the_outputs_of_the_network(name):
+    network, variables = small(name, **FAMILIES[name])
+
+    def function(x):
+        logits, features = network.apply(variables, x)
+        return {"logits": logits, "pooled": features["pooled"]}
+
+    session = onnxruntime.InferenceSession(converter.to_onnx(function, (8, 8, 1), {}))
+    assert_session_equals(session, jax.jit(function)(images(7)))
+
+
+@pytest.mark.parametrize("name", ["resnet_pico", "vit_pico"])
+def test_command_writes_onnx_and_stablehlo(name, tmp_path, capsys):
+    network, variables = save(tmp_path / "run", name, **SMALL[name])
+    reference = expected(network, variables)
+    for kind in ("onnx", "stablehlo"):
+        export.main([str(tmp_path / "run"), f"--format={kind}", f"--out={tmp_path / 'out' / kind}"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["onnx", "stablehlo"]  # no partial files
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "onnx")
+    assert_session_equals(session, reference)
     about = session.get_modelmeta().custom_metadata_map
     assert (about["model"], about["image_size"], about["interpolation"]) == (name, "8", "bicubic")
     assert json.loads(about["class_names"])[4] == "kind 4"
     assert float(about["crop_fraction"]) == network.crop_fraction
+
+    loaded = jax_export.deserialize(bytearray((tmp_path / "out" / "stablehlo").read_bytes()))
+    assert loaded.platforms == ("cpu", "cuda", "tpu")
+    for batch in (1, 7):
+        assert_equal(jax.jit(loaded.call)(images(batch)), reference, batch)
+
     # The lines that the command prints load the file.
     for text in capsys.readouterr().out.split("to use it:\n")[1:]:
         code = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
@@ -107,7 +127,6 @@ def test_bfloat16_network_is_written_to_onnx_in_float32(tmp_path):
 
 
 OWN = """
-import jax
 import jax.numpy as jnp
 from flax import nnx
 

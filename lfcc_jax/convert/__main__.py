@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", required=True, help="a .safetensors, .npz, .pth or .pth.tar file")
     parser.add_argument("--out", required=True, help="a new directory")
-    parser.add_argument("--model", required=True, help="timm's name of the network")
+    parser.add_argument("--model", help="timm's name of the network")
     parser.add_argument("--head", default="keep", choices=("keep", "new"), help="the classifier (default: keep)")
     parser.add_argument("--num-classes", type=int, help="number of classes of a new head; 0 for no head")
     parser.add_argument("--image-size", type=int, help="height and width, in pixels (default: from the model's name)")
@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"--out must be a local path, got {args.out}; convert locally, then copy the result there")
         if storage.is_remote(args.out):
             raise UserError(f"--out must be on a local disk, got '{args.out}'; gcloud storage cp copies it to a bucket")
+        if args.model is None:
+            raise UserError("--model is required, for example --model resnet18")
         _teacher_from_timm(args)
     except UserError as error:
         sys.exit(f"error: {error}")

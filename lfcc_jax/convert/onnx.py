@@ -118,8 +118,12 @@ class _Graph:
             if isinstance(inner, ClosedJaxpr):
                 return self.run(inner.jaxpr, inner.consts, inputs)
             return self.run(inner, (), inputs)
+        if primitive == "dim_as_value":
+            return [_cast(self, equation, [self.reshape(self.shape([params["dim"]]), ())], ())]
         constant = not any(isinstance(value, str) for value in inputs)
         if constant and not any(self._is_dynamic(v.aval.shape) for v in equation.outvars):
+            if primitive in _FOLDED:  # faster than compiling it for every shape
+                return [_FOLDED[primitive](np.asarray(inputs[0]), params, equation.outvars[0].aval)]
             results = equation.primitive.bind(*inputs, **params)
             return results if equation.primitive.multiple_results else [results]
         if primitive not in _CONVERTERS:
@@ -281,6 +285,10 @@ def _broadcast(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> 
     return graph("Expand", x, graph.shape(sizes)) if any(size != 1 for size in sizes) else x
 
 
+def _tile(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> Any:
+    return graph("Tile", inputs[0], graph.shape(equation.params["reps"]))
+
+
 def _pad(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> Any:
     low, high, interior = zip(*equation.params["padding_config"], strict=True)
     if any(interior):
@@ -428,6 +436,25 @@ def _identity(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> A
     return list(inputs)
 
 
+def _broadcast_constant(x: np.ndarray, params: Mapping[str, Any], out: Any) -> np.ndarray:
+    aligned = np.ones(len(out.shape), int)
+    aligned[list(params["broadcast_dimensions"])] = x.shape
+    return np.broadcast_to(x.reshape(aligned), out.shape)
+
+
+def _slice_constant(x: np.ndarray, params: Mapping[str, Any], out: Any) -> np.ndarray:
+    bounds = zip(params["start_indices"], params["limit_indices"], params["strides"] or [1] * x.ndim, strict=True)
+    return x[tuple(slice(*bound) for bound in bounds)]
+
+
+# Primitives that are computed with numpy if their input is constant.
+_FOLDED: dict[str, Callable[..., np.ndarray]] = {
+    "broadcast_in_dim": _broadcast_constant,
+    "reshape": lambda x, params, out: x.reshape(out.shape),
+    "slice": _slice_constant,
+    "squeeze": lambda x, params, out: x.reshape(out.shape),
+    "transpose": lambda x, params, out: x.transpose(params["permutation"]),
+}
 # Primitives that call another jaxpr.
 _CALLS = frozenset(
     ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
@@ -487,6 +514,7 @@ _CONVERTERS: dict[str, Callable[..., Any]] = {
     "transpose": lambda graph, equation, inputs, shapes: graph.transpose(inputs[0], equation.params["permutation"]),
     "broadcast_in_dim": _broadcast,
     "concatenate": lambda graph, equation, inputs, shapes: graph("Concat", *inputs, axis=equation.params["dimension"]),
+    "tile": _tile,
     "pad": _pad,
     "rev": _reverse,
     "slice": _slice,

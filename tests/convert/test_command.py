@@ -97,9 +97,7 @@ def test_export_to_timm_reports_an_unwritable_path_in_one_line(checkpoint, tmp_p
     main(["--model", "resnet18", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "teacher")])
     (tmp_path / "file").write_text("precious")
     for out in ("/proc/x.safetensors", str(tmp_path / "file" / "x.safetensors")):
-        with pytest.raises(
-            SystemExit, match=f"error: (cannot write {out}|`--out` must be a directory, but .*/file is a file)"
-        ):
+        with pytest.raises(SystemExit, match="error: (cannot write /proc/x|`--out` .*/file is a file)"):
             export([str(tmp_path / "teacher"), "--format=timm", f"--out={out}"])
 
 
