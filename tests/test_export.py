@@ -16,7 +16,6 @@ from lfcc_jax.errors import UserError
 from tests.models.test_models import SMALL
 
 FAMILIES = SMALL | {
-    "swin_femto_32": SMALL["swin_femto_32"] | {"depths": (2, 1, 1, 1)},
     "efficientnet_b0": {"multiplier": 0.1},
     "mobilenetv3_large_100": {"multiplier": 0.1},
     "vit_small_patch14_reg4_dinov2": {"patch": 2, "width": 12, "heads": 3, "depth": 4, "taps": (1, 2, 3, 4)},

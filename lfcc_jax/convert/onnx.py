@@ -123,7 +123,7 @@ class _Graph:
         constant = not any(isinstance(value, str) for value in inputs)
         if constant and not any(self._is_dynamic(v.aval.shape) for v in equation.outvars):
             if primitive in _FOLDED:  # faster than compiling it for every shape
-                return [_FOLDED[primitive](np.asarray(inputs[0]), params, equation.outvars[0].aval)]
+                return [_FOLDED[primitive](params, equation.outvars[0].aval, *map(np.asarray, inputs))]
             results = equation.primitive.bind(*inputs, **params)
             return results if equation.primitive.multiple_results else [results]
         if primitive not in _CONVERTERS:
@@ -436,24 +436,27 @@ def _identity(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> A
     return list(inputs)
 
 
-def _broadcast_constant(x: np.ndarray, params: Mapping[str, Any], out: Any) -> np.ndarray:
+def _broadcast_constant(params: Mapping[str, Any], out: Any, x: np.ndarray) -> np.ndarray:
     aligned = np.ones(len(out.shape), int)
     aligned[list(params["broadcast_dimensions"])] = x.shape
     return np.broadcast_to(x.reshape(aligned), out.shape)
 
 
-def _slice_constant(x: np.ndarray, params: Mapping[str, Any], out: Any) -> np.ndarray:
+def _slice_constant(params: Mapping[str, Any], out: Any, x: np.ndarray) -> np.ndarray:
     bounds = zip(params["start_indices"], params["limit_indices"], params["strides"] or [1] * x.ndim, strict=True)
     return x[tuple(slice(*bound) for bound in bounds)]
 
 
-# Primitives that are computed with numpy if their input is constant.
+# Primitives that are computed with numpy if their inputs are constant.
 _FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "broadcast_in_dim": _broadcast_constant,
-    "reshape": lambda x, params, out: x.reshape(out.shape),
+    "reshape": lambda params, out, x: x.reshape(out.shape),
     "slice": _slice_constant,
-    "squeeze": lambda x, params, out: x.reshape(out.shape),
-    "transpose": lambda x, params, out: x.transpose(params["permutation"]),
+    "squeeze": lambda params, out, x: x.reshape(out.shape),
+    "transpose": lambda params, out, x: x.transpose(params["permutation"]),
+    "add": lambda params, out, x, y: np.add(x, y, dtype=out.dtype),
+    "mul": lambda params, out, x, y: np.multiply(x, y, dtype=out.dtype),
+    "rsqrt": lambda params, out, x: np.reciprocal(np.sqrt(x, dtype=out.dtype)),
 }
 # Primitives that call another jaxpr.
 _CALLS = frozenset(
