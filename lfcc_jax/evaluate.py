@@ -61,7 +61,10 @@ def _load(run: str) -> tuple[Any, Any, Sequence[str]]:
     network, variables = models.load(run)
     if network.output_shapes().logits is None:
         raise UserError(f"{run} has no classifier, so it cannot be evaluated on labels")
-    return network, variables, models.describe(run).get("class_names") or ()
+    class_names = models.describe(run).get("class_names") or ()
+    if class_names and len(class_names) != network.num_classes:
+        raise UserError(f"{run}: class_names must be {network.num_classes} names, got {len(class_names)}")
+    return network, variables, class_names
 
 
 def _check_sizes(network: Any, source: Source) -> None:
@@ -165,12 +168,13 @@ def _draw(path: epath.Path, confusion: np.ndarray, names: Sequence[str], title: 
     image = axis.imshow(
         np.sqrt(fractions), cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if labeled else "auto"
     )
-    axis.set(title=title, xlabel="predicted class", ylabel="true class")
+    axis.set_title(title, parse_math=False)
+    axis.set(xlabel="predicted class", ylabel="true class")
     if labeled:
         short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
         turned = max(map(len, short)) > 2
-        axis.set_xticks(range(num_classes), short, rotation=90 if turned else 0)
-        axis.set_yticks(range(num_classes), short)
+        axis.set_xticks(range(num_classes), short, rotation=90 if turned else 0, parse_math=False)
+        axis.set_yticks(range(num_classes), short, parse_math=False)
     if num_classes <= 12:
         for i, j in zip(*np.nonzero(confusion), strict=True):
             color = "white" if fractions[i, j] > 0.3 else "black"

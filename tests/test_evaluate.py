@@ -69,7 +69,7 @@ def test_confusion_is_drawn(evaluated):
 def test_confusion_of_few_and_of_many_classes_is_drawn(num_classes, tmp_path):
     confusion = np.eye(num_classes, dtype=int)
     confusion[0, 1] = 3
-    names = [f"a rather long name of class {i}" for i in range(num_classes)]
+    names = [f"a rather ${i} long name of a $ class" for i in range(num_classes)]
     evaluate._draw(storage.resolve(tmp_path / "x.png"), confusion, names, "title")
     assert image.imread(tmp_path / "x.png").shape[0] > 500
 
