@@ -136,7 +136,11 @@ class _Graph:
         return results if isinstance(results, list) else [results]
 
     def _scan(self, params: Mapping[str, Any], inputs: list[Any]) -> list[Any]:
-        body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+        body = params["jaxpr"]
+        if "num_consts" in params:
+            num_consts, num_carry = params["num_consts"], params["num_carry"]
+        else:  # since jax 0.12
+            num_consts, num_carry = (len(group) for group in params["ft_in"].unpack()[:2])
         consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
         scanned, stacked = inputs[num_consts + num_carry :], []
         for i in range(params["length"])[:: -1 if params["reverse"] else 1]:
