@@ -350,6 +350,11 @@ def _split(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> Any:
     return outputs if len(sizes) > 1 else [outputs]
 
 
+def _unstack(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> Any:
+    axis = equation.params["axis"]
+    return [graph("Gather", inputs[0], np.int64(i), axis=axis) for i in range(len(equation.outvars))]
+
+
 def _reverse(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> Any:
     axes = equation.params["dimensions"]
     ones = np.ones(len(axes), np.int64)
@@ -528,6 +533,7 @@ _CONVERTERS: dict[str, Callable[..., Any]] = {
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "split": _split,
+    "unstack": _unstack,  # since jax 0.12
     "cumsum": lambda graph, equation, inputs, shapes: graph(
         "CumSum", inputs[0], np.int64(equation.params["axis"]), reverse=int(equation.params["reverse"])
     ),
