@@ -201,8 +201,9 @@ def test_to_onnx_names_what_it_cannot_convert(function, message):
         lambda x: jax.nn.one_hot(x.mean((2, 3)).argmax(1), 4) * jax.nn.softmax(x[:, :, 0, 0]),
         lambda x: jax.lax.cond(True, jnp.exp2, jnp.expm1, x) + jnp.tile(x[:1, 1:2, 3:], (x.shape[0], 4, 4, 1)),
         lambda x: jax.image.resize(x, (x.shape[0], 6, 6, 1), "linear"),
+        lambda x: jnp.stack([x[:, 0], jnp.exp(x[:, 1])], axis=2),
     ],
-    ids=["scan", "take", "einsum", "flip", "where", "argmax", "cond", "resize"],
+    ids=["scan", "take", "einsum", "flip", "where", "argmax", "cond", "resize", "stack"],
 )
 def test_to_onnx_converts_operations_of_users_networks(function):
     content = converter.to_onnx(lambda x: {"out": function(x)}, (4, 4, 1), {})

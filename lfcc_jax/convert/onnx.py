@@ -355,6 +355,11 @@ def _unstack(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> An
     return [graph("Gather", inputs[0], np.int64(i), axis=axis) for i in range(len(equation.outvars))]
 
 
+def _stack(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> Any:
+    axis = equation.params["axis"]
+    return graph("Concat", *(graph("Unsqueeze", x, np.array([axis])) for x in inputs), axis=axis)
+
+
 def _reverse(graph: _Graph, equation: Any, inputs: list[Any], shapes: Any) -> Any:
     axes = equation.params["dimensions"]
     ones = np.ones(len(axes), np.int64)
@@ -533,7 +538,8 @@ _CONVERTERS: dict[str, Callable[..., Any]] = {
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "split": _split,
-    "unstack": _unstack,  # since jax 0.12
+    "stack": _stack,  # since jax 0.12
+    "unstack": _unstack,
     "cumsum": lambda graph, equation, inputs, shapes: graph(
         "CumSum", inputs[0], np.int64(equation.params["axis"]), reverse=int(equation.params["reverse"])
     ),
