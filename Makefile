@@ -23,7 +23,7 @@ $(VENV)/trains: pyproject.toml requirements.txt
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[train]"
 	touch $@
 
-$(VENV)/installed: pyproject.toml requirements.txt requirements-dev.txt requirements-gcs.txt requirements-hf.txt requirements-tf.txt
+$(VENV)/installed: pyproject.toml $(wildcard requirements*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
 	touch $@ $(VENV)/trains

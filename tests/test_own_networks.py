@@ -14,8 +14,8 @@ from flax import nnx
 
 import tests.models.own_networks as own
 from lfcc_jax import models
-from lfcc_jax.convert.__main__ import main as convert
 from lfcc_jax.errors import UserError
+from lfcc_jax.export import main as export
 from lfcc_jax.models import adapters
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.preemption import Preempted
@@ -70,7 +70,7 @@ def test_nnx_student_of_an_equinox_teacher_stops_resumes_and_teaches(tiny, tmp_p
     monkeypatch.undo()
     capsys.readouterr()
     with pytest.raises(SystemExit, match="error: .*make_student is not one of timm's networks"):
-        convert(["--to-timm", "--checkpoint", str(tmp_path / "whole"), "--out", str(tmp_path / "x.safetensors")])
+        export([str(tmp_path / "whole"), "--format=timm", f"--out={tmp_path / 'x.safetensors'}"])
 
 
 def test_objects_are_taken_from_python(tiny, tmp_path):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lfcc_jax import models
 from lfcc_jax.config_files import load_config
+from lfcc_jax.export import main as export
 from lfcc_jax.methods import TeacherOutput
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.distillation import check_blocks
@@ -186,8 +187,10 @@ def run_python_blocks(path):
 @pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_python_blocks_of_a_page_run_in_order(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace, losses = run_python_blocks(path)
     name = relative(path)
+    if name == "docs/deploy.md":
+        write_exports()
+    namespace, losses = run_python_blocks(path)
     if name in ("README.md", "docs/loss.md"):
         assert losses[0].shape == (8,)
         assert float(losses[0].mean()) == pytest.approx(2.079, abs=1e-3)  # as the block says
@@ -206,10 +209,24 @@ def test_python_blocks_of_a_page_run_in_order(path, tmp_path, monkeypatch):
         assert (tmp_path / "runs" / "own" / "summary.json").exists()
         info = namespace["network"].feature_info()["stage2"]
         assert (info.height, info.width, info.channels) == (4, 4, 16)
+    elif name == "docs/deploy.md":
+        assert namespace["about"]["image_size"] == "8"
+        assert namespace["logits"].shape == (1, 10)
     elif name == "docs/methods.md":
         check_method(namespace["FeatureMSE"]())
     elif name == "CONTRIBUTING.md":
         check_contributing(namespace)
+
+
+def write_exports():
+    """Writes the files that the page on deployment loads."""
+    overrides = {"widths": (4, 4, 8, 8), "image_channels": 1, "mean": (0.5,), "std": (0.5,)}
+    network = models.create("resnet_pico", 10, 8, **overrides)
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), network.variable_shapes())
+    about = {"name": "resnet_pico", "num_classes": 10, "image_size": 8, "overrides": overrides}
+    models.save("runs/lfcc", variables, about)
+    for kind in ("onnx", "stablehlo"):
+        export(["runs/lfcc", f"--format={kind}", f"--out=student.{kind}"])
 
 
 def check_method(method):
@@ -235,8 +252,8 @@ def check_contributing(namespace):
 
 def test_pages_with_python_blocks_are_all_known():
     assert [relative(path) for path in PAGES if "```python" in path.read_text()] == [
-        *("README.md", "CONTRIBUTING.md", "docs/loss.md", "docs/methods.md", "docs/networks.md", "docs/training.md"),
-        "docs/your_network.md",
+        *("README.md", "CONTRIBUTING.md", "docs/deploy.md", "docs/loss.md", "docs/methods.md", "docs/networks.md"),
+        *("docs/training.md", "docs/your_network.md"),
     ]
 
 

@@ -1,12 +1,10 @@
-"""Command line: converts a timm checkpoint to a teacher, or a trained student to a timm checkpoint.
+"""Command line: converts a timm checkpoint to a teacher. `python -m lfcc_jax.export --format=timm` is the way back.
 
 python -m lfcc_jax.convert --model swin_tiny_patch4_window7_224 --checkpoint x.safetensors --out runs/teacher
-python -m lfcc_jax.convert --to-timm --checkpoint runs/lfcc --out student.safetensors
 """
 
 import argparse
 import datetime
-import json
 import os
 import shutil
 import sys
@@ -17,9 +15,8 @@ import jax
 import numpy as np
 
 from lfcc_jax import models, storage
-from lfcc_jax.convert.create_model import create_model_call
-from lfcc_jax.convert.files import read_state_dict, sha256, write_safetensors
-from lfcc_jax.convert.timm import from_timm, to_timm
+from lfcc_jax.convert.files import read_state_dict, sha256
+from lfcc_jax.convert.timm import from_timm
 from lfcc_jax.errors import UserError
 
 
@@ -28,11 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lfcc_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint", required=True, help="a .safetensors, .npz, .pth or .pth.tar file; with --to-timm, a run"
-    )
-    parser.add_argument("--out", required=True, help="a new directory; with --to-timm, a new .safetensors file")
-    parser.add_argument("--to-timm", action="store_true", help="write a trained student as a timm checkpoint")
+    parser.add_argument("--checkpoint", required=True, help="a .safetensors, .npz, .pth or .pth.tar file")
+    parser.add_argument("--out", required=True, help="a new directory")
     parser.add_argument("--model", help="timm's name of the network")
     parser.add_argument("--head", default="keep", choices=("keep", "new"), help="the classifier (default: keep)")
     parser.add_argument("--num-classes", type=int, help="number of classes of a new head; 0 for no head")
@@ -54,25 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"--out must be a local path, got {args.out}; convert locally, then copy the result there")
         if storage.is_remote(args.out):
             raise UserError(f"--out must be on a local disk, got '{args.out}'; gcloud storage cp copies it to a bucket")
-        if args.to_timm:
-            from_run = (
-                "model",
-                "num_classes",
-                "image_size",
-                "image_channels",
-                "mean",
-                "std",
-                "crop_fraction",
-                "interpolation",
-            )
-            if not_allowed := [name for name in from_run if getattr(args, name) is not None]:
-                names = ", ".join("--" + name.replace("_", "-") for name in not_allowed)
-                raise UserError(f"{names}: not allowed with --to-timm; taken from the run")
-            _student_to_timm(args)
-        elif args.model is None:
+        if args.model is None:
             raise UserError("--model is required, for example --model resnet18")
-        else:
-            _teacher_from_timm(args)
+        _teacher_from_timm(args)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -125,24 +103,6 @@ def _save(out: Path, variables: Any, description: dict[str, Any]) -> None:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _student_to_timm(args: argparse.Namespace) -> None:
-    about = models.describe(args.checkpoint)
-    if ":" in about["name"]:
-        raise UserError(
-            f"{about['name']} is not one of timm's networks; models.load(path) returns it with its variables"
-        )
-    network, variables = models.load(args.checkpoint)
-    state = to_timm(about["name"], variables, image_size=about["image_size"], **about["overrides"])
-    constants = {
-        key: json.dumps(getattr(network, key))
-        for key in ("image_size", "mean", "std", "crop_fraction", "interpolation")
-    }
-    write_safetensors(args.out, state, {"model": about["name"]} | constants)
-    print(f"{about['name']}, {len(state)} tensors, {network.num_classes or 'no'} classes: {args.out}")
-    call = create_model_call(about["name"], network, args.out)
-    print(call or f"timm cannot build this {about['name']}; the tensors have the names of the closest timm network")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from lfcc_jax.convert.__main__ import main
 from lfcc_jax.convert.create_model import create_model_call
 from lfcc_jax.convert.files import write_safetensors
 from lfcc_jax.convert.positions import resize_positions
+from lfcc_jax.export import main as export
 from lfcc_jax.models import layers, registry, rotary, vit
 
 GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm_newer.npz")
@@ -209,7 +210,7 @@ def test_command_converts_half_precision_teachers_without_and_with_a_new_classif
     assert network.num_classes == 10
     assert 0.01 < np.std(variables["params"]["head"]["kernel"]) < 0.03
 
-    main(["--to-timm", "--checkpoint", str(tmp_path / "teacher"), "--out", str(tmp_path / "y.safetensors")])
+    export([str(tmp_path / "teacher"), "--format=timm", f"--out={tmp_path / 'y.safetensors'}"])
     printed = capsys.readouterr().out
     assert f'timm.create_model("{name}", num_classes=0, img_size=56, checkpoint_path=' in printed
     back = safetensors.numpy.load_file(tmp_path / "y.safetensors")

@@ -18,8 +18,8 @@ from etils import epath
 from matplotlib import image
 
 from lfcc_jax import convert, data, models, storage
-from lfcc_jax.convert.__main__ import main as convert_main
 from lfcc_jax.errors import UserError
+from lfcc_jax.export import main as export
 from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.checkpoint import Checkpoints
 from lfcc_jax.training.report import read_metrics
@@ -118,7 +118,7 @@ def test_run_in_a_bucket_resumes_bit_for_bit_and_its_student_teaches_and_convert
     taught["teacher"] = {"name": "resnet_pico", "checkpoint": str(workdir)}
     assert train_and_evaluate(taught, tmp_path / "taught")["teacher_top1"] == summary["top1_last"]
     assert train_and_evaluate(config, str(workdir)) == summary
-    convert_main(["--to-timm", "--checkpoint", str(workdir), "--out", str(tmp_path / "student.safetensors")])
+    export([str(workdir), "--format=timm", f"--out={tmp_path / 'student.safetensors'}"])
     state = convert.files.read_state_dict(tmp_path / "student.safetensors")
     assert sum(np.size(x) for x in state.values()) >= summary["parameters"]
 
