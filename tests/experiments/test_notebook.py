@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "experiments" / "lfcc_colab.ipynb"
+OWN_IMAGES = ROOT / "experiments" / "own_images_colab.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +50,27 @@ def test_notebook_runs_with_the_installed_package_alone(tmp_path, monkeypatch, s
     assert sum("image/png" in output.data for output in figures) == 3
 
 
-def test_notebook_installs_the_package_from_the_repository():
-    (line,) = [line for cell in nbformat.read(NOTEBOOK, 4).cells for line in cell.source.splitlines() if "%pip" in line]
+def test_notebook_of_own_images_ends_with_an_onnx_file_that_runs(tmp_path, monkeypatch, site):
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    notebook = nbformat.read(OWN_IMAGES, 4)
+    settings = next(cell for cell in notebook.cells if "EPOCHS = 6" in cell.source)
+    settings.source = settings.source.replace("EPOCHS = 6", "EPOCHS = 1")
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "320 images in runs/own_images/images" in printed
+    assert "no labels" in printed
+    assert "differs from the network by at most" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+
+
+@pytest.mark.parametrize(("path", "extras"), [(NOTEBOOK, {"train"}), (OWN_IMAGES, {"train", "export"})])
+def test_notebooks_install_the_package_from_the_repository(path, extras):
+    (line,) = [line for cell in nbformat.read(path, 4).cells for line in cell.source.splitlines() if "%pip" in line]
     requirement = Requirement(line.split('"')[1])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert requirement.name == project["name"]
-    assert requirement.extras == {"train"}
+    assert requirement.extras == extras
     assert requirement.url == f"git+{project['urls']['Repository']}"
 
 
