@@ -136,9 +136,9 @@ def choose(
     if "teacher" in blocks and ":" not in blocks["teacher"]["name"]:
         made = _describe(blocks["teacher"]["name"])
         blocks["teacher"] = {"name": made["name"], "checkpoint": _absolute(teacher)}
-    block: dict[str, Any] = {"name": _data_name(data_name), "labels": labels, "workers": workers}
+    block: dict[str, Any] = {"name": data.full_name(data_name), "labels": labels, "workers": workers}
     if test_data:
-        block["test_name"] = _data_name(test_data)
+        block["test_name"] = data.full_name(test_data)
     if skip_unreadable:
         block["skip_unreadable"] = True
     inputs = _open(block, image_size, made and made["image_size"])
@@ -202,20 +202,6 @@ def _describe(path: str) -> dict[str, Any]:
             "python -m lfcc_jax.convert --help says how to get a network of timm"
         )
     return models.describe(path)
-
-
-def _data_name(name: str) -> str:
-    """Returns the name of a data set, with the prefix and the full path of a folder or file."""
-    prefix, _, rest = name.partition(":")
-    if prefix in ("folder", "csv"):
-        return f"{prefix}:{_absolute(rest)}"
-    path = os.path.expanduser(name)
-    if path.endswith(".csv"):
-        return f"csv:{_absolute(name)}"
-    looks_like_a_path = os.path.isdir(path) or name.startswith((".", "/", "~"))
-    if looks_like_a_path and ":" not in name and not os.path.exists(os.path.join(path, "dataset_info.json")):
-        return f"folder:{_absolute(name)}"
-    return name
 
 
 def _absolute(path: str) -> str:

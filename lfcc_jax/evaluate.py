@@ -14,8 +14,9 @@ import numpy as np
 from etils import epath
 
 from lfcc_jax import models, storage
-from lfcc_jax.data import Source, device_crop, eval_batches, open_source
+from lfcc_jax.data import Source, device_crop, eval_batches, full_name, open_source
 from lfcc_jax.errors import UserError
+from lfcc_jax.main import cache_programs
 from lfcc_jax.models import Output
 from lfcc_jax.training import pictures
 from lfcc_jax.training.evaluation import Evaluator
@@ -31,12 +32,15 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m lfcc_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", help="a work directory, or a saved network")
-    parser.add_argument("--data", required=True, help="a data set, as in config.data.name")
+    parser.add_argument(
+        "--data", required=True, help="a folder of images, a CSV file, or a data set, as in config.data.name"
+    )
     parser.add_argument("--split", default="test", help="its split (default: test)")
     parser.add_argument("--data-dir", default="", help="directory of prepared data sets (default: TFDS's)")
     parser.add_argument("--batch-size", type=int, default=256, help="images per step (default: 256)")
     parser.add_argument("--out", help="directory of the results (default: evaluation_SPLIT in RUN)")
     args = parser.parse_args(arguments)
+    cache_programs()
     try:
         if args.batch_size < 1:
             raise UserError(f"--batch-size must be positive, got {args.batch_size}")
@@ -45,9 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         out = storage.resolve(args.out, "--out") if args.out else run / f"evaluation_{split}"
         storage.check_writable(out, "--out")
         network, variables, class_names = _load(args.run)
-        source = open_source(args.data, args.split, args.data_dir)
+        source = open_source(full_name(args.data), args.split, args.data_dir)
         _check_sizes(network, source)
-        class_names = getattr(source, "class_names", ()) or class_names
+        class_names = source.class_names or class_names
         metrics, confusion = _evaluate(network, variables, source, args.batch_size)
         names = list(class_names) or [str(i) for i in range(network.num_classes)]
         classes = _class_table(confusion, names)
@@ -100,7 +104,7 @@ def _evaluate(network: Any, variables: Any, source: Source, batch_size: int) -> 
             np.add.at(confusion, (batch["label"][mask], logits[mask].argmax(-1)), 1)
             yield batch | {"image": logits}
 
-    metrics = Evaluator(_Predicted(), None, None, predicted, mesh, lambda logits: logits)({})
+    metrics = Evaluator(_Predicted(), {}, {}, predicted, mesh, lambda logits: logits)({})
     return metrics, confusion
 
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import ImageOps
 
 from lfcc_jax import models, storage
 from lfcc_jax.data import host_crops
+from lfcc_jax.data.files import list_images
 from lfcc_jax.errors import UserError
+from lfcc_jax.main import cache_programs
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp")
 _BATCH, _TOP = 32, 5
 
 
@@ -57,10 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--features", help="a .npz file for the vectors before the classifier (`pooled`) and the paths")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
+    cache_programs()
     try:
         if args.features and not args.features.endswith(".npz"):
             raise UserError(f"--features must end in .npz, got '{args.features}'")
-        paths = [path for name in args.images for path in _image_files(Path(name).expanduser())]
+        named = [Path(name).expanduser() for name in args.images]
+        paths = [path for name in named for path in (list_images(name) if name.is_dir() else [name])]
         failed = _predict(_open(args.run), paths, args.features, args.json)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -110,18 +112,9 @@ def _batches(network: _Predictor, paths: Sequence[Path], size: int) -> Iterator[
 
 def _read(network: _Predictor, path: Path) -> np.ndarray:
     """Returns an image as it is evaluated, upright according to its EXIF orientation."""
-    picture = ImageOps.exif_transpose(host_crops.decode(path.read_bytes(), network.image_channels))
+    picture = host_crops.decode(path.read_bytes(), network.image_channels, upright=True)
     cropped = host_crops.central_crop(picture, network.image_size, network.crop_fraction, network.interpolation)
     return cropped.astype(np.float32) / 255
-
-
-def _image_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-    if not files:
-        raise UserError(f"{path} contains no images ({', '.join(_SUFFIXES)})")
-    return files
 
 
 def _top(logits: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:

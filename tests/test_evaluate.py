@@ -31,7 +31,7 @@ def evaluated(run, data_dir):
 def test_evaluation_has_the_numbers_that_a_run_computes(evaluated, run, data_dir):
     network, variables = models.load(run)
     source, mesh = data.open_source("digits", "test[:20]", data_dir), create_mesh(1)
-    expected = Evaluator(network, None, None, lambda: data.eval_batches(source, 16), mesh)(variables)
+    expected = Evaluator(network, {}, {}, lambda: data.eval_batches(source, 16), mesh)(variables)
     result = json.loads((evaluated / "evaluation.json").read_text())
     assert expected.keys() == {"accuracy", "top5", "loss", "calibration_error"}
     for name, value in expected.items():

@@ -1,6 +1,6 @@
 """Command line: reads and decodes every image of a data set, and lists those that cannot be read.
 
-    python -m lfcc_jax.data.check folder:PHOTOS
+    python -m lfcc_jax.data.check PHOTOS
     python -m lfcc_jax.data.check cifar100 --split=train
 
 The exit status is 1 if there are any.
@@ -15,7 +15,7 @@ import sys
 import time
 
 from lfcc_jax.data.examples import read
-from lfcc_jax.data.open import open_source
+from lfcc_jax.data.open import full_name, open_source
 from lfcc_jax.data.source import Source
 from lfcc_jax.errors import UserError
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", help="folder:PATH, csv:FILE, hf:NAME, or the name of a TFDS data set")
+    parser.add_argument("data", help="a folder of images, a CSV file, or a data set, as in config.data.name")
     parser.add_argument("--split", default="all", help="split to read (default: all)")
     parser.add_argument("--data-dir", default="", help="directory of prepared TFDS data sets (default: TFDS's)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if args.workers < 1:
             raise UserError(f"`--workers` must be positive, got {args.workers}")
-        is_files = args.data.startswith(("folder:", "csv:", "hf:"))
-        source = open_source(args.data, args.split, args.data_dir, labels=False, skip_unreadable=is_files)
+        name = full_name(args.data)
+        is_files = name.startswith(("folder:", "csv:", "hf:"))
+        source = open_source(name, args.split, args.data_dir, labels=False, skip_unreadable=is_files)
         problems = check(source, args.workers)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -81,10 +81,7 @@ def open_folder(path: str, splits: Sequence[str], labels: bool, skip_unreadable:
     folders = {"all": root}
     if "train" in there:
         folders = {name: root / name for name in there} if len(there) > 1 else {"all": root / "train"}
-    found = {name: _images(folder) for name, folder in folders.items()}
-    for name, paths in found.items():
-        if not paths:
-            raise UserError(_no_images(folders[name]))
+    found = {name: _relative(folder) for name, folder in folders.items()}
     classes = _classes(folders, found) if labels else ()
     index = {name: i for i, name in enumerate(classes)}
     tables = {
@@ -209,9 +206,22 @@ def _directory(path: str) -> Path:
     return root
 
 
-def _images(folder: Path) -> list[str]:
-    """Returns the paths of all images below a folder, relative to it, sorted."""
-    return sorted(_walk(str(folder), "", ()))
+def list_images(folder: Path) -> list[Path]:
+    """Returns the paths of all images in a folder, at any depth, in alphabetical order.
+
+    Raises:
+      UserError: if there are none, a folder cannot be read, or a link leads to a folder that contains it.
+    """
+    return [folder / path for path in _relative(folder)]
+
+
+def _relative(folder: Path) -> list[str]:
+    if paths := sorted(_walk(str(folder), "", ())):
+        return paths
+    others = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
+    found = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in others.most_common(5))
+    only = f", only {found}" if found else ""
+    raise UserError(f"{folder} contains no images ({', '.join(_SUFFIXES)}){only}")
 
 
 def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -271,9 +281,3 @@ def _classes(folders: dict[str, Path], found: dict[str, list[str]]) -> tuple[str
         if extra := set(map(_top, paths)) - counts.keys():
             raise UserError(f"{folders[name] / min(extra)} is a class that {folders[first]} does not have")
     return tuple(sorted(counts))
-
-
-def _no_images(folder: Path) -> str:
-    others = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
-    found = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in others.most_common(5))
-    return f"{folder} contains no images ({', '.join(_SUFFIXES)})" + (f", only {found}" if found else "")

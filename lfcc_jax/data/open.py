@@ -1,7 +1,9 @@
 """Opens a data set by its name: TFDS, a folder of images, a CSV file, Hugging Face, or noise."""
 
+import os
 from collections.abc import Sequence
 
+from lfcc_jax import storage
 from lfcc_jax.data import files, hugging_face, random_images
 from lfcc_jax.data.source import Source
 from lfcc_jax.data.tfds_sets import open_tfds
@@ -57,3 +59,21 @@ def _noise(name: str, split: str, num_classes: int, image_size: int, labels: boo
         raise unknown("split", split, _NOISE, f"data set '{name}'")
     examples = random_images.Noise(_NOISE[split], num_classes, image_size)
     return Source(examples, num_classes if labels else 0, image_size, 3, name, split)
+
+
+def full_name(name: str) -> str:
+    """Returns the name of a data set with the prefix and the full path of a folder or CSV file, which may lack both.
+
+    Examples:
+      >>> full_name("/data/photos"), full_name("/data/list.csv"), full_name("cifar100")
+      ('folder:/data/photos', 'csv:/data/list.csv', 'cifar100')
+    """
+    prefix, _, rest = name.partition(":")
+    if prefix in ("folder", "csv") and not storage.is_remote(rest):
+        return f"{prefix}:{os.path.abspath(os.path.expanduser(rest))}"
+    path = os.path.abspath(os.path.expanduser(name))
+    if name.endswith(".csv"):
+        return f"csv:{path}"
+    is_path = os.path.isdir(path) or name.startswith((".", "/", "~"))
+    is_tfds = os.path.exists(os.path.join(path, "dataset_info.json"))
+    return f"folder:{path}" if is_path and not is_tfds else name
