@@ -22,11 +22,18 @@ def compare(workdir, data_dir, *arguments, method="lfcc"):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+OVERRIDES = (
+    "--config.losses.lfcc.weight=0.5",
+    "--config.seed=7",
+    "--config.data.test_split=test[:100]",
+)  # the teacher's seed
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, data_dir):
     """The work directory of a finished comparison, and its output."""
     workdir = tmp_path_factory.mktemp("demo")
-    done = compare(workdir, data_dir)
+    done = compare(workdir, data_dir, *OVERRIDES)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -52,13 +59,13 @@ def test_compare_of_the_demo_reports_all_seeds_and_skips_finished_runs(demo, dat
     assert "teacher: compiling" in output  # progress is shown without a terminal too
     assert "lfcc_1: compiling" in output
 
-    again = compare(workdir, data_dir)
+    again = compare(workdir, data_dir, *OVERRIDES)
     assert again.returncode == 0, again.stderr
     assert json.loads((workdir / "results.json").read_text())[0]["date"] == rows[0]["date"]
 
 
 def test_compare_rejects_a_different_config_in_the_same_workdir(demo, data_dir):
-    rejected = compare(demo[0], data_dir, "--config.batch_size=16")
+    rejected = compare(demo[0], data_dir, *OVERRIDES, "--config.batch_size=16")
     assert rejected.returncode == 1
     assert "error: " in rejected.stderr
     assert "config.batch_size was 32, now 16" in rejected.stderr
@@ -85,22 +92,19 @@ def test_compare_rejects_invalid_arguments_before_training(tmp_path, data_dir):
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
-def test_compare_applies_overrides_to_losses_and_the_teachers_seed(tmp_path, data_dir):
-    done = compare(
-        tmp_path,
-        data_dir,
-        "--methods=fitnet",
-        "--seeds=0",
-        "--config.losses.fitnet.weight=0.5",
-        "--config.seed=7",  # the teacher's
-        method="fitnet",
-    )
-    assert done.returncode == 0, done.stderr
-    seeds = {
-        name: json.loads((tmp_path / name / "config.json").read_text())["seed"] for name in ("teacher", "fitnet_0")
+def test_compare_applies_overrides_to_losses_and_the_teachers_seed(demo):
+    configs = {
+        name: json.loads((demo[0] / name / "config.json").read_text())
+        for name in ("teacher", "lfcc_0", "lfcc_1", "scratch_0")
     }
-    assert seeds == {"teacher": 7, "fitnet_0": 0}
-    assert json.loads((tmp_path / "fitnet_0" / "config.json").read_text())["losses"]["fitnet"]["weight"] == 0.5
+    assert {name: config["seed"] for name, config in configs.items()} == {
+        "teacher": 7,
+        "lfcc_0": 0,
+        "lfcc_1": 1,
+        "scratch_0": 0,
+    }
+    assert configs["lfcc_0"]["losses"]["lfcc"]["weight"] == 0.5
+    assert "lfcc" not in configs["scratch_0"]["losses"]
 
 
 def test_sigterm_to_compare_stops_all_runs_after_they_save(tmp_path, data_dir, teacher_dir):

@@ -74,7 +74,9 @@ def compiled(shape, student, teacher, dropout):
     return Run(create_mesh(*shape), student, teacher, dropout=dropout)
 
 
-@pytest.mark.parametrize("student", ["resnet_pico", "vit_pico", "mixer_pico"])
+@pytest.mark.parametrize(
+    "student", ["resnet_pico", "vit_pico", pytest.param("mixer_pico", marks=pytest.mark.exhaustive)]
+)
 def test_step_is_the_same_on_one_device_and_on_eight(student):
     shapes = [(1, 1), (2, 4)] + [(8, 1)] * (student == "resnet_pico")
     runs = [run_of(shape, student) for shape in shapes]
