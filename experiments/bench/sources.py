@@ -22,7 +22,7 @@ import torch
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from tensorflow_datasets.core.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_example_pb2
 
 from experiments.bench.timing import best_seconds
 from lfcc_jax import data
