@@ -34,6 +34,12 @@ _LARGEST_BATCH, _FRACTION = 256, 1 / 8
 # The learning rate at a batch of 256; it grows with the square root of the batch, as is usual for AdamW.
 _LEARNING_RATE = 1e-3
 _TYPICAL_SIZE = 224
+# What errors advise, and how this command calls it.
+_FLAGS = {
+    "config.data.skip_unreadable=True": "--skip-unreadable",
+    "config.data.labels=False": "--no-labels",
+    "choose another --workdir": "choose another --out",
+}
 
 
 def distill(
@@ -90,16 +96,19 @@ def distill(
         "dtype": dtype,
         "seed": seed,
     }
+    directory = storage.resolve(out, "--out")
+    if storage.exists(directory / "config.py") and storage.exists(directory / "config.json"):
+        # The run is there, so its length stays, even if there are more images or devices now.
+        made = storage.read_json(directory / "config.json")
+        settings |= {key: made[key] for key in ("epochs", "batch_size") if settings[key] is None}
     config, given, choices = choose(teacher, student, data, **settings)
     for line in choices:
         log(line)
-    if not given and jax.process_index() == 0:
-        directory = storage.resolve(out, "--out")
-        if not storage.exists(directory / "config.json"):
-            storage.check_writable(directory, "--out")
-            storage.make_directory(directory)
-            storage.write_text(directory / "config.py", _file(config))
-            log(f"this is the config {directory / 'config.py'}")
+    if not given and jax.process_index() == 0 and not storage.exists(directory / "config.json"):
+        storage.check_writable(directory, "--out")
+        storage.make_directory(directory)
+        storage.write_text(directory / "config.py", _file(config))
+        log(f"this is the config {directory / 'config.py'}")
     return train_and_evaluate(config, out, **given)
 
 
@@ -126,14 +135,18 @@ def choose(
     Raises:
       UserError: if an argument is invalid.
     """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch-size must be positive, got {batch_size}")
+    if epochs is not None and not 0 < epochs <= 10**6:
+        raise UserError(f"--epochs must be a positive number, got {epochs}")
     blocks, given = {}, {}
     for role, value in (("teacher", teacher), ("student", student)):
         if isinstance(value, str):
-            blocks[role] = {"name": _absolute(value) if ":" in value else value}
+            blocks[role] = {"name": _absolute(value) if _is_factory(value) else value}
         else:
             given[role] = value
     made = None
-    if "teacher" in blocks and ":" not in blocks["teacher"]["name"]:
+    if "teacher" in blocks and not _is_factory(teacher):
         made = _describe(blocks["teacher"]["name"])
         blocks["teacher"] = {"name": made["name"], "checkpoint": _absolute(teacher)}
     block: dict[str, Any] = {"name": data.full_name(data_name), "labels": labels, "workers": workers}
@@ -181,7 +194,7 @@ def choose(
         "epochs": float(epochs),
         "batch_size": batch_size,
         "dtype": dtype,
-        "log_every_steps": max(1, min(50, images.count // batch_size)),
+        "log_every_steps": max(1, min(10, images.count // batch_size)),
         "eval_every_epochs": max(1.0, round(epochs / 10)),
     }
     if not given:
@@ -202,6 +215,11 @@ def _describe(path: str) -> dict[str, Any]:
             "python -m lfcc_jax.convert --help says how to get a network of timm"
         )
     return models.describe(path)
+
+
+def _is_factory(name: str) -> bool:
+    """Returns whether a string is `FILE.py:FUNCTION`, not a path."""
+    return ":" in name and not storage.is_remote(name) and not os.path.isdir(os.path.expanduser(name))
 
 
 def _absolute(path: str) -> str:
@@ -231,10 +249,11 @@ def _sizes(inputs: Inputs) -> dict[str, Any]:
 
 def _about_data(inputs: Inputs, name: str) -> str:
     images = inputs.images
-    names = f" ({', '.join(images.class_names[:5])}{', ...' if len(images.class_names) > 5 else ''})"
-    classes = (
-        f"{images.num_classes:,} classes{names if images.class_names else ''}" if images.num_classes else "no labels"
-    )
+    classes = "no labels"
+    if images.num_classes:
+        names = ", ".join([*images.class_names[:5], *(["..."] if len(images.class_names) > 5 else [])])
+        named = f" ({names}; if they are not classes: --no-labels)" if names else ""
+        classes = f"{images.num_classes:,} classes{named}"
     return (
         f"data: {name}, {images.count:,} images to train and {len(inputs.test.examples):,} to test, {classes}, "
         f"{images.size} x {images.size} pixels"
@@ -316,7 +335,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     def run() -> None:
         answer_interrupts(end_interrupted)
-        distill(**args, labels=labels)
+        try:
+            distill(**args, labels=labels)
+        except UserError as error:
+            message = str(error)
+            for key, flag in _FLAGS.items():
+                message = message.replace(key, flag)
+            raise UserError(message) from error
 
     guarded(run, distributed)
 

@@ -58,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         _write(out, metrics, confusion, classes, names, {"network": args.run, "data": args.data, "split": args.split})
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _load(run: str) -> tuple[Any, Any, Sequence[str]]:

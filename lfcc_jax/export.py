@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
         write(args.run, args.out)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _write_onnx(run: str, out: str) -> None:

@@ -66,6 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
         failed = _predict(_open(args.run), paths, args.features, args.json)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     if failed:
         sys.exit(1)
 

@@ -94,6 +94,9 @@ def _train_and_evaluate(
             if not saved_teachers[name].path and getattr(teacher, "weights", None) is None
         ]
     )
+    for network in (distillation.student, *distillation.teachers.values()) if probe_images else ():
+        if "pooled" not in network.output_shapes().features:
+            raise UserError(f"config.probe needs networks with a feature `pooled`, which {network.name} lacks")
     student, teachers, total_steps = distillation.student, distillation.teachers, distillation.total_steps
     steps_per_epoch = inputs.steps_per_epoch(run.batch_size)
     identities = inputs.fingerprints()
@@ -209,7 +212,8 @@ def _train_and_evaluate(
                 if logging and (line := progress.line(step, means, feed.waited)):
                     log(line)
                 if results:
-                    text = "  ".join(f"{k} {v:.4f}" for k, v in results.items() if "/" not in k)
+                    shown = {k: v for k, v in results.items() if "/" not in k} or results
+                    text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
                     log(f"epoch {epoch:g}: test {text}")
                 writer.write(step, {"epoch": epoch} | _prefixed("train", means) | _prefixed("test", results))
             if saving or stopping:

@@ -7,10 +7,10 @@ The exit status is 1 if there are any.
 """
 
 import argparse
-import concurrent.futures
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import time
 
@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
         problems = check(source, args.workers)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     print(f"{len(source.examples):,} images of '{args.data}', {len(problems):,} of them cannot be read")
     sys.exit(1 if problems else 0)
 
@@ -60,9 +63,9 @@ def check(source: Source, workers: int) -> list[str]:
     start = last = time.monotonic()
     # Threads and locks of JAX do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    with context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         chunks = range(0, total, _CHUNK)
-        for i, found in enumerate(pool.map(functools.partial(_read_chunk, source), chunks)):
+        for i, found in enumerate(pool.imap(functools.partial(_read_chunk, source), chunks)):
             for line in found:
                 print(line)
             problems += found

@@ -12,6 +12,8 @@ from lfcc_jax.data.source import Source
 from lfcc_jax.errors import UserError
 
 Example = dict[str, Any]
+# A longer row of unreadable images means that the disk or the decoder fails.
+_MOST_SKIPPED = 100
 
 
 def read(source: Source, index: int) -> Example:
@@ -39,10 +41,6 @@ def read(source: Source, index: int) -> Example:
     raise UserError(f"{source.where(index)} and {offset} images after it cannot be read")
 
 
-# A longer row of unreadable images means that the disk or the decoder fails.
-_MOST_SKIPPED = 100
-
-
 def _read(source: Source, index: int) -> Example:
     try:
         example = source.examples[index]
@@ -50,7 +48,8 @@ def _read(source: Source, index: int) -> Example:
         label = {"label": _label(source, example["label"])} if source.num_classes else {}
     except Exception as error:  # readers and decoders may raise anything
         prefix = "" if isinstance(error, UserError) else f"cannot be read: {type(error).__name__}: "
-        raise UserError(f"{source.where(index)}: {prefix}{storage.one_line(error)}") from error
+        remedy = "; config.data.skip_unreadable=True leaves such images out" if source.upright else ""
+        raise UserError(f"{source.where(index)}: {prefix}{storage.one_line(error)}{remedy}") from error
     return {"image": image, **label, "index": np.int32(index)}
 
 

@@ -1,6 +1,7 @@
 """Image files: those of a folder, with a class per folder or without labels, and those listed in a CSV file."""
 
 import csv
+import hashlib
 import os
 import warnings
 from collections import Counter
@@ -51,49 +52,55 @@ class Files(Sequence):
             raise UserError("the file is empty")
         return {"image": content} | ({} if self._labels is None else {"label": self._labels[index]})
 
+    def digest(self) -> str:
+        """Returns a digest of all paths and labels."""
+        labels = b"" if self._labels is None else self._labels.tobytes()
+        return hashlib.sha256(self._paths + self._ends.tobytes() + labels).hexdigest()[:12]
+
     def path(self, index: int) -> str:
         """Returns the path of a file."""
         start = self._ends[index - 1] if index else 0
         return os.path.join(self.root, os.fsdecode(self._paths[start : self._ends[index]]))
 
 
-def open_folder(path: str, splits: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
+def open_folder(path: str, wanted: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
     """Returns some splits of a folder of images.
 
-    The folder contains `train` and `test` (or `val`, `validation`), or is split by `splits.select`. In either, each
-    folder is a class, named after the folder, with images at any depth; or all images are without labels. Hidden files
-    and folders are left out.
+    If its folders are `train` and `test` (or `val`, `validation`), they are the splits, else `splits.select` makes
+    them. In them, each folder is a class, named after the folder, with images at any depth; or all images are without
+    labels. Hidden files and folders are left out.
 
     Args:
       path: The folder.
-      splits: Each as in `splits.select`.
+      wanted: The splits; each as in `splits.select`.
       labels: Whether to use folders as classes. If False, images at any depth are used without labels.
       skip_unreadable: As in `Source`.
 
     Raises:
       UserError: if the folder is missing, contains no images, one class, a class with one image that is needed twice,
         or images both in and next to class folders; if a file is empty, or, among the first 10,000 images, is no image
-        or a too large one; if folders contain links to themselves.
+        or a too large one; if folders contain links to themselves; if some folders are splits and others are not.
     """
     root = _directory(path)
     where = f"folder '{root}'"
-    there = [name for name in _SPLITS if (root / name).is_dir()]
-    folders = {"all": root}
-    if "train" in there:
-        folders = {name: root / name for name in there} if len(there) > 1 else {"all": root / "train"}
-    found = {name: _relative(folder) for name, folder in folders.items()}
-    classes = _classes(folders, found) if labels else ()
-    index = {name: i for i, name in enumerate(classes)}
-    tables = {
-        name: Table(paths, np.array([index[_top(path)] for path in paths], np.int32) if classes else None)
-        for name, paths in found.items()
-    }
+    splits = _splits(root)
+    paths = _relative(root)
+    if splits and (loose := next((path for path in paths if "/" not in path), None)):
+        raise UserError(f"{root} contains images ({loose}) next to the folders of its splits, {', '.join(splits)}")
+    tops = [path.partition("/")[0] for path in paths] if splits else []
+    if missing := set(splits) - set(tops):
+        raise UserError(f"{root / min(missing)} contains no images ({', '.join(_SUFFIXES)})")
+    names = [path.partition("/")[2] for path in paths] if splits else paths
+    split_of = np.array([splits.index(top) for top in tops], np.int32) if splits else None
+    classes, numbers = (), None
+    if labels:
+        classes, numbers = _classes(root, names, splits, split_of)
+    table = Table(paths, numbers, [split.lower() for split in splits], split_of)
     about = Source((), len(classes), 0, 3, str(root), "", classes, upright=True, skip_unreadable=skip_unreadable)
-    chosen = ((split, *select(split, tables, where)) for split in splits)
-    return [_source(about._replace(split=split), folders[key], tables[key], rows) for split, key, rows in chosen]
+    return [_source(about._replace(split=split), root, table, select(split, table, where)) for split in wanted]
 
 
-def open_csv(path: str, splits: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
+def open_csv(path: str, wanted: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
     """Returns some splits of the images listed in a CSV file.
 
     Its first line names the columns: `path`, relative to the file or absolute; `label`, whole numbers or names, if
@@ -101,7 +108,7 @@ def open_csv(path: str, splits: Sequence[str], labels: bool, skip_unreadable: bo
 
     Args:
       path: The CSV file.
-      splits: Each as in `splits.select`.
+      wanted: The splits; each as in `splits.select`.
       labels: Whether to use the labels.
       skip_unreadable: As in `Source`.
 
@@ -114,39 +121,37 @@ def open_csv(path: str, splits: Sequence[str], labels: bool, skip_unreadable: bo
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             rows = csv.DictReader(opened)
-            columns = [name.strip() for name in rows.fieldnames or ()]
-            rows.fieldnames = columns
-            lines = list(rows)
+            columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+            numbered = [(rows.line_num, row) for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where} cannot be read as CSV: {storage.one_line(error)}") from error
     if "path" not in columns:
         raise UserError(
             f"{where}: the first line must name the columns: path, label; got {', '.join(columns) or 'none'}"
         )
-    paths = [(line["path"] or "").strip() for line in lines]
-    places = [f"{file}, line {i}" for i in range(2, len(lines) + 2)]
-    for place, image in zip(places, paths, strict=True):
-        if not image:
-            raise UserError(f"{place}: the path is missing")
-    if not paths:
+    if not numbered:
         raise UserError(f"{where} lists no images")
+    places = [f"{file}, line {number}" for number, _ in numbered]
+    for place, (_, row) in zip(places, numbered, strict=True):
+        if None in row:
+            raise UserError(f"{place} must have {len(columns)} columns, got more; a path with a comma needs quotes")
+        if empty := [name for name in ("path", "split") if name in columns and not (row[name] or "").strip()]:
+            raise UserError(f"{place}: the {empty[0]} is missing")
+    paths = [row["path"].strip() for _, row in numbered]
     if repeated := [image for image, count in Counter(paths).items() if count > 1]:
         raise UserError(f"{where}: {repeated[0]} is listed {paths.count(repeated[0])} times")
     numbers, count, names = None, 0, ()
     if labels and "label" in columns:
-        numbers, count, names = classes_of([line["label"] for line in lines], places)
+        numbers, count, names = classes_of([row["label"] for _, row in numbered], places)
         if count < 2:
             raise UserError(f"{where}: there is only one class; set config.data.labels=False to train without labels")
-    rows_of: dict[str, list[int]] = {}
-    for i, line in enumerate(lines):
-        rows_of.setdefault((line.get("split") or "all").strip(), []).append(i)
-    tables = {
-        name: Table([paths[i] for i in rows], None if numbers is None else numbers[rows])
-        for name, rows in rows_of.items()
-    }
+    splits, split_of = [], None
+    if "split" in columns:
+        splits, split_of = np.unique([row["split"].strip().lower() for _, row in numbered], return_inverse=True)
+        splits = splits.tolist()
+    table = Table(paths, numbers, splits, split_of)
     about = Source((), count, 0, 3, str(file), "", names, upright=True, skip_unreadable=skip_unreadable)
-    chosen = ((split, *select(split, tables, where)) for split in splits)
-    return [_source(about._replace(split=split), file.parent, tables[key], rows) for split, key, rows in chosen]
+    return [_source(about._replace(split=split), file.parent, table, select(split, table, where)) for split in wanted]
 
 
 def _source(about: Source, root: Path, table: Table, rows: np.ndarray) -> Source:
@@ -165,6 +170,8 @@ def _source(about: Source, root: Path, table: Table, rows: np.ndarray) -> Source
             if not about.skip_unreadable:
                 reason = getattr(error, "strerror", None) or storage.one_line(error)
                 raise _unreadable(files.path(i), reason) from error
+    if not sizes:
+        raise UserError(f"none of the first {min(len(files), _CHECKED_HEADERS):,} images of '{about.name}' can be read")
     width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     same = width == height and len(files) * width * height * about.image_channels <= LIMIT
     return about._replace(examples=files, image_size=width if same else 0)
@@ -242,42 +249,49 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
             yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
 
 
-def _top(path: str) -> str:
-    return path.partition("/")[0]
-
-
-def _classes(folders: dict[str, Path], found: dict[str, list[str]]) -> tuple[str, ...]:
-    """Returns the names of the classes, or none if all images are directly in their folder."""
-    for name, paths in found.items():
-        loose = [path for path in paths if "/" not in path]
-        if loose and len(loose) < len(paths):
-            nested = next(path for path in paths if "/" in path)
-            raise UserError(
-                f"{folders[name]} contains images both in folders ({nested}) and next to them ({loose[0]}); move them "
-                "into class folders, or set config.data.labels=False to train without labels"
-            )
-    flat = {name for name, paths in found.items() if "/" not in paths[0]}
-    if flat and len(flat) < len(found):
+def _splits(root: Path) -> list[str]:
+    """Returns the folders that are splits, or none."""
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    splits = [name for name in folders if name.lower() in _SPLITS]
+    if splits and (len(splits) < len(folders) or "train" not in map(str.lower, splits)):
+        others = [name for name in folders if name not in splits][:5] or ["no train"]
         raise UserError(
-            f"{folders[min(flat)]} has no class folders, unlike {folders[min(set(found) - flat)]}; set "
-            "config.data.labels=False to train without labels"
+            f"{root} must contain train and test (or val) only, or no folder of such a name, got "
+            f"{', '.join(splits)} next to {', '.join(others)}; rename, move or remove some"
         )
-    if flat:
-        return ()
-    first = next(iter(found))
-    counts = Counter(map(_top, found[first]))
+    return splits
+
+
+def _classes(
+    root: Path, names: list[str], splits: list[str], split_of: np.ndarray | None
+) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Returns the names of the classes and the label of each image; none if all images are directly in their folder."""
+    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
+    loose = tops.count("")
+    if loose == len(names):
+        return (), None
+    if loose:
+        first, nested = names[tops.index("")], next(name for name in names if "/" in name)
+        raise UserError(
+            f"{root} contains images both in folders ({nested}) and next to them ({first}); move them into class "
+            "folders, or set config.data.labels=False to train without labels"
+        )
+    of_split = [Counter(tops)]
+    if splits:
+        of_split = [Counter(top for top, k in zip(tops, split_of, strict=True) if k == i) for i in range(len(splits))]
+    train = [name.lower() for name in splits].index("train") if splits else 0
+    counts = of_split[train]
     if len(counts) == 1:
         raise UserError(
-            f"{folders[first]} has only one class folder, {next(iter(counts))}; set config.data.labels=False to train "
-            "without labels"
+            f"{root} has only one class folder, {next(iter(counts))}; set config.data.labels=False to train without "
+            "labels"
         )
-    if len(found) == 1:
-        for name, count in counts.items():
-            if count == 1:
-                raise UserError(
-                    f"{folders[first] / name} contains one image; a class needs at least two, to train and to test with"
-                )
-    for name, paths in found.items():
-        if extra := set(map(_top, paths)) - counts.keys():
-            raise UserError(f"{folders[name] / min(extra)} is a class that {folders[first]} does not have")
-    return tuple(sorted(counts))
+    for name, count in counts.items() if len(splits) < 2 else ():
+        if count == 1:
+            raise UserError(f"{root / name} contains one image; a class needs at least two, to train and to test with")
+    for split, others in zip(splits, of_split, strict=False):
+        if extra := others.keys() - counts.keys():
+            raise UserError(f"{root / split / min(extra)} is a class that {root / splits[train]} does not have")
+    classes = tuple(sorted(counts))
+    index = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([index[top] for top in tops], np.int32)

@@ -12,7 +12,7 @@ _SAMPLES = 8
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Returns the sizes of a split, and a digest of a few images and labels.
+    """Returns the sizes of a split, a digest of a few images and labels, and one of the paths of all files, if any.
 
     Raises:
       UserError: if one of these images cannot be read.
@@ -22,7 +22,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
         example = read(source, index)
         digest.update(np.asarray(example["image"]).tobytes())
         digest.update(str(example.get("label", "")).encode())
-    return {
+    of_all = {"files": source.examples.digest()} if hasattr(source.examples, "digest") else {}
+    return of_all | {
         "name": source.name,
         "examples": len(source.examples),
         "num_classes": source.num_classes,

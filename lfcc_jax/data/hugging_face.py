@@ -23,17 +23,19 @@ class _Rows(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self._dataset[int(self._rows[index])][self._image]
+        if image is None:
+            raise UserError("the image is missing")
         content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         return {"image": content} | ({} if self._labels is None else {"label": self._labels[index]})
 
 
-def open_hugging_face(name: str, splits: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
+def open_hugging_face(name: str, wanted: Sequence[str], labels: bool, skip_unreadable: bool) -> list[Source]:
     """Returns some splits of a data set with a column of images.
 
     Args:
       name: Directory written by `save_to_disk`, or whatever `datasets.load_dataset` takes: a name on the Hub, or a
         directory of Parquet files; `NAME:CONFIG` for one of several configs.
-      splits: Each as in `splits.select`.
+      wanted: The splits; each as in `splits.select`.
       labels: Whether to use the labels, the column `label` or the only `ClassLabel`.
       skip_unreadable: As in `Source`.
 
@@ -58,37 +60,38 @@ def open_hugging_face(name: str, splits: Sequence[str], labels: bool, skip_unrea
     loaded = loaded if isinstance(loaded, dict) else {"all": loaded}
     features = next(iter(loaded.values())).features
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    if not images:
-        raise UserError(f"{where} has no column of images; columns: {', '.join(features)}")
+    if not images or ("image" not in images and len(images) > 1):
+        several = f"several columns of images, {', '.join(images)}; rename one to `image`"
+        none = f"no column of images; columns: {', '.join(features)}"
+        raise UserError(f"{where} has {several if images else none}")
     image = "image" if "image" in images else images[0]
-    label = None
-    if labels:
-        named = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        label = "label" if "label" in features else named[0] if len(named) == 1 else None
-    tables, count, names = {}, 0, ()
-    for key, part in loaded.items():
-        values = None
-        if label:
-            values = part[label][:]
-            if isinstance(features[label], datasets.ClassLabel):
-                count, names = features[label].num_classes, tuple(features[label].names)
-                values = np.array([-1 if value is None else value for value in values], np.int32)
-                if (values < 0).any():
-                    raise UserError(f"{where}: row {int(values.argmin())} of split '{key}' has no label")
-            else:
-                values, here, names_here = classes_of(values, f"{where}, split '{key}', column '{label}'")
-                if names and names_here != names:
-                    raise UserError(f"{where}: the splits have different classes; make `{label}` a ClassLabel")
-                count, names = max(count, here), names_here
-        tables[key] = Table([str(i) for i in range(len(part))], values)
-    if label and count < 2:
-        raise UserError(f"{where}: there is only one class; set config.data.labels=False to train without labels")
+    rows = datasets.concatenate_datasets([part.select_columns(list(features)) for part in loaded.values()])
+    numbers, count, names = None, 0, ()
+    classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    label = "label" if "label" in features else classes[0] if len(classes) == 1 else None
+    if labels and label:
+        values = rows[label][:]
+        if label in classes:
+            count, names = features[label].num_classes, tuple(features[label].names)
+            numbers = np.array([-1 if value is None else value for value in values], np.int32)
+        else:
+            numbers, count, names = classes_of(values, f"{where}, column '{label}'")
+        if count < 2:
+            raise UserError(f"{where}: there is only one class; set config.data.labels=False to train without labels")
+    lengths = [len(part) for part in loaded.values()]
+    table = Table(
+        [str(i) for length in lengths for i in range(length)],
+        numbers,
+        list(loaded),
+        np.repeat(range(len(loaded)), lengths),
+    )
+    rows = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     sources = []
-    for split in splits:
-        key, chosen = select(split, tables, where)
-        rows = loaded[key].select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        values = tables[key].labels
-        examples = _Rows(rows, image, chosen, None if values is None else values[chosen])
+    for split in wanted:
+        chosen = select(split, table, where)
+        values = None if numbers is None else numbers[chosen]
+        if values is not None and (values < 0).any():
+            raise UserError(f"{where}: image {int(chosen[values.argmin()])} of split '{split}' has no label")
         about = {"upright": True, "skip_unreadable": skip_unreadable}
-        sources.append(Source(examples, count, 0, 3, f"hf:{name}", split, names, **about))
+        sources.append(Source(_Rows(rows, image, chosen, values), count, 0, 3, f"hf:{name}", split, names, **about))
     return sources

@@ -184,6 +184,8 @@ def open_inputs(
     else:
         train, test = open_sources(name, [train_split, test_split], **settings)
     _check_pair(train, test)
+    if train.image_size != test.image_size:
+        train, test = train._replace(image_size=0), test._replace(image_size=0)
     if not image_size and not train.image_size:
         raise UserError(f"config.data.image_size is required: the images of '{name}' vary in size; 224 is typical")
     if resident and not (train.image_size and test.image_size):

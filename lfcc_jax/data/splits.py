@@ -18,30 +18,34 @@ _MOST_CLASSES = 100_000
 
 
 class Table(NamedTuple):
-    """Names and labels of some images.
+    """Names, labels and splits of the images of a data set.
 
     Attributes:
       names: Name of each image, unique and independent of where the data set lies.
       labels: `[images]`, int32; None without labels.
+      splits: Names of the splits that the data set comes with, or none.
+      split_of: `[images]`, the position in `splits` of each image's split.
     """
 
     names: Sequence[str]
     labels: np.ndarray | None
+    splits: Sequence[str] = ()
+    split_of: np.ndarray | None = None
 
 
-def select(split: str, tables: dict[str, Table], where: str) -> tuple[str, np.ndarray]:
+def select(split: str, table: Table, where: str) -> np.ndarray:
     """Returns the images of a split, in an order that depends on nothing but their names and classes.
 
     Every class is spread evenly over that order, so any part of it contains all classes in about equal fractions.
 
     Args:
-      split: `train`, `test` or `all`, or the key of a table; with a part of it, if any, as in `train[:10%]`.
-      tables: The images of each split. If there is one table only, `train` is 90 % of it, and `test` the rest; if there
-        are several, but none called `test`, a `validation` or `val` takes its place.
+      split: `train`, `test`, `all`, or one of the data set's; with a part of it, if any, as in `train[:10%]`.
+      table: The images. If they come without splits, or with `train` alone, `train` is 90 % of them, and `test` the
+        rest. If there is no `test`, a `validation` or `val` takes its place.
       where: Name of the data set in error messages.
 
     Returns:
-      The key of a table, and indices into it.
+      Indices into the table.
 
     Raises:
       UserError: if the split is unknown, invalid, or empty.
@@ -51,38 +55,36 @@ def select(split: str, tables: dict[str, Table], where: str) -> tuple[str, np.nd
         raise UserError(f"{where}: a split must be like 'train', 'train[:10%]' or 'train[100:200]', got {shown(split)}")
     base, part = match.groups()
     parts = [] if part is None else [part]
-    if len(tables) == 1:
-        key = next(iter(tables))
-        if base not in _PARTS:
-            raise unknown("split", base, _PARTS, where)
+    rows = np.arange(len(table.names))
+    if base != "all" and len(table.splits) > 1:
+        if base in _HELD_OUT and base not in table.splits:
+            base = next((name for name in _HELD_OUT if name in table.splits), base)
+        if base not in table.splits:
+            raise unknown("split", base, {*table.splits, "all"}, where)
+        rows = np.flatnonzero(table.split_of == list(table.splits).index(base))
+    elif base in _PARTS:
         parts = [_PARTS[base], *parts]
     else:
-        key = base
-        if base in _HELD_OUT and base not in tables:
-            key = next((name for name in _HELD_OUT if name in tables), base)
-        if key not in tables:
-            raise unknown("split", base, tables, where)
-    indices = _order(tables[key])
+        raise unknown("split", base, _PARTS, where)
+    names = [table.names[i] for i in rows]
+    rows = rows[_order(names, None if table.labels is None else table.labels[rows])]
+    total = len(rows)
     for part in parts:
-        indices = indices[_part(part, len(indices), f"{where}: split {shown(split)}")]
-    if not len(indices):
-        raise UserError(f"{where}: split '{split}' is empty; the data set has {len(tables[key].names):,} images")
-    return key, indices
+        rows = rows[_part(part, len(rows), f"{where}: split {shown(split)}")]
+    if not len(rows):
+        few = "; ten images are the fewest that can be split" if len(table.splits) < 2 and total < 10 else ""
+        raise UserError(f"{where}: split '{split}' is empty; it is taken from {total:,} images{few}")
+    return rows
 
 
-def _order(table: Table) -> np.ndarray:
+def _order(names: Sequence[str], labels: np.ndarray | None) -> np.ndarray:
     """Returns the images in the order of their digests, each class evenly spread."""
-    digests = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(n.encode("utf-8", "surrogateescape"), digest_size=8).digest())
-            for n in table.names
-        ],
-        np.uint64,
-    )
-    order = np.argsort(digests, kind="stable")
-    if table.labels is None:
+    encoded = (name.encode("utf-8", "surrogateescape") for name in names)
+    digests = [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) for name in encoded]
+    order = np.argsort(np.array(digests, np.uint64), kind="stable")
+    if labels is None:
         return order
-    labels = table.labels[order]
+    labels = np.maximum(labels[order], 0)
     by_class = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     starts = np.cumsum(counts) - counts

@@ -148,7 +148,10 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name and epath.Path(name).expanduser().exists():
         prefix = "folder" if epath.Path(name).expanduser().is_dir() else "csv"
         raise UserError(f"{error} For the images of {name}, set config.data.name={prefix}:{name}.")
-    raise UserError(f"{error} To download it from TFDS, run python -m lfcc_jax.data.prepare NAME.")
+    raise UserError(
+        f"{error} There is no folder '{name}' either. To download a data set of TFDS, run python -m "
+        "lfcc_jax.data.prepare NAME."
+    )
 
 
 def _digits(data_dir: str) -> tfds.core.DatasetBuilder:

@@ -53,7 +53,8 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def _accuracies(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    axis.plot(*series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, label="student, train")
+    marker = "." if len(rows) < 40 else ""
+    axis.plot(*series(rows, "train/accuracy"), color=COLORS[0], alpha=0.5, marker=marker, label="student, train")
     axis.plot(*series(rows, "test/accuracy"), color=COLORS[0], marker=".", label="student, test")
     colors = itertools.cycle(COLORS[1:])
     for key in sorted({key for row in rows for key in row if key.startswith("test/teacher_accuracy")}):

@@ -151,6 +151,20 @@ def _huge(root):
     Image.new("1", (10_000, 10_000)).save(root / "a.png")
 
 
+def _class_called_train(root):
+    for name in ("car/a.jpg", "train/a.jpg", "train/b.jpg", "plane/a.jpg"):
+        write(root / name)
+
+
+def _splits_without_train(root):
+    for name in ("val/cat/a.jpg", "test/cat/b.jpg"):
+        write(root / name)
+
+
+def _all_unreadable(root):
+    (root / "a.jpg").write_text("not an image")
+
+
 def _other_files(root):
     (root / "a.heic").write_bytes(b"x")
 
@@ -165,6 +179,8 @@ def _other_files(root):
         (_loose_image, "contains images both in folders \\(cat/a.jpg\\) and next to them \\(b.jpg\\)"),
         (_loop, "/cat/loop is a link to a folder that contains it"),
         (_empty_file, "/b.jpg cannot be read: the file is empty"),
+        (_class_called_train, "must contain train and test .* only, .* got train next to car, plane; rename"),
+        (_splits_without_train, "must contain train and test .* only, .* got test, val next to no train"),
         (_text, "/a.jpg cannot be read: cannot identify image file"),
         (_truncated_header, "/a.png cannot be read"),
         (_huge, "/a.png cannot be read: it has 10,000 x 10,000 pixels; images must have at most 89,478,485"),
@@ -234,6 +250,29 @@ def test_an_unreadable_image_is_named_or_skipped(photos, capfd):
     assert tested["mask"].sum() == 30  # and is not counted twice in evaluation
 
 
+def test_images_of_another_size_in_the_test_split_are_cropped_to_the_networks(tmp_path):
+    for i in range(4):
+        write(tmp_path / "photos" / "train" / f"{i}.png", size=(16, 16))
+        write(tmp_path / "photos" / "val" / f"{i}.png", size=(20, 20))
+    inputs = data.open_inputs(f"folder:{tmp_path / 'photos'}", image_size=16)
+    (batch,) = inputs.test_batches(4, 1.0, "bicubic")()
+    assert batch["image"].shape == (4, 16, 16, 3)
+    assert inputs.prepare_test(1.0, "bicubic")(batch["image"]).shape == (4, 16, 16, 3)
+
+
+def test_other_files_are_another_data_set(photos):
+    before = data.open_inputs(f"folder:{photos}", image_size=8).fingerprints()
+    write(photos / "cat" / "new.jpg")
+    after = data.open_inputs(f"folder:{photos}", image_size=8).fingerprints()
+    assert before["train"]["files"] != after["train"]["files"]
+
+
+def test_a_folder_of_unreadable_images_alone_is_an_error(tmp_path):
+    _all_unreadable(tmp_path)
+    with pytest.raises(UserError, match="none of the first 1 images of .* can be read"):
+        data.open_source(f"folder:{tmp_path}", "all", skip_unreadable=True)
+
+
 def test_more_than_a_hundred_unreadable_images_in_a_row_are_an_error(tmp_path):
     for i in range(120):
         path = write(tmp_path / f"{i}.png", size=(40, 40))
@@ -278,6 +317,8 @@ def test_csv_files_list_images_with_labels_and_splits(photos, tmp_path):
         ("path,label\na.jpg,0\n,1\n", "line 3: the path is missing"),
         ("path,label\na.jpg,0\nb.jpg,1.5\n", "line 3: a label must be a whole number in \\[0, 100,000\\), got '1.5'"),
         ("path,label\na.jpg,0\nb.jpg,0\n", "there is only one class"),
+        ("path,label\n\n\na.jpg,x,y\n", "line 4 must have 2 columns, got more; a path with a comma needs quotes"),
+        ("path,split\na.jpg,train\nb.jpg,\n", "line 3: the split is missing"),
         ("path,label\na.jpg,0\nb.jpg,1\n", "/[ab].jpg cannot be read: No such file or directory"),
     ],
 )

@@ -51,5 +51,5 @@ def test_open_source_rejects_unusable_data_sets(tmp_path):
     with pytest.raises(UserError, match="there is only one class"):
         data.open_source(name, "train")
     name = make(tmp_path / "none", [0] * 19 + [None], datasets.ClassLabel(names=["cat", "dog"]))
-    with pytest.raises(UserError, match="row 19 of split 'all' has no label"):
-        data.open_source(name, "train")
+    with pytest.raises(UserError, match="image 19 of split 'all' has no label"):
+        data.open_source(name, "all")

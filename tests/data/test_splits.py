@@ -11,38 +11,38 @@ LABELS = np.repeat(np.arange(3, dtype=np.int32), 40)
 
 
 def test_parts_of_a_split_are_disjoint_complete_and_contain_every_class_evenly():
-    tables = {"all": Table(NAMES, LABELS)}
-    train, test, every = (set(select(split, tables, "here")[1].tolist()) for split in ("train", "test", "all"))
+    table = Table(NAMES, LABELS)
+    train, test, every = (set(select(split, table, "here").tolist()) for split in ("train", "test", "all"))
     assert not train & test
     assert train | test == every == set(range(120))
     for split in ("train[:50%]", "train[50%:]", "test", "all[:30]"):
-        _, chosen = select(split, tables, "here")
+        chosen = select(split, table, "here")
         counts = np.bincount(LABELS[chosen], minlength=3)
         assert counts.max() - counts.min() <= 1
 
 
 def test_a_split_depends_on_names_and_not_on_their_order():
-    _, chosen = select("test", {"all": Table(NAMES, LABELS)}, "here")
+    chosen = select("test", Table(NAMES, LABELS), "here")
     shuffled = np.random.default_rng(0).permutation(120)
     table = Table([NAMES[i] for i in shuffled], LABELS[shuffled])
-    _, again = select("test", {"all": table}, "here")
+    again = select("test", table, "here")
     assert {NAMES[i] for i in chosen} == {table.names[i] for i in again}
     assert [NAMES[i] for i in chosen] != sorted(NAMES[i] for i in chosen)  # not the end of each class
 
 
 def test_an_unlabeled_split_stays_when_images_are_added():
     few, many = Table(NAMES[:100], None), Table(NAMES, None)
-    first = {NAMES[i] for i in select("test", {"all": few}, "here")[1]}
-    second = {NAMES[i] for i in select("test", {"all": many}, "here")[1]}
+    first = {NAMES[i] for i in select("test", few, "here")}
+    second = {NAMES[i] for i in select("test", many, "here")}
     assert len(first & second) >= 0.7 * len(first)
 
 
 @pytest.mark.parametrize("name", ["test", "val", "validation", "valid"])
 def test_the_test_split_goes_by_several_names(name):
-    tables = {"train": Table(NAMES[:60], None), name: Table(NAMES[60:], None)}
-    key, chosen = select("test", tables, "here")
-    assert key == name
-    assert sorted(chosen) == list(range(60))
+    table = Table(NAMES, LABELS, ["train", name], np.repeat([0, 1], [50, 70]))
+    assert sorted(select("test", table, "here")) == list(range(50, 120))
+    assert sorted(select("train", table, "here")) == list(range(50))
+    assert sorted(select("all", table, "here")) == list(range(120))
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,18 @@ def test_the_test_split_goes_by_several_names(name):
         ("train[", "here: a split must be like 'train', 'train\\[:10%\\]' or 'train\\[100:200\\]', got 'train\\['"),
         ("train[:a]", "here: split 'train\\[:a\\]': the part in brackets must be like"),
         ("train[:200%]", "here: split 'train\\[:200%\\]': a percentage must be at most 100, got 200%"),
-        ("train[:0]", "here: split 'train\\[:0\\]' is empty; the data set has 120 images"),
+        ("train[:0]", "here: split 'train\\[:0\\]' is empty; it is taken from 120 images"),
         ("train[300:]", "is empty"),
     ],
 )
 def test_select_rejects_invalid_splits(split, message):
     with pytest.raises(UserError, match=message):
-        select(split, {"all": Table(NAMES, LABELS)}, "here")
+        select(split, Table(NAMES, LABELS), "here")
+
+
+def test_too_few_images_to_split_are_an_error():
+    with pytest.raises(UserError, match="split 'test' is empty; it is taken from 4 images; ten images are the fewest"):
+        select("test", Table(NAMES[:4], None), "here")
 
 
 def test_classes_are_whole_numbers_or_names():
