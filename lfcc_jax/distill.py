@@ -84,18 +84,7 @@ def distill(
     Raises:
       UserError: if an argument is invalid; otherwise as `lfcc_jax.train.train_and_evaluate`.
     """
-    settings = {
-        "test_data": test_data,
-        "labels": labels,
-        "method": method,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "image_size": image_size,
-        "workers": workers,
-        "skip_unreadable": skip_unreadable,
-        "dtype": dtype,
-        "seed": seed,
-    }
+    settings = {name: value for name, value in locals().items() if name not in ("teacher", "student", "data", "out")}
     directory = storage.resolve(out, "--out")
     if storage.exists(directory / "config.py") and storage.exists(directory / "config.json"):
         # The run is there, so its length stays, even if there are more images or devices now.

@@ -47,7 +47,8 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
         for i, key in enumerate(keys):
             label = key.removeprefix("test/").replace("cka", "CKA of ").replace("of /", "of ")
             right.plot(*series(rows, key), color=COLORS[i % len(COLORS)], marker=".", label=label)
-        right.set(title="Similarity to the teacher, test", xlabel="epoch", ylabel="fraction of images, or CKA")
+        unit = "CKA" if all("cka" in key for key in keys) else "fraction of images, or CKA"
+        right.set(title="Similarity to the teacher, test", xlabel="epoch", ylabel=unit)
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
     save(figure, path)
 
