@@ -15,7 +15,7 @@ from etils import epath
 
 from lfcc_jax import models, storage
 from lfcc_jax.data import Source, device_crop, eval_batches, full_name, open_source
-from lfcc_jax.errors import UserError
+from lfcc_jax.errors import UserError, shown
 from lfcc_jax.main import cache_programs
 from lfcc_jax.models import Output
 from lfcc_jax.training import pictures
@@ -51,6 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
         network, variables, class_names = _load(args.run)
         source = open_source(full_name(args.data), args.split, args.data_dir)
         _check_sizes(network, source)
+        if source.class_names and class_names and list(source.class_names) != list(class_names):
+            raise UserError(
+                f"data set '{source.name}' must have the network's classes, {shown(list(class_names))}, got "
+                f"{shown(list(source.class_names))}"
+            )
         class_names = source.class_names or class_names
         metrics, confusion = _evaluate(network, variables, source, args.batch_size)
         names = list(class_names) or [str(i) for i in range(network.num_classes)]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib import image
+from PIL import Image
 
 from lfcc_jax import data, evaluate, models, storage
 from lfcc_jax.training.evaluation import Evaluator
@@ -82,6 +83,16 @@ def test_images_of_another_size_are_resized_and_class_names_are_the_networks(tmp
     assert result["count"] == 256
     assert [row["class"] for row in result["classes"]] == [f"kind {i}" for i in range(5)]
     assert "kind 4" in capsys.readouterr().out
+
+
+def test_as_many_classes_of_other_names_are_refused(tmp_path):
+    save(tmp_path / "run", "resnet_pico", 5, **SMALL["resnet_pico"] | {"image_channels": 3})
+    for name in "abcde":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / f"{i}.png")
+    with pytest.raises(SystemExit, match=r"must have the network's classes, \['kind 0', .*, got \['a', 'b'"):
+        evaluate.main([str(tmp_path / "run"), f"--data={tmp_path / 'photos'}", "--split=all"])
 
 
 @pytest.mark.parametrize(
