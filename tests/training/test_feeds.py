@@ -91,7 +91,8 @@ class Counter:
 
 def test_stream_feed_state_excludes_the_prefetched_batch():
     source = Counter()
-    inputs = SimpleNamespace(train_batches=lambda batch_size, seed: source, host_shape=(8, 8, 1))
+    images = SimpleNamespace(num_classes=10)
+    inputs = SimpleNamespace(train_batches=lambda batch_size, seed: source, host_shape=(8, 8, 1), images=images)
     feed = StreamFeed(inputs, create_mesh(), 8, seed=0)
     for expected in (1, 2, 3):
         batch, count = feed.take(5)
