@@ -275,18 +275,13 @@ def _teacher_logits(
 
 def _losses(method: str, labels: bool, logits: bool, student: str) -> dict[str, dict[str, Any]]:
     family = student if ":" not in student and student in models.list_models() else "resnet18"
-    if method:
-        blocks = presets.losses(method, family)
-        if not labels:
-            del blocks["cross_entropy"]
-        return blocks
-    blocks = presets.losses("lfcc", family)
+    blocks = presets.losses(method or "lfcc", family)
+    if not method and not logits:
+        del blocks["kd"]
+        blocks["crd"] = presets.losses("crd", family)["crd"]
     if not labels:
         del blocks["cross_entropy"]
-    if not logits:
-        blocks["kd"] = None
-        blocks |= {"crd": presets.losses("crd", family)["crd"]}
-    return {name: block for name, block in blocks.items() if block is not None}
+    return blocks
 
 
 def _file(config: ConfigDict) -> str:
