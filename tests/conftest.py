@@ -1,10 +1,16 @@
 """All tests run on eight simulated devices, with strict rank promotion."""
 
+import gc
 import importlib.metadata
 import os
 
-# Compilation takes far longer than execution in the tests.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Compilation takes far longer than execution in the tests. A program in one part is compiled with less work in all.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+# Tracing creates many long-lived objects, which the collector looks at again and again.
+gc.set_threshold(200_000, 100, 100)
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # A third less time to compile. Later versions have no other emitters, and the suite runs on them too.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
