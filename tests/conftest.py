@@ -9,8 +9,6 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
-# Tracing creates many long-lived objects, which the collector looks at again and again.
-gc.set_threshold(200_000, 100, 100)
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # A third less time to compile. Later versions have no other emitters, and the suite runs on them too.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
@@ -21,6 +19,9 @@ import pytest
 
 # The scripts that record goldens need torch and contain no tests.
 collect_ignore = ["goldens"]
+
+# Tracing creates many long-lived objects, which the collector looks at again and again.
+gc.set_threshold(200_000, 100, 100)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

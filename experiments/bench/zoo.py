@@ -130,6 +130,7 @@ def count_macs(jaxpr) -> float:
             kernel = equation.invars[1].aval
             total += out.size * kernel.size / kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
         inner = [value for value in equation.params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+        inner += equation.params.get("branches", ())[-1:]  # the default of `jax.lax.platform_dependent`
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         total += repeats * sum(count_macs(getattr(value, "jaxpr", value)) for value in inner)
     return total

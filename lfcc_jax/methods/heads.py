@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from lfcc_jax.models.convolution import Conv
 from lfcc_jax.models.layers import LayerNorm, trunc_normal
 from lfcc_jax.models.vit import Block
 
@@ -40,7 +41,7 @@ class ConvolutionExit(nn.Module):
         """Returns the logits."""
         while x.shape[1] > self.size:
             channels = x.shape[-1]
-            x = nn.Conv(channels, (3, 3), 2, [(1, 1), (1, 1)], feature_group_count=channels, use_bias=False)(x)
+            x = Conv(channels, 3, 2, channels, kernel_init=nn.initializers.lecun_normal())(x)
             x = nn.relu(BatchNorm()(nn.Dense(2 * channels, use_bias=False)(x)))
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 

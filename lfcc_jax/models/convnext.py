@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Length
-from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, PatchConv, kernel_init
+from lfcc_jax.models.convolution import Conv, PatchConv
+from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, kernel_init
 from lfcc_jax.models.network import (
     IMAGENET,
     Depth,
@@ -36,15 +37,8 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool, drop_path: Array | None = None) -> Array:
         """Returns maps of the shape of `x`, `[B, H, W, C]`."""
         width = x.shape[-1]
-        y = nn.Conv(
-            width,
-            (7, 7),
-            padding=[(3, 3), (3, 3)],
-            feature_group_count=width,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            name="depthwise_conv",
-        )(x)
+        options = {"use_bias": True, "kernel_init": self.kernel_init, "dtype": self.dtype}
+        y = Conv(width, 7, groups=width, name="depthwise_conv", **options)(x)
         y = LayerNorm(1e-6, self.dtype, name="norm")(y)
         hidden, init = int(width * self.mlp_ratio), self.kernel_init
         y = Mlp(hidden, init, dtype=self.dtype, response_norm=self.response_norm, name="mlp")(y, train)

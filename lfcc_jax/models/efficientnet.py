@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between
-from lfcc_jax.models.layers import BatchNorm, conv, he, uniform_init
+from lfcc_jax.models.convolution import conv, he
+from lfcc_jax.models.layers import BatchNorm, uniform_init
 from lfcc_jax.models.mobilenet import scaled_width
 from lfcc_jax.models.network import IMAGENET, Network, Output, Variant
 

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import BatchNorm, StemConv, conv, uniform_init
+from lfcc_jax.models.convolution import StemConv, conv
+from lfcc_jax.models.layers import BatchNorm, uniform_init
 from lfcc_jax.models.network import IMAGENET, Depth, Network, Output, Variant, Width
 
 

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Length
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import LayerNorm, PatchConv
+from lfcc_jax.models.convolution import PatchConv
+from lfcc_jax.models.layers import LayerNorm
 from lfcc_jax.models.network import Depth, Dropout, Network, Output, Patch, Width
 from lfcc_jax.models.stack import drop_path_rates, stack
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from lfcc_jax.models import layers
+from lfcc_jax.models import convolution, layers
 
 
 def value_and_gradients(function, *arguments):
@@ -55,7 +55,7 @@ def test_patch_conv_equals_a_strided_convolution(size, height, width):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
     bias_init = nn.initializers.normal(1.0)
     settings = {"kernel_init": nn.initializers.lecun_normal(), "bias_init": bias_init}
-    ours = layers.PatchConv(5, size, **settings)
+    ours = convolution.PatchConv(5, size, **settings)
     plain = nn.Conv(5, (size, size), size, "VALID", **settings)
     variables = plain.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(1), x))
@@ -65,13 +65,35 @@ def test_patch_conv_equals_a_strided_convolution(size, height, width):
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 16), (5, 7), (1, 1)])
 def test_stem_conv_equals_a_7x7_convolution_with_stride_2(height, width):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
-    ours, plain = layers.StemConv(5), layers.conv(5, 7, 2, dtype=jnp.float32, name=None)
+    ours, plain = convolution.StemConv(5), convolution.conv(5, 7, 2, dtype=jnp.float32, name=None)
     variables = plain.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(1), x))
     assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
 
 
-@pytest.mark.parametrize("ours", [layers.PatchConv(5, 2, nn.initializers.lecun_normal()), layers.StemConv(5)])
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (7, 5), (3, 3), (1, 2)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "groups"), [(1, 1), (3, 1), (1, 6), (3, 6), (5, 6), (7, 6)])
+def test_conv_equals_flax_forward_and_backward(size, groups, stride, height, width):
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 6))
+    init = {"kernel_init": nn.initializers.lecun_normal()}
+    ours = convolution.Conv(6, size, stride, groups, use_bias=True, **init)
+    padding = [(size // 2, size // 2)] * 2
+    plain = nn.Conv(6, (size, size), stride, padding, feature_group_count=groups, **init)
+    variables = plain.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(1), x))
+    assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
+
+
+def test_depthwise_convolution_is_a_convolution_except_on_a_cpu():
+    x, conv = jnp.ones((2, 8, 8, 4)), convolution.Conv(4, 3, groups=4)
+    variables = conv.init(jax.random.key(0), x)
+    traced = jax.jit(jax.grad(lambda v: conv.apply(v, x).sum())).trace(variables)
+    counts = {name: traced.lower(lowering_platforms=(name,)).as_text().count("convolution") for name in ("cpu", "tpu")}
+    assert counts["cpu"] == 0 < counts["tpu"]
+
+
+@pytest.mark.parametrize("ours", [convolution.PatchConv(5, 2, nn.initializers.lecun_normal()), convolution.StemConv(5)])
 def test_control_a_transposed_kernel_exceeds_the_tolerance(ours):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = ours.init(jax.random.key(1), x)
@@ -82,9 +104,14 @@ def test_control_a_transposed_kernel_exceeds_the_tolerance(ours):
 
 @pytest.mark.parametrize(
     "ours",
-    [layers.PatchConv(5, 2, nn.initializers.lecun_normal(), dtype=jnp.bfloat16), layers.StemConv(5, jnp.bfloat16)],
+    [
+        convolution.PatchConv(5, 2, nn.initializers.lecun_normal(), dtype=jnp.bfloat16),
+        convolution.StemConv(5, jnp.bfloat16),
+        convolution.Conv(3, 7, groups=3, dtype=jnp.bfloat16),
+        convolution.Conv(5, 1, dtype=jnp.bfloat16),
+    ],
 )
-def test_patch_and_stem_conv_in_bfloat16_keep_float32_parameters(ours):
+def test_convolutions_in_bfloat16_keep_float32_parameters(ours):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = ours.init(jax.random.key(1), x)
     assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

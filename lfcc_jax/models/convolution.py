@@ -1,0 +1,207 @@
+"""Convolutions computed in the form that is fast: by matrix products, over blocks of pixels, by shifted maps."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lfcc_jax.errors import UserError
+from lfcc_jax.models.layers import as_last
+
+# PyTorch's Kaiming fan-out initialization.
+he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Flax counts the outputs of a depthwise kernel over all groups, but each group has one input and one output.
+_he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any, name: str | None = None) -> "Conv":
+    """Returns a `size` x `size` convolution without bias; see `Conv`. `groups` is 1, or `width` for a depthwise one."""
+    init = he if groups == 1 else _he_depthwise
+    return Conv(width, size, stride, groups, kernel_init=init, dtype=dtype, name=name)
+
+
+class Conv(nn.Module):
+    """A convolution of an odd size, padded as in PyTorch: on all sides, where XLA's `SAME` may pad one side only.
+
+    Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product, and a depthwise one
+    on a CPU by `depthwise_by_shifts`: XLA's own code for these, and for their gradients, is many times slower there.
+
+    Attributes:
+      features: Number of output channels.
+      size: Side of the kernel.
+      stride: Stride along both axes.
+      groups: 1, or `features` for a depthwise convolution.
+      use_bias: Whether to add a bias.
+      kernel_init: Initializer of the kernel, `[size, size, channels / groups, features]`.
+      dtype: Dtype of the computation.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    kernel_init: Any = he
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
+        """Returns maps of the size of `x` divided by the stride, rounded up."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1 and self.groups == 1:
+            x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        elif self.groups > 1:
+            by_shifts = functools.partial(depthwise_by_shifts, stride=self.stride)
+            standard = functools.partial(_convolution, stride=self.stride, groups=self.groups)
+            x = jax.lax.platform_dependent(x, kernel, cpu=by_shifts, default=standard)
+        else:
+            x = _convolution(x, kernel, self.stride)
+        return x + as_last(self.param("bias", nn.initializers.zeros, (self.features,)), x) if self.use_bias else x
+
+
+def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
+    padding = [(kernel.shape[0] // 2,) * 2] * 2
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_by_shifts(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "size size 1 channels"], stride: int
+) -> Float[Array, "batch rows columns channels"]:
+    """Computes a depthwise convolution as the sum of shifted maps times the kernel's taps.
+
+    Args:
+      x: Maps.
+      kernel: Kernel of an odd size, one channel for each of the map's. Maps are padded by half of it.
+      stride: Stride along both axes.
+
+    Returns:
+      Maps of the size of `x` divided by `stride`, rounded up, accumulated in float32 or wider.
+    """
+    size = kernel.shape[0]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    padded, taps = _padded(x, size).astype(wide), kernel.astype(wide)
+    rows, columns = ((n - 1) // stride + 1 for n in x.shape[1:3])
+    total = sum(
+        _every(_every(padded, stride, i, rows, 1), stride, j, columns, 2) * as_last(taps[i, j, 0], x)
+        for i in range(size)
+        for j in range(size)
+    )
+    return total.astype(x.dtype)
+
+
+def _padded(x: Array, size: int) -> Array:
+    return jnp.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+
+
+def _every(x: Array, stride: int, start: int, count: int, axis: int) -> Array:
+    """Returns `count` slices along an axis, `stride` apart."""
+    return jax.lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_by_shifts(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    size, columns = kernel.shape[0], gradient.shape[2]
+    if stride == 1:
+        x_gradient = depthwise_by_shifts(gradient, kernel[::-1, ::-1], 1)
+    else:
+        unwrapped = functools.partial(depthwise_by_shifts.__wrapped__, kernel=kernel, stride=stride)
+        (x_gradient,) = jax.linear_transpose(unwrapped, x)(gradient)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    padded = _padded(x, size)
+
+    # One row of the gradient and the rows of `x` that it has to do with stay in the cache for all taps.
+    def add_row(total: Array, row: Array) -> tuple[Array, None]:
+        above = jax.lax.dynamic_slice_in_dim(padded, row * stride, size, 1).astype(wide)
+        here = jax.lax.dynamic_slice_in_dim(gradient, row, 1, 1).astype(wide)
+        taps = [jnp.sum(_every(above, stride, j, columns, 2) * here, (0, 2)) for j in range(size)]
+        return total + jnp.stack(taps, 1), None
+
+    zeros = jnp.zeros((size, size, x.shape[-1]), wide)
+    total, _ = jax.lax.scan(add_row, zeros, jnp.arange(gradient.shape[1]))
+    return x_gradient, total[:, :, None].astype(kernel.dtype)
+
+
+depthwise_by_shifts.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def to_blocks(x: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows columns features"]:
+    """Moves each `size` x `size` block of pixels into the channels, row by row; `size` must divide height and width."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return jnp.swapaxes(x, 2, 3).reshape(batch, height // size, width // size, size * size * channels)
+
+
+class PatchConv(nn.Module):
+    """A convolution whose stride is its kernel size, computed as one matrix product over patches.
+
+    Same parameters and results as `nn.Conv(features, (size, size), size, "VALID")`: pixels at the bottom and right that
+    do not fill a patch are ignored. Convolution libraries are slow with few input channels.
+
+    Attributes:
+      features: Number of output channels.
+      size: Side of a patch, in pixels.
+      kernel_init: Initializer of the kernel, `[size, size, channels, features]`.
+      bias_init: Initializer of the bias.
+      dtype: Dtype of the computation.
+    """
+
+    features: int
+    size: int
+    kernel_init: Any
+    bias_init: Any = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
+        """Returns one vector per patch."""
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
+        rows, columns = (n // self.size for n in x.shape[1:3])
+        if not rows or not columns:
+            least, given = f"{self.size} x {self.size}", " x ".join(map(str, x.shape[1:3]))
+            raise UserError(f"images are too small: {self.name} needs maps of at least {least}, got {given}")
+        x = to_blocks(x[:, : rows * self.size, : columns * self.size], self.size)
+        return x @ kernel.reshape(-1, self.features) + as_last(bias, x)
+
+
+class StemConv(nn.Module):
+    """A 7x7 convolution with stride 2 and padding 3, computed as a 4x4 convolution over 2x2 blocks of pixels.
+
+    Same parameters and results as `conv(features, 7, 2)`. Known as space-to-depth: four times the channels make
+    better use of an accelerator's matrix units, which three channels leave mostly idle.
+
+    Attributes:
+      features: Number of output channels.
+      dtype: Dtype of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
+        """Returns maps of half the size, rounded up."""
+        channels = x.shape[-1]
+        kernel = self.param("kernel", he, (7, 7, channels, self.features))
+        x, kernel = (v.astype(self.dtype) for v in (x, kernel))
+        # Output i reads pixels 2i - 3 to 2i + 3. A zero tap in front makes that blocks i - 2 to i + 1.
+        kernel = to_blocks(jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).transpose(3, 0, 1, 2), 2)
+        # An odd size gets one more row of zeros, which the padding has anyway.
+        x = to_blocks(jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))), 2)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "OHWI", "NHWC")
+        )
