@@ -296,7 +296,8 @@ def compact_grids(
     """Shrinks a feature map to several grids, reading the map once.
 
     Equivalent to `tuple(compact(x, kind, grid) for grid in grids)`, but faster: unless the grids are large, the
-    Kronecker products of A and B for all grids are stacked into one matrix, which multiplies the map once.
+    Kronecker products of A and B for all grids are stacked into one matrix, which multiplies the map once. On a CPU,
+    boxes that divide the map are means of blocks, each grid's from a finer one; a TPU takes 40 times as long for that.
 
     Args:
       x: Feature maps, channels last, of any floating dtype.
@@ -321,7 +322,24 @@ def compact_grids(
         _check_sizes(height, grid)
         _check_sizes(width, grid)
     pairs = [(operator(kind, height, grid), operator(kind, width, grid)) for grid in grids]
-    return apply_operator_pairs(pairs, x, dtype)
+    products = functools.partial(apply_operator_pairs, pairs, dtype=dtype)
+    if kind == "box" and all(height % grid == width % grid == 0 for grid in grids):
+        means = functools.partial(_box_pyramid, grids=grids, dtype=dtype)
+        return jax.lax.platform_dependent(x, cpu=means, default=products)
+    return products(x)
+
+
+def _box_pyramid(x: Array, grids: Sequence[int], dtype: DTypeLike | None) -> tuple[Array, ...]:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    done: dict[int, Array] = {}
+    for grid in sorted(set(grids), reverse=True):
+        finer = [other for other in done if other % grid == 0]
+        source = done[min(finer)] if finer else x
+        *batch, height, width, channels = source.shape
+        # One axis at a time: explicit sharding does not support splitting two in one reshape.
+        rows = source.reshape(*batch, grid, height // grid, width, channels).mean(axis=-3, dtype=wide)
+        done[grid] = rows.reshape(*batch, grid, grid, width // grid, channels).mean(axis=-2)
+    return tuple(done[grid].astype(dtype or x.dtype) for grid in grids)
 
 
 def apply_operator_pairs(

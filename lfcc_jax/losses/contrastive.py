@@ -2,15 +2,17 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.losses.numerics import unit, zero_masked
+from lfcc_jax.losses.numerics import inverse_norm, unit, widen, zero_masked
 
 NEGATIVES = ("teacher", "both", "symmetric")
 
@@ -155,6 +157,14 @@ def info_nce_many(
     _check(students, teachers, temperature, negatives, axis_name, ring, chunk_size, where, labels)
     if where is not None:
         students, teachers = ([zero_masked(x, where) for x in codes] for codes in (students, teachers))
+    # Codes of equal dimension are one array [batch, codes, dim], and one matrix product.
+    members: dict[int, list[int]] = {}
+    for index, code in enumerate(students):
+        members.setdefault(code.shape[1], []).append(index)
+    students, teachers = (
+        [jnp.stack([codes[i] for i in indices], axis=1) for indices in members.values()]
+        for codes in (students, teachers)
+    )
     count, batch = len(students), students[0].shape[0]
     # Each softmax has anchors, positives, and the indices in `keys` of the codes that serve as its negatives. Student
     # codes are keys, and are sent to other devices, only if they serve as negatives.
@@ -162,16 +172,16 @@ def info_nce_many(
     softmaxes = [(students[c], teachers[c], [c, count + c] if negatives == "both" else [c]) for c in range(count)]
     if negatives == "symmetric":
         softmaxes += [(teachers[c], students[c], [count + c]) for c in range(count)]
-    # The temperature divides the anchors, [batch, dim], instead of the logits, [batch, batch].
+    # The temperature divides the anchors, [batch, codes, dim], instead of the logits, [codes, batch, batch].
     anchors = [unit(anchor) / temperature for anchor, _, _ in softmaxes]
-    positives = jnp.stack(
-        [jnp.sum(anchor * unit(positive), axis=1) for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)]
+    positives = jnp.concatenate(
+        [jnp.sum(anchor * unit(positive), -1).T for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)]
     )
-    log_sums_of = _negatives_log_sums([key_indices for _, _, key_indices in softmaxes], [key.shape[1] for key in keys])
+    log_sums_of = _negatives_log_sums([key_indices for _, _, key_indices in softmaxes], [key.shape[1:] for key in keys])
     if chunk_size is not None:
         log_sums_of = _in_chunks(log_sums_of, chunk_size, here=axis_name is not None)
 
-    codes = jnp.concatenate(keys, axis=1)
+    codes = jnp.concatenate([key.reshape(batch, -1) for key in keys], axis=1)
     marks = {"index": jnp.arange(batch)}
     if where is not None:
         marks["where"] = where
@@ -192,19 +202,20 @@ def info_nce_many(
 
     losses = jnp.logaddexp(positives, log_sums) - positives
     if negatives == "symmetric":
-        losses = (losses[:count] + losses[count:]) / 2
+        losses = sum(jnp.split(losses, 2)) / 2
+    losses = losses[np.argsort(list(itertools.chain(*members.values())))]
     return losses if where is None else jnp.where(where[None, :], losses, 0)
 
 
 # Per-example arrays other than the codes: "index" in the global batch and, if given, "where" and "labels".
 _Marks = dict[str, Array]
-# (anchors, their marks, key codes, their marks) -> logsumexp of the logits over the negatives among these keys, for
-# each softmax and anchor. Blocks of keys are combined by another logsumexp.
+# (anchors [batch, codes, dim], their marks, key codes, their marks) -> logsumexp of the logits over the negatives among
+# these keys, for each softmax and anchor. Blocks of keys are combined by another logsumexp.
 _LogSums = Callable[[list[Array], _Marks, Array, _Marks], Float[Array, "softmaxes batch"]]
 
 
-def _negatives_log_sums(key_indices: list[list[int]], widths: list[int]) -> _LogSums:
-    ends = list(itertools.accumulate(widths))
+def _negatives_log_sums(key_indices: list[list[int]], shapes: list[tuple[int, int]]) -> _LogSums:
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
 
     def log_sums_of(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
         negative = anchor_marks["index"][:, None] != marks["index"][None, :]
@@ -212,15 +223,18 @@ def _negatives_log_sums(key_indices: list[list[int]], widths: list[int]) -> _Log
             negative &= marks["where"][None, :]
         if "labels" in marks:
             negative &= anchor_marks["labels"][:, None] != marks["labels"][None, :]
-        keys = [unit(key) for key in jnp.split(codes, ends[:-1], axis=1)]
+        parts = jnp.split(codes, ends[:-1], axis=1)
+        keys = [widen(part).reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        # The logits are divided by the lengths of the keys, so that no array of scaled keys is written.
+        scales = [inverse_norm(key).transpose(1, 2, 0) for key in keys]
 
-        def log_sum(anchor: Array, key: Array) -> Array:
-            logits = jnp.einsum("id,jd->ij", anchor, key, preferred_element_type=anchor.dtype)
-            return jax.nn.logsumexp(jnp.where(negative, logits, _MASKED_LOGIT), axis=1)
+        def log_sum(anchor: Array, index: int) -> Float[Array, "codes batch"]:
+            logits = jnp.einsum("icd,jcd->cij", anchor, keys[index]) * scales[index]
+            return jax.nn.logsumexp(jnp.where(negative[None], logits, _MASKED_LOGIT), axis=2)
 
-        return jnp.stack(
+        return jnp.concatenate(
             [
-                functools.reduce(jnp.logaddexp, [log_sum(anchor, keys[i]) for i in indices])
+                functools.reduce(jnp.logaddexp, [log_sum(anchor, i) for i in indices])
                 for anchor, indices in zip(anchors, key_indices, strict=True)
             ]
         )
