@@ -54,7 +54,9 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.size == 1 and self.groups == 1:
-            x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+            for axis in (1, 2):
+                x = jax.lax.slice_in_dim(x, 0, None, self.stride, axis)
+            x = x @ kernel[0, 0]
         elif self.groups > 1:
             by_shifts = functools.partial(depthwise_by_shifts, stride=self.stride)
             standard = functools.partial(_convolution, stride=self.stride, groups=self.groups)

@@ -6,7 +6,7 @@ a different order of summation may change one pixel in ten thousand by one level
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import jax
@@ -85,7 +85,7 @@ class Augmentation:
                 x = jitter_color(keys["jitter"], x, self.color_jitter, fill)
             return x / 255
 
-        return jax.vmap(one)(index, images)
+        return _over_images(one, index, images)
 
     def erase(
         self, key: PRNGKeyArray, index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
@@ -106,6 +106,17 @@ class Augmentation:
     @staticmethod
     def _by_channel(values: tuple[float, ...], channels: int) -> Float[Array, " channels"]:
         return jnp.broadcast_to(jnp.asarray(values[:channels]), (channels,))
+
+
+def _over_images(function: Callable[..., Array], *arrays: Array) -> Array:
+    """Applies a function to each image: to all at once, or one by one on a CPU, where steps can then be skipped."""
+    if jax.device_count() > 1:  # a loop would bring the images of all devices to each
+        return jax.vmap(function)(*arrays)
+
+    def one_by_one(*arrays: Array) -> Array:
+        return jax.lax.map(lambda of_image: function(*of_image), arrays)
+
+    return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=jax.vmap(function))
 
 
 def _valid(scale: tuple[float, ...]) -> bool:

@@ -3,7 +3,7 @@
 All operations are special cases of four steps: an affine map, a lookup table for each channel, a blend with the
 grayscale image, and a blend with the blurred image. A batch in which every image has a different operation thus needs
 four passes under `vmap` instead of one for each of the fifteen operations. Steps that an image does not need are the
-identity.
+identity, and are skipped where images are processed one by one.
 
 Images are float32 `[height, width, channels]` with integer levels, 0 to 255.
 """
@@ -55,10 +55,11 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
     """
     height, width, channels = image.shape
     levels = jnp.broadcast_to(jnp.arange(256.0), (channels, 256))
-    counts = histogram(image)
 
-    def is_(name: str) -> Array:
-        return operation == NAMES.index(name)
+    def is_(*names: str) -> Array:
+        return (operation == jnp.asarray([NAMES.index(name) for name in names])).any()
+
+    counts = jax.lax.cond(is_("autocontrast", "equalize"), histogram, lambda _: jnp.zeros((channels, 256)), image)
 
     tables = levels
     for name, table in (
@@ -68,7 +69,10 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
         ("posterize", levels - levels % 2.0 ** (8 - argument)),
         ("solarize", jnp.where(levels < argument, levels, 255 - levels)),
         ("solarize_add", jnp.where(levels < 128, jnp.minimum(levels + argument, 255), levels)),
-        ("contrast", _blend(_mean_level(image), levels, argument)),
+        (
+            "contrast",
+            _blend(jax.lax.cond(is_("contrast"), _mean_level, lambda _: jnp.zeros(()), image), levels, argument),
+        ),
         ("brightness", _blend(jnp.zeros(()), levels, argument)),
     ):
         tables = jnp.where(is_(name), table, tables)
@@ -90,11 +94,17 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
 
 def apply(image: Image, what: Change, fill: Float[Array, " channels"]) -> Image:
     """Applies the four steps; `fill` is the value of pixels outside of the image."""
-    image = warp(image, what.affine, fill)
-    image = look_up(image, what.tables)
+
+    def keep(image: Image) -> Image:
+        return image
+
+    moves = (what.affine != jnp.eye(2, 3)).any()
+    recolors = (what.tables != jnp.arange(256.0)[None, :]).any()
+    image = jax.lax.cond(moves, lambda image: warp(image, what.affine, fill), keep, image)
+    image = jax.lax.cond(recolors, lambda image: look_up(image, what.tables), keep, image)
     if image.shape[-1] == 3:
-        image = _blend(_gray(image), image, what.color)
-    return _blend(_blurred(image), image, what.sharpness)
+        image = jax.lax.cond(what.color != 1, lambda image: _blend(_gray(image), image, what.color), keep, image)
+    return jax.lax.cond(what.sharpness != 1, lambda image: _blend(_blurred(image), image, what.sharpness), keep, image)
 
 
 def histogram(image: Image) -> Float[Array, "channels levels"]:

@@ -72,14 +72,17 @@ def randaugment(key: PRNGKeyArray, image: Image, policy: Policy, fill: Float[Arr
       policy: Policy from `parse_policy`.
       fill: Value of pixels from outside of the image, by channel.
     """
-    for layer_key in jax.random.split(key, policy.layers):
+
+    def layer(image: Image, layer_key: PRNGKeyArray) -> tuple[Image, None]:
         operation_key, apply_key, magnitude_key, sign_key = jax.random.split(layer_key, 4)
         operation = jax.random.randint(operation_key, (), 0, len(NAMES))
         magnitude = jnp.clip(policy.magnitude + policy.spread * jax.random.normal(magnitude_key), 0, 10)
         argument = arguments(magnitude, jax.random.bernoulli(sign_key))[operation]
         operation = jnp.where(jax.random.bernoulli(apply_key, policy.probability), operation, -1)
-        image = apply(image, change(image, operation, argument), fill)
-    return image
+        return apply(image, change(image, operation, argument), fill), None
+
+    # A loop, so that a layer is compiled once.
+    return jax.lax.scan(layer, image, jax.random.split(key, policy.layers))[0]
 
 
 def arguments(magnitude: Float[Array, ""], negative: Array) -> Float[Array, " operations"]:
