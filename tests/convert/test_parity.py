@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ from random_weights import random_images, random_state_dict
 
 from lfcc_jax import convert, models
 from lfcc_jax.errors import UserError
-from lfcc_jax.models import convnext, layers, mixer, swin, tokens, vit
+from lfcc_jax.models import convnext, convolution, layers, mixer, swin, tokens, vit
 
 GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "timm.npz")
 TOLERANCE = 1e-5
@@ -83,12 +82,11 @@ def _batch_norm_epsilon(monkeypatch):
 
 
 def _same_padding(monkeypatch):
-    right = nn.Conv
+    def same(x, kernel, stride, groups=1):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers)
 
-    def same(width, size, stride, padding, **settings):
-        return right(width, size, stride, "SAME", **settings)
-
-    monkeypatch.setattr(nn, "Conv", same)
+    monkeypatch.setattr(convolution, "_convolution", same)
 
 
 @pytest.mark.parametrize(
