@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.convolution import StemConv, conv
+from lfcc_jax.models.convolution import StemConv, conv, max_pool
 from lfcc_jax.models.layers import BatchNorm, uniform_init
 from lfcc_jax.models.network import IMAGENET, Depth, Network, Output, Variant, Width
 
@@ -98,7 +98,7 @@ class ResNet(Network):
         x = stem(dtype=self.dtype, name="stem_conv")(x)
         x = nn.relu(BatchNorm(train, self.dtype, name="stem_norm")(x))
         if not self.small:
-            x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+            x = max_pool(x)
         features = {}
         for s, (width, count, stride) in enumerate(zip(self.widths, self.blocks, self.strides, strict=True), start=1):
             for b in range(count):

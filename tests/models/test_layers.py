@@ -85,6 +85,15 @@ def test_conv_equals_flax_forward_and_backward(size, groups, stride, height, wid
     assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (7, 5), (2, 3), (1, 1)])
+def test_max_pool_equals_flax_forward_and_backward(height, width):
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+    x = jnp.round(4 * x) / 4  # with equal values in a window
+    plain = lambda x: nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # noqa: E731
+    for ours in (convolution.max_pool, convolution.max_pool_by_shifts):
+        assert_equal_to(value_and_gradients(plain, x), value_and_gradients(ours, x))
+
+
 def test_depthwise_convolution_is_a_convolution_except_on_a_cpu():
     x, conv = jnp.ones((2, 8, 8, 4)), convolution.Conv(4, 3, groups=4)
     variables = conv.init(jax.random.key(0), x)
