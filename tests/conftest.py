@@ -15,9 +15,9 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # A third less time to compile. Later versions have no other emitters, and the suite runs on them too.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-import jax
-import jaxtyping
-import pytest
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 # The scripts that record goldens need torch and contain no tests.
 collect_ignore = ["goldens"]
