@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from lfcc_jax.config_files import parse_argument
 from lfcc_jax.methods import presets
 
-METHODS = tuple(method for method in presets.METHODS if method not in ("lfcc_dist", "fitnet_dist"))
+METHODS = tuple(method for method in presets.METHODS if method not in ("lfcc_dist", "fitnet_dist", "lfcc_dist_rsd"))
 _OPTIONS = tuple(dict.fromkeys(("lfcc", "teacher", *presets.METHODS)))  # the first is the default
 # Differences from the presets.
 _CHANGES = {
@@ -44,6 +44,14 @@ _CHANGES = {
     },
     "dist": {"weight": 2.0, "temperature": 4.0},
     "crd_bank": {"weight": 0.8, "num_negatives": 128},
+    # The student's last map is of 1 x 1.
+    "dual_view": {"stages": ("stage2",)},
+    "queue": {"stages": ("stage2",), "size": 128},
+    "rld": {
+        "weight": {"name": "linear", "start": 0.0, "end": 1.0, "epochs": 20.0},
+        "beta": 8.0,
+        "temperature": 4.0,
+    },
 }
 _TEACHER, _STUDENT = "vit_pico", "resnet_pico"
 

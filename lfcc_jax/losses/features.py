@@ -3,15 +3,19 @@
 Maps of different sizes are first resized to the smaller height and width, with the box filter of `lfcc_jax.filters`.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.errors import unknown
 from lfcc_jax.filters import apply_operator_pairs, compact, operator
 from lfcc_jax.losses.numerics import unit, widen
 
 # The smaller scales of ReviewKD's pyramid.
 _HCL_GRIDS = (4, 2, 1)
+VIEWS = ("spatial", "frequency")
 
 
 def fitnet(
@@ -191,6 +195,87 @@ def hcl(
             weights += weight
             total += weight * jnp.mean(jnp.square(compact(difference, "box", grid)), axis=(1, 2, 3))
     return total / weights
+
+
+def regression(
+    student: Float[Array, "batch *_ channels"], teacher: Float[Array, "batch *_ channels"]
+) -> Float[Array, " batch"]:
+    r"""Computes the regression loss of UNIC, per example: direction and value of vectors, or of a map's positions.
+
+    .. math::
+      \frac{1}{2} (1 - \cos(f^s, f^t)) + \frac{1}{2D} \sum_d h(f^s_d - f^t_d)
+
+    with the Huber loss :math:`h(x) = x^2 / 2` up to 1, :math:`|x| - 1/2` beyond; the mean over positions. No gradient
+    reaches the teacher.
+
+    Args:
+      student: Vectors or feature maps of the student, projected to the teacher's channels, any floating dtype.
+      teacher: Those of the teacher. The authors standardize them with running statistics of each channel.
+
+    Returns:
+      The loss of each example, float32 or wider; zero where the features agree.
+
+    Examples:
+      >>> print(regression(jnp.array([[3.0, 4.0], [0.0, 2.0]]), jnp.array([[3.0, 4.0], [2.0, 0.0]])))
+      [0.   1.25]
+
+    References:
+      Sariyildiz et al., `UNIC: Universal Classification Models via Multi-teacher Distillation
+      <https://arxiv.org/abs/2408.05088>`_, 2024.
+    """
+    if student.ndim == 4:
+        student, teacher = match_sizes(student, teacher)
+    student, teacher = widen(student), widen(jax.lax.stop_gradient(teacher))
+    cosine = jnp.sum(unit(student) * unit(teacher), axis=-1)
+    errors = jnp.abs(student - teacher)
+    huber = jnp.mean(jnp.where(errors < 1, 0.5 * jnp.square(errors), errors - 0.5), axis=-1)
+    return jnp.mean((0.5 * (1 - cosine) + 0.5 * huber).reshape(student.shape[0], -1), axis=1)
+
+
+def dual_view(
+    student: Float[Array, "batch _ _ channels"],
+    teacher: Float[Array, "batch _ _ channels"],
+    *,
+    view: Literal[VIEWS] = "spatial",
+) -> Float[Array, " batch"]:
+    r"""Computes a view of ScaleKD's loss, per example: the direction of the features at each position.
+
+    .. math::
+      \sum_{hw} \Big| \frac{v(f^s)_{hw}}{|v(f^s)_{hw}|} - \frac{v(f^t)_{hw}}{|v(f^t)_{hw}|} \Big|^2
+
+    where :math:`v(f)` is the map itself in the "spatial" view, and in the "frequency" view all of it but the lowest
+    frequency: the map minus its mean over positions. It is a sum over positions, of at most 4 each. No gradient reaches
+    the teacher.
+
+    Args:
+      student: Feature maps of the student, projected to the teacher's channels, any floating dtype.
+      teacher: Feature maps of the teacher.
+      view: "spatial" or "frequency".
+
+    Returns:
+      The loss of each example, float32 or wider; zero where the directions agree. The frequency view of maps of 1 x 1
+      is zero.
+
+    Raises:
+      UserError: if `view` is unknown.
+
+    Examples:
+      >>> x = jnp.sin(jnp.arange(96.0)).reshape(2, 4, 4, 3)
+      >>> print(abs(dual_view(3 * x, x).round(4)), abs(dual_view(3 * x + 7, x, view="frequency").round(4)))
+      [0. 0.] [0. 0.]
+
+    References:
+      Fan et al., `ScaleKD: Strong Vision Transformers Could Be Excellent Teachers <https://arxiv.org/abs/2411.06786>`_,
+      2024 (weights 0.08 and 0.06; cross-entropy and KD of temperature 1 with weight 0.5 each).
+    """
+    if view not in VIEWS:
+        raise unknown("view", view, VIEWS)
+
+    def directions(x: Array) -> Array:
+        return unit(x - jnp.mean(x, axis=(1, 2), keepdims=True) if view == "frequency" else x)
+
+    ours, theirs = map(directions, match_sizes(student, teacher))
+    return jnp.sum(jnp.square(ours - theirs), axis=(1, 2, 3))
 
 
 def match_sizes(

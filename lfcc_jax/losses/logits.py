@@ -248,6 +248,72 @@ def dkd(
     return temperature**2 * (alpha * target_term + beta * others_term)
 
 
+def rld(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    alpha_temperature: float = 1.0,
+) -> Float[Array, "*batch"]:
+    r"""Computes refined logit distillation, per example: the teacher's confidence, and its less likely classes.
+
+    .. math::
+      \alpha\, T_\alpha^2\, \mathrm{KL}(b^t \,\|\, b^s) + \beta\, T^2\, \mathrm{KL}(\hat p^t \,\|\, \hat p^s)
+
+    with :math:`b^t = (\max_c p^t_c, 1 - \max_c p^t_c)` and :math:`b^s = (p^s_y, 1 - p^s_y)` of
+    p = softmax(z / :math:`T_\alpha`): the student learns the true class with the confidence that the teacher has in
+    its own prediction. :math:`\hat p` is the softmax of z / T over the classes with :math:`z^t_c < z^t_y` only, so what
+    the teacher ranks above the true class is left out. Where the predictions agree, the loss is zero only if they are
+    right. No gradient reaches the teacher.
+
+    Args:
+      student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype.
+      teacher_logits: Logits :math:`z^t`, with the same shape.
+      labels: True class y of each example.
+      alpha: Weight of the confidence's term.
+      beta: Weight of the other classes' term; 8 on CIFAR-100, 2 on ImageNet.
+      temperature: Temperature T, positive; 4 on CIFAR-100, 1 on ImageNet.
+      alpha_temperature: Temperature :math:`T_\alpha`, positive.
+
+    Returns:
+      The loss of each example in nats, `[...]`, float32 or wider.
+
+    Examples:
+      >>> teacher = jnp.array([[6.0, 7.0, 9.0]])
+      >>> print(rld(teacher + 5, teacher, jnp.array([2])).round(4))  # right, and agreed
+      [0.]
+      >>> print(rld(jnp.zeros((1, 3)), teacher, jnp.array([0])).round(4))  # no class is below the true one
+      [0.557]
+
+    References:
+      Sun et al., `Knowledge Distillation with Refined Logits <https://arxiv.org/abs/2408.07703>`_, 2025 (on CIFAR-100
+      the weight increases over 20 epochs, on ImageNet over one).
+    """
+    student, teacher = widen(student_logits), widen(jax.lax.stop_gradient(teacher_logits))
+    classes = student.shape[-1]
+    is_true = jax.nn.one_hot(labels, classes, dtype=bool)
+
+    def log_binary(logits: Array, chosen: Array) -> Array:
+        """Returns the log-probabilities of the chosen class and of all others together."""
+        log_p = jax.nn.log_softmax(logits / alpha_temperature)
+        of_chosen = jnp.sum(jnp.where(chosen, log_p, 0), axis=-1)
+        of_others = jax.nn.logsumexp(jnp.where(chosen, _MASKED_LOGIT, log_p), axis=-1)
+        return jnp.stack([of_chosen, of_others], axis=-1)
+
+    of_teacher = log_binary(teacher, jax.nn.one_hot(jnp.argmax(teacher, axis=-1), classes, dtype=bool))
+    confidence_term = _divergence(of_teacher, log_binary(student, is_true))
+
+    below = teacher < jnp.sum(jnp.where(is_true, teacher, 0), axis=-1, keepdims=True)
+    ours, theirs = (
+        jax.nn.log_softmax(jnp.where(below, logits / temperature, _MASKED_LOGIT)) for logits in (student, teacher)
+    )
+    below_term = expectation(jnp.where(below, jnp.exp(theirs), 0), theirs - ours)
+    return alpha * alpha_temperature**2 * confidence_term + beta * temperature**2 * below_term
+
+
 def ofa(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],

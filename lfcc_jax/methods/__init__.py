@@ -3,11 +3,13 @@
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.errors import unknown
 from lfcc_jax.methods.contrastive import CRD, CRDBank
-from lfcc_jax.methods.features import AT, HCL, NST, SRRL, VID, FitNet
+from lfcc_jax.methods.features import AT, HCL, NST, SRRL, VID, DualView, FitNet, Regression
 from lfcc_jax.methods.lfcc import LFCC
-from lfcc_jax.methods.logits import DIST, DKD, KD, TTM, WTTM, CrossEntropy
+from lfcc_jax.methods.logits import DIST, DKD, KD, RLD, TTM, WTTM, CrossEntropy
 from lfcc_jax.methods.method import Batch, Method, TeacherOutput, teach, teach_shapes
 from lfcc_jax.methods.ofa import OFA
+from lfcc_jax.methods.queue import Queue
+from lfcc_jax.methods.redundancy import RSD
 from lfcc_jax.methods.relations import CC, PKT, RKD, SP
 
 __all__ = ["METHODS", "Batch", "Method", "TeacherOutput", "create", "list_methods", "teach", "teach_shapes"]
@@ -20,6 +22,7 @@ METHODS = {
     "cross_entropy": CrossEntropy,
     "dist": DIST,
     "dkd": DKD,
+    "dual_view": DualView,
     "fitnet": FitNet,
     "hcl": HCL,
     "kd": KD,
@@ -27,7 +30,11 @@ METHODS = {
     "nst": NST,
     "ofa": OFA,
     "pkt": PKT,
+    "queue": Queue,
+    "regression": Regression,
     "rkd": RKD,
+    "rld": RLD,
+    "rsd": RSD,
     "sp": SP,
     "srrl": SRRL,
     "ttm": TTM,

@@ -60,6 +60,7 @@ class CRDBank(Method):
       num_examples: Number of training images, which `batch["index"]` indexes; see `for_run`.
     """
 
+    block: ClassVar[str] = "crd_bank"
     set_by_run: ClassVar[tuple[str, ...]] = ("num_examples",)
     num_negatives: Annotated[int, Between(1, 2**20)] = 16384
     width: Width = 128

@@ -4,8 +4,10 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lfcc_jax.losses.numerics import widen
 from lfcc_jax.models.convolution import Conv
 from lfcc_jax.models.layers import LayerNorm, trunc_normal
 from lfcc_jax.models.vit import Block
@@ -28,6 +30,32 @@ class BatchNorm(nn.Module):
         mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
         wide = (1,) * len(axes) + (-1,)
         return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale.reshape(wide) + bias.reshape(wide)
+
+
+class RunningNorm(nn.Module):
+    """Standardizes channels by their running mean and variance, which are no parameters but memory.
+
+    The statistics of step n, this one included, have the momentum max(1 / n, 0.001): those of all steps up to the
+    thousandth, then an exponential moving average. UNIC's momentum falls from 1 to 0.001 too.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+        """Returns `x` minus the mean, over the standard deviation, in float32 or wider."""
+        x = widen(x)
+        shape, axes = (1,) * (x.ndim - 1) + (-1,), tuple(range(x.ndim - 1))
+        step = self.variable("memory", "step", lambda: jnp.zeros((), jnp.int32))
+        mean = self.variable("memory", "mean", jnp.zeros, (x.shape[-1],))
+        variance = self.variable("memory", "variance", jnp.ones, (x.shape[-1],))
+        if not self.is_initializing():
+            step.value += 1
+            momentum = jnp.maximum(1 / step.value, 1e-3).astype(x.dtype)
+            shift = x.mean(axes) - mean.value
+            mean.value += momentum * shift
+            # The variance around the new mean; exact for a momentum of 1 / step.
+            old = variance.value + momentum * jnp.square(shift)
+            variance.value = (1 - momentum) * old + momentum * x.var(axes)
+        return (x - mean.value.reshape(shape)) * jax.lax.rsqrt(variance.value.reshape(shape) + 1e-5)
 
 
 class ConvolutionExit(nn.Module):

@@ -66,6 +66,8 @@ class Method(nn.Module):
     of the student.
     """
 
+    # Name of the config block, if it is not the lowercase name of the class.
+    block: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = True
     # Whether the loss reads the teacher's logits.
     needs_logits: ClassVar[bool] = False
@@ -93,6 +95,11 @@ class Method(nn.Module):
         del num_examples, mesh
         return self
 
+    @property
+    def where(self) -> str:
+        """The config block, for error messages."""
+        return f"config.losses.{self.block or type(self).__name__.lower()}"
+
     def maps(self, stages: Sequence[str], student: Output, teacher: TeacherOutput) -> dict[str, tuple[Array, Array]]:
         """Returns the student's and the teacher's feature map at each stage, the latter without a gradient.
 
@@ -103,7 +110,7 @@ class Method(nn.Module):
             known = [name for name, x in output.features.items() if x.ndim == 4]
             for stage in stages:
                 if stage not in known:
-                    error = unknown("stage", stage, known, f"config.losses.{type(self).__name__.lower()}.stages")
+                    error = unknown("stage", stage, known, f"{self.where}.stages")
                     raise UserError(f"{error} These are the maps of the {role}.")
         theirs = jax.lax.stop_gradient(teacher.features)
         return {stage: (student.features[stage], theirs[stage]) for stage in stages}
@@ -117,8 +124,8 @@ class Method(nn.Module):
         for role, output in (("student", student), ("teacher", teacher)):
             if "pooled" not in output.features or output.features["pooled"].ndim != 2:
                 raise UserError(
-                    f"config.losses.{type(self).__name__.lower()} needs a {role} with a feature `pooled`, the vector "
-                    f"[batch, channels] that is classified; it has {', '.join(sorted(output.features)) or 'none'}"
+                    f"{self.where} needs a {role} with a feature `pooled`, the vector [batch, channels] that is "
+                    f"classified; it has {', '.join(sorted(output.features)) or 'none'}"
                 )
         return student.features["pooled"], jax.lax.stop_gradient(teacher.features["pooled"])
 

@@ -1,7 +1,8 @@
 """The benchmark's methods by name, each as the `losses` block of a config.
 
 The first ten have the weights of One-for-All's benchmark (Hao et al., 2023), the others those that are usual on
-CIFAR-100. A config states only what differs in its setting.
+CIFAR-100, or those of the authors. Those of `queue_kd` and of RSD with other losses are untuned: LightlyTrain trains
+without labels, and RSD's authors add it to the cross-entropy alone. A config states only what differs in its setting.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ _KD = {"weight": 1.0, "temperature": 1.0}
 _DIST = {"weight": 1.0, "temperature": 1.0}
 _FITNET = {"weight": 1.0}
 _CRD = {"weight": 0.8}
+_RSD = {"weight": 0.1}
 _LFCC = {
     "weight": 1.0,
     "kind": "box",
@@ -59,6 +61,17 @@ _METHODS: dict[str, dict[str, Block]] = {
     "vid": {"vid": {"weight": 1.0}},
     "hcl": {"hcl": {"weight": {"name": "linear", "start": 0.0, "end": 5.0, "epochs": 20.0}}},
     "srrl_kd": {"srrl": {"weight": 1.0}, "kd": _KD},
+    "rsd": {"rsd": _RSD},
+    "rsd_kd": {"rsd": _RSD, "kd": _KD},
+    "lfcc_rsd": {"kd": _KD, "lfcc": _LFCC, "rsd": _RSD},
+    "lfcc_dist_rsd": {"dist": _DIST, "lfcc": _LFCC, "rsd": _RSD},
+    "queue_kd": {"queue": {"weight": 1.0}, "kd": _KD},
+    "dual_view_kd": {
+        "cross_entropy": {"weight": 0.5},
+        "dual_view": {"weight": 1.0},
+        "kd": {"weight": 0.5, "temperature": 1.0},
+    },
+    "rld": {"rld": {"weight": 1.0, "beta": 2.0, "temperature": 1.0}},
 }
 
 

@@ -60,6 +60,19 @@ def dkd(s, t, y):
         return 16 * (divergence(binary(t), binary(s)) + 8 * divergence(others(t), others(s)))
 
 
+def rld(s, t, y):
+    def binary(z, c):
+        p = softmax(z)[c]
+        return np.log(np.array([p, 1 - p]))
+
+    def below(z):
+        return log_softmax(z[t < t[y]] / 4)
+
+    with np.errstate(divide="ignore"):
+        confidence = divergence(binary(t, t.argmax()), binary(s, y))
+        return confidence + (8 * 16 * divergence(below(t), below(s)) if np.isfinite(t[t < t[y]]).any() else 0)
+
+
 def ofa(s, t, y):
     is_true = np.arange(len(s)) == y
     return -dot((softmax(t) + is_true) ** 1.5 - is_true, log_softmax(s))
@@ -84,6 +97,7 @@ LOSSES = {
     "ttm": (lambda s, t, y: losses.ttm(s, t), ttm),
     "wttm": (lambda s, t, y: losses.wttm(s, t), wttm),
     "dkd": (losses.dkd, dkd),
+    "rld": (losses.rld, rld),
     "ofa": (functools.partial(losses.ofa, exponent=1.5), ofa),
     "cross_entropy": (lambda s, t, y: losses.cross_entropy(s, y), cross_entropy),
     "cross_entropy with probabilities": (

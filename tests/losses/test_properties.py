@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from jax.test_util import check_grads
 
 from lfcc_jax import losses
@@ -28,6 +29,7 @@ LOGITS = {
     "kd at T=4": functools.partial(losses.kd, temperature=4.0),
     "kd, standardized": standardized_kd,
     "dkd": labeled(losses.dkd),
+    "rld": labeled(losses.rld),
     "ofa": labeled(losses.ofa),
     "ofa, gamma 1.5": labeled(losses.ofa, exponent=1.5),
     "dist": losses.dist,
@@ -42,16 +44,25 @@ MAPS = {
     "nst": losses.nst,
     "hcl": losses.hcl,
     "vid": lambda student, teacher: losses.vid(student, teacher, losses.vid_scale_init(3)),
+    "dual_view": losses.dual_view,
+    "dual_view, frequency": functools.partial(losses.dual_view, view="frequency"),
+    "regression of maps": losses.regression,
+    "similarities of positions": losses.token_similarity,
 }
-VECTORS = {"sp": losses.sp, "rkd": losses.rkd, "pkt": losses.pkt, "cc": losses.cc}
+QUEUE = jnp.asarray(scipy.stats.ortho_group.rvs(4, random_state=0)[:3], jnp.float32)
+BY_VECTOR = {
+    "regression": losses.regression,
+    "queue": lambda student, teacher: losses.queue_similarity(student, teacher, QUEUE),
+}
+VECTORS = {"sp": losses.sp, "rkd": losses.rkd, "pkt": losses.pkt, "cc": losses.cc, "rsd": losses.rsd, **BY_VECTOR}
 LOSSES = LOGITS | MAPS | VECTORS
 
-LABELED = ("dkd", "ofa", "ofa, gamma 1.5")
-SCALARS = ("dist", "cc")
+LABELED = ("dkd", "rld", "ofa", "ofa, gamma 1.5")
+SCALARS = ("dist", "cc", "rsd")
 # The minimum of these is not zero, or not where the student equals the teacher.
-NO_DIVERGENCES = ("ofa", "ofa, gamma 1.5", "ttm", "wttm", "vid")
+NO_DIVERGENCES = ("ofa", "ofa, gamma 1.5", "rld", "ttm", "wttm", "vid", "rsd")
 # The loss of an example depends on its own row only.
-BY_EXAMPLE = [name for name in LOGITS | MAPS if name != "dist"]
+BY_EXAMPLE = [name for name in LOGITS | MAPS | BY_VECTOR if name != "dist"]
 
 
 def pair(name, seed=0):
@@ -221,7 +232,7 @@ def test_losses_resize_maps_to_the_smaller_grid(name):
     large, small = (jnp.asarray(rng.normal(size=(2, n, n, 3)), jnp.float32) for n in (8, 4))
     loss = LOSSES[name]
     assert np.isfinite(loss(large, small)).all()
-    if name != "sp":
+    if name not in ("sp", "similarities of positions"):
         pooled = large.reshape(2, 4, 2, 4, 2, 3).mean(axis=(2, 4))
         np.testing.assert_allclose(loss(large, small), loss(pooled, small), rtol=1e-5)
         np.testing.assert_allclose(loss(small, large), loss(small, pooled), rtol=1e-5)

@@ -14,8 +14,13 @@ BATCH = {
     "index": jnp.array([7, 0, 3, 9, 2, 5]),
 }
 # Settings for methods whose defaults are invalid or slow here.
-SETTINGS = {"crd_bank": {"num_examples": 10, "num_negatives": 8}}
-SCALARS = ("cc", "dist")
+SETTINGS = {
+    "crd_bank": {"num_examples": 10, "num_negatives": 8},
+    # The last maps of a CNN are of 1 x 1 here.
+    "dual_view": {"stages": ("stage3",)},
+    "queue": {"stages": ("stage3",), "size": 16},
+}
+SCALARS = ("cc", "dist", "rsd")
 
 
 def output(seed, sizes, channels):
@@ -272,6 +277,11 @@ def test_srrl_rejects_a_teacher_without_a_linear_head():
     student, taught = output(0, *SHAPES["pyramid"]), teacher(1, *SHAPES["plain"])._replace(head={})
     with pytest.raises(UserError, match="classifier is one linear layer called 'head'"):
         methods.create("srrl").init(jax.random.key(0), BATCH, student, taught)
+
+
+def test_where_names_the_config_block_of_every_method():
+    for name in methods.list_methods():
+        assert methods.create(name).where == f"config.losses.{name}"
 
 
 def test_no_method_has_the_name_of_another_metric():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lfcc_jax.methods.heads import AttentionExit, BatchNorm
+from lfcc_jax.methods.heads import AttentionExit, BatchNorm, RunningNorm
 
 
 def test_batch_norm_is_accurate_at_a_large_mean():
@@ -25,3 +25,20 @@ def test_attention_exit_is_invariant_to_an_offset_of_all_channels():
     logits, shifted = exit_.apply(variables, x), exit_.apply(variables, x + 100)
     np.testing.assert_allclose(shifted, logits, rtol=0, atol=1e-3 * np.abs(logits).max())
     assert np.abs(logits).max() > 0.1
+
+
+def test_running_norm_standardizes_by_the_mean_and_variance_of_all_steps():
+    norm, steps = RunningNorm(), [3 * jax.random.normal(jax.random.key(seed), (4, 5, 5, 3)) + seed for seed in range(4)]
+    variables = norm.init(jax.random.key(0), steps[0])
+    assert variables["memory"]["step"] == 0
+    for step in steps:
+        standardized, variables = norm.apply(variables, step, mutable=["memory"])
+    last, seen = np.asarray(steps[-1]), np.concatenate(steps).reshape(-1, 3)
+    np.testing.assert_allclose(variables["memory"]["mean"], seen.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variables["memory"]["variance"], seen.var(0), rtol=1e-5)
+    np.testing.assert_allclose(standardized, (last - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-5), rtol=1e-4, atol=1e-5)
+    # From step 1000 on, it is a moving average.
+    late = {"memory": {**variables["memory"], "step": jnp.int32(5000)}}
+    _, after = norm.apply(late, steps[0], mutable=["memory"])
+    expected = 0.999 * seen.mean(0) + 0.001 * np.asarray(steps[0]).reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(after["memory"]["mean"], expected, rtol=1e-5)

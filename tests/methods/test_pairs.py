@@ -23,7 +23,10 @@ SETTINGS = {
     "cc": {"width": 8},
     "crd": {"width": 8},
     "crd_bank": {"width": 8, "num_examples": 24, "num_negatives": 16},
+    # The last maps of CNNs and hierarchical Transformers are of 1 x 1 here.
+    "dual_view": {"stages": ("stage2", "stage3")},
     "lfcc": {"width": 8, "grids": (1, 2)},
+    "queue": {"stages": ("stage3",), "size": 24},
 }
 BATCH = {"label": jnp.arange(16) % 10, "index": jnp.arange(16) + 5}
 
@@ -80,8 +83,8 @@ def step(teacher, student, names, devices):
 
 # Each network once as the teacher and once as the student, and each method between one of these pairs.
 ALWAYS = tuple(zip(NETWORKS, [*list(NETWORKS)[1:], next(iter(NETWORKS))], strict=True))
-# AT is always among them, since others leave the maps without a gradient.
-PARTS = [sorted({"at", *methods.list_methods()[i::4]}) for i in range(4)]
+# AT and KD are always among them, since others leave the maps or the logits without a gradient.
+PARTS = [sorted({"at", "kd", *methods.list_methods()[i::4]}) for i in range(4)]
 SOME = [pytest.param(*pair, tuple(PARTS[i]), id="-".join(pair)) for i, pair in enumerate(ALWAYS)]
 ALL = [
     pytest.param(*pair, tuple(methods.list_methods()), marks=pytest.mark.exhaustive, id="-".join([*pair, "all"]))
