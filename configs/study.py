@@ -24,7 +24,8 @@ from lfcc_jax.models.tokens import TokenNetwork
 METHODS = (
     *("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist", "ofa"),
     *("lfcc", "fitnet_dist", "lfcc_dist", "lfcc_dist_3"),
-    # Newer than the results in docs/study.md. The weights of these losses are the published ones, not tuned here.
+    # Newer than the results in docs/study.md. The weights of RSD, the queue and the views are the published ones; with
+    # `runlocal`, those of KD and LFCC beside them are the tuned ones.
     *("rsd", "rsd_kd", "dual_view_kd", "queue_kd", "lfcc_rsd", "lfcc_dist_rsd"),
 )
 

@@ -297,7 +297,7 @@ def compact_grids(
 
     Equivalent to `tuple(compact(x, kind, grid) for grid in grids)`, but faster: unless the grids are large, the
     Kronecker products of A and B for all grids are stacked into one matrix, which multiplies the map once. On a CPU,
-    boxes that divide the map are means of blocks, each grid's from a finer one; a TPU takes 40 times as long for that.
+    boxes that divide the map are means of blocks, each grid's from a finer one.
 
     Args:
       x: Feature maps, channels last, of any floating dtype.

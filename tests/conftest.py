@@ -20,8 +20,7 @@ import pytest
 # The scripts that record goldens need torch and contain no tests.
 collect_ignore = ["goldens"]
 
-# Tracing creates many long-lived objects, which the collector looks at again and again.
-gc.set_threshold(200_000, 100, 100)
+gc.set_threshold(200_000, 100, 100)  # as `lfcc_jax.main.collect_garbage_rarely` does
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -94,12 +94,13 @@ class JaxStep:
             **checked_arguments(augmentation.create, settings, "config.data.augmentation")
         )
 
-    def lower(self) -> None:
-        """Traces the step."""
+    def lower(self) -> jax.stages.Lowered:
+        """Traces the step, and returns the program."""
         shape = self._size, self._size, 3
         batch = batch_shapes(self._mesh, self._batch_size, shape)
         step = self._distillation.train_step(self._mesh, self._augment)
         self._lowered = step.lower(*self._distillation.step_arguments(self._mesh), batch)
+        return self._lowered
 
     def compile(self) -> None:
         """Compiles the step and initializes the networks. Runs in a thread."""

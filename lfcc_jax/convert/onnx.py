@@ -113,8 +113,8 @@ class _Graph:
         if primitive == "cond" and not isinstance(inputs[0], str):
             branch = params["branches"][int(np.clip(inputs[0], 0, len(params["branches"]) - 1))]
             return self.run(branch.jaxpr, branch.consts, inputs[1:])
-        if primitive == "platform_index":  # of `jax.lax.platform_dependent`, whose default is the last branch
-            return [np.asarray(len(params["platforms"]) - 1)]
+        if primitive == "platform_index":  # of `jax.lax.platform_dependent`
+            return [np.asarray(params["platforms"].index(None))]  # the default
         if primitive in _CALLS:
             inner = next(value for value in params.values() if isinstance(value, ClosedJaxpr | Jaxpr))
             if isinstance(inner, ClosedJaxpr):

@@ -266,8 +266,8 @@ def rld(
     with :math:`b^t = (\max_c p^t_c, 1 - \max_c p^t_c)` and :math:`b^s = (p^s_y, 1 - p^s_y)` of
     p = softmax(z / :math:`T_\alpha`): the student learns the true class with the confidence that the teacher has in
     its own prediction. :math:`\hat p` is the softmax of z / T over the classes with :math:`z^t_c < z^t_y` only, so what
-    the teacher ranks above the true class is left out. Where the predictions agree, the loss is zero only if they are
-    right. No gradient reaches the teacher.
+    the teacher ranks above the true class is left out. A student that equals the teacher has loss zero only where
+    the teacher is right. No gradient reaches the teacher.
 
     Args:
       student_logits: Logits :math:`z^s`, `[..., classes]`, any floating dtype.

@@ -125,7 +125,7 @@ class DualView(Method):
             ours, theirs = match_sizes(x, target)
             if "frequency" in self.views and ours.shape[1] * ours.shape[2] == 1:
                 raise UserError(
-                    f"{self.where}.stages must name maps larger than 1 x 1, got '{stage}'; use earlier "
+                    f"{self.config_path}.stages must name maps larger than 1 x 1, got '{stage}'; use earlier "
                     "stages, or views=('spatial',)"
                 )
             for view in self.views:

@@ -69,7 +69,7 @@ class ConvolutionExit(nn.Module):
         """Returns the logits."""
         while x.shape[1] > self.size:
             channels = x.shape[-1]
-            x = Conv(channels, 3, 2, channels, kernel_init=nn.initializers.lecun_normal())(x)
+            x = Conv(channels, 3, 2, depthwise=True, kernel_init=nn.initializers.lecun_normal())(x)
             x = nn.relu(BatchNorm()(nn.Dense(2 * channels, use_bias=False)(x)))
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 

@@ -96,7 +96,7 @@ class Method(nn.Module):
         return self
 
     @property
-    def where(self) -> str:
+    def config_path(self) -> str:
         """The config block, for error messages."""
         return f"config.losses.{self.block or type(self).__name__.lower()}"
 
@@ -110,7 +110,7 @@ class Method(nn.Module):
             known = [name for name, x in output.features.items() if x.ndim == 4]
             for stage in stages:
                 if stage not in known:
-                    error = unknown("stage", stage, known, f"{self.where}.stages")
+                    error = unknown("stage", stage, known, f"{self.config_path}.stages")
                     raise UserError(f"{error} These are the maps of the {role}.")
         theirs = jax.lax.stop_gradient(teacher.features)
         return {stage: (student.features[stage], theirs[stage]) for stage in stages}
@@ -124,7 +124,7 @@ class Method(nn.Module):
         for role, output in (("student", student), ("teacher", teacher)):
             if "pooled" not in output.features or output.features["pooled"].ndim != 2:
                 raise UserError(
-                    f"{self.where} needs a {role} with a feature `pooled`, the vector [batch, channels] that is "
+                    f"{self.config_path} needs a {role} with a feature `pooled`, the vector [batch, channels] that is "
                     f"classified; it has {', '.join(sorted(output.features)) or 'none'}"
                 )
         return student.features["pooled"], jax.lax.stop_gradient(teacher.features["pooled"])

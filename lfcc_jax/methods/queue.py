@@ -58,7 +58,7 @@ class Queue(Method):
             for stage, (x, target) in self.maps(self.stages, student, teacher).items():
                 if 1 in (x.shape[1] * x.shape[2], target.shape[1] * target.shape[2]):
                     raise UserError(
-                        f"{self.where}.stages must name maps larger than 1 x 1, got '{stage}'; use earlier "
+                        f"{self.config_path}.stages must name maps larger than 1 x 1, got '{stage}'; use earlier "
                         "stages, or local_weight=0"
                     )
                 projected = _linear(target.shape[-1], stage)(x)

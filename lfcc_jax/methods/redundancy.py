@@ -35,24 +35,20 @@ class RSD(Method):
     groups: Annotated[int, Between(1, 2**16)] = 1
     expansion: Annotated[int, Between(1, 64)] = 2
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether logits are compared."""
+        return self.on == "logits"
+
     @nn.compact
     def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
         """Returns the loss, a scalar."""
-        if self.on == "logits":
-            if student.logits is None or teacher.logits is None:
-                role = "student" if student.logits is None else "teacher"
-                raise UserError(f"{self.where}.on must be 'pooled' for a {role} without logits, got 'logits'")
-            ours, theirs = student.logits, teacher.logits
-            if ours.shape != theirs.shape:
-                raise UserError(
-                    f"{self.where}.on must be 'pooled' for networks of different classes, got 'logits' for a "
-                    f"student with {ours.shape[1]} and a teacher with {theirs.shape[1]}"
-                )
-        else:
-            ours, theirs = self.pooled(student, teacher)
+        ours, theirs = (student.logits, teacher.logits) if self.needs_logits else self.pooled(student, teacher)
         groups = 1 if self.is_initializing() else self.groups  # heads are initialized with a single image
         if ours.shape[0] % groups:
-            raise UserError(f"{self.where}.groups must divide the batch of {ours.shape[0]} images, got {self.groups}")
+            raise UserError(
+                f"{self.config_path}.groups must divide the batch of {ours.shape[0]} images, got {self.groups}"
+            )
         if self.on == "pooled":
             projector = nn.vmap(_Projector, variable_axes={"params": None}, split_rngs={"params": False})
             parts = ours.reshape(groups, -1, ours.shape[1])

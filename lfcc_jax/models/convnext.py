@@ -38,7 +38,7 @@ class Block(nn.Module):
         """Returns maps of the shape of `x`, `[B, H, W, C]`."""
         width = x.shape[-1]
         options = {"use_bias": True, "kernel_init": self.kernel_init, "dtype": self.dtype}
-        y = Conv(width, 7, groups=width, name="depthwise_conv", **options)(x)
+        y = Conv(width, 7, depthwise=True, name="depthwise_conv", **options)(x)
         y = LayerNorm(1e-6, self.dtype, name="norm")(y)
         hidden, init = int(width * self.mlp_ratio), self.kernel_init
         y = Mlp(hidden, init, dtype=self.dtype, response_norm=self.response_norm, name="mlp")(y, train)

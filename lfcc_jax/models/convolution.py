@@ -17,32 +17,34 @@ he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _he_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def conv(width: int, size: int, stride: int = 1, *, groups: int = 1, dtype: Any, name: str | None = None) -> "Conv":
-    """Returns a `size` x `size` convolution without bias; see `Conv`. `groups` is 1, or `width` for a depthwise one."""
-    init = he if groups == 1 else _he_depthwise
-    return Conv(width, size, stride, groups, kernel_init=init, dtype=dtype, name=name)
+def conv(
+    width: int, size: int, stride: int = 1, *, depthwise: bool = False, dtype: Any, name: str | None = None
+) -> "Conv":
+    """Returns a `size` x `size` convolution without bias, initialized as in timm; see `Conv`."""
+    init = _he_depthwise if depthwise else he
+    return Conv(width, size, stride, depthwise, kernel_init=init, dtype=dtype, name=name)
 
 
 class Conv(nn.Module):
     """A convolution of an odd size, padded as in PyTorch: on all sides, where XLA's `SAME` may pad one side only.
 
-    Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product, and a depthwise one
-    on a CPU by `depthwise_by_shifts`: XLA's own code for these, and for their gradients, is many times slower there.
+    Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product everywhere, and a
+    depthwise one by `depthwise_by_shifts` on a CPU, where XLA's own code, and that of both gradients, is much slower.
 
     Attributes:
       features: Number of output channels.
       size: Side of the kernel.
       stride: Stride along both axes.
-      groups: 1, or `features` for a depthwise convolution.
+      depthwise: Whether each output channel sees only the input channel of its index; `features` is then their number.
       use_bias: Whether to add a bias.
-      kernel_init: Initializer of the kernel, `[size, size, channels / groups, features]`.
+      kernel_init: Initializer of the kernel, `[size, size, channels, features]`, or `[size, size, 1, features]`.
       dtype: Dtype of the computation.
     """
 
     features: int
     size: int
     stride: int = 1
-    groups: int = 1
+    depthwise: bool = False
     use_bias: bool = False
     kernel_init: Any = he
     dtype: Any = jnp.float32
@@ -50,20 +52,22 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
         """Returns maps of the size of `x` divided by the stride, rounded up."""
-        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
-        if self.size == 1 and self.groups == 1:
+        if self.depthwise:
+            by_shifts = functools.partial(depthwise_by_shifts, stride=self.stride)
+            standard = functools.partial(_convolution, stride=self.stride, groups=self.features)
+            x = jax.lax.platform_dependent(x, kernel, cpu=by_shifts, default=standard)
+        elif self.size == 1:
             for axis in (1, 2):
                 x = jax.lax.slice_in_dim(x, 0, None, self.stride, axis)
             x = x @ kernel[0, 0]
-        elif self.groups > 1:
-            by_shifts = functools.partial(depthwise_by_shifts, stride=self.stride)
-            standard = functools.partial(_convolution, stride=self.stride, groups=self.groups)
-            x = jax.lax.platform_dependent(x, kernel, cpu=by_shifts, default=standard)
         else:
             x = _convolution(x, kernel, self.stride)
-        return x + as_last(self.param("bias", nn.initializers.zeros, (self.features,)), x) if self.use_bias else x
+        if self.use_bias:
+            x = x + as_last(self.param("bias", nn.initializers.zeros, (self.features,)), x).astype(self.dtype)
+        return x
 
 
 def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -74,11 +78,12 @@ def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_by_shifts(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "size size 1 channels"], stride: int
 ) -> Float[Array, "batch rows columns channels"]:
     """Computes a depthwise convolution as the sum of shifted maps times the kernel's taps.
+
+    Its gradient is a custom one, so `jax.jvp` of it is an error; `jax.jvp` of its gradient is not.
 
     Args:
       x: Maps.
@@ -88,6 +93,16 @@ def depthwise_by_shifts(
     Returns:
       Maps of the size of `x` divided by `stride`, rounded up, accumulated in float32 or wider.
     """
+    # In `jax.shard_map`, each device has its own images and the same kernel; the gradient of this cast is a sum.
+    return _depthwise(x, _varying_as(x, kernel), stride)
+
+
+def _varying_as(x: Array, y: Array) -> Array:
+    axes = tuple(jax.typeof(x).manual_axis_type.varying - jax.typeof(y).manual_axis_type.varying)
+    return jax.lax.pcast(y, axes, to="varying") if axes else y
+
+
+def _shifted_sum(x: Array, kernel: Array, stride: int) -> Array:
     size = kernel.shape[0]
     wide = jnp.promote_types(x.dtype, jnp.float32)
     padded, taps = _padded(x, size).astype(wide), kernel.astype(wide)
@@ -100,6 +115,9 @@ def depthwise_by_shifts(
     return total.astype(x.dtype)
 
 
+_depthwise = jax.custom_vjp(_shifted_sum, nondiff_argnums=(2,))
+
+
 def _padded(x: Array, size: int) -> Array:
     return jnp.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
 
@@ -110,33 +128,33 @@ def _every(x: Array, stride: int, start: int, count: int, axis: int) -> Array:
 
 
 def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_by_shifts(x, kernel, stride), (x, kernel)
+    return _shifted_sum(x, kernel, stride), (x, kernel)
 
 
 def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     size, columns = kernel.shape[0], gradient.shape[2]
     if stride == 1:
-        x_gradient = depthwise_by_shifts(gradient, kernel[::-1, ::-1], 1)
+        x_gradient = _shifted_sum(gradient, kernel[::-1, ::-1], 1)
     else:
-        unwrapped = functools.partial(depthwise_by_shifts.__wrapped__, kernel=kernel, stride=stride)
-        (x_gradient,) = jax.linear_transpose(unwrapped, x)(gradient)
+        (x_gradient,) = jax.linear_transpose(lambda x: _shifted_sum(x, kernel, stride), x)(gradient)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     padded = _padded(x, size)
 
-    # One row of the gradient and the rows of `x` that it has to do with stay in the cache for all taps.
+    # One row of the gradient and the rows of `x` around it stay in the cache for all taps. Images are summed last, so
+    # that devices communicate once.
     def add_row(total: Array, row: Array) -> tuple[Array, None]:
         above = jax.lax.dynamic_slice_in_dim(padded, row * stride, size, 1).astype(wide)
         here = jax.lax.dynamic_slice_in_dim(gradient, row, 1, 1).astype(wide)
-        taps = [jnp.sum(_every(above, stride, j, columns, 2) * here, (0, 2)) for j in range(size)]
-        return total + jnp.stack(taps, 1), None
+        taps = [jnp.sum(_every(above, stride, j, columns, 2) * here, 2) for j in range(size)]
+        return total + jnp.stack(taps, 2), None
 
-    zeros = jnp.zeros((size, size, x.shape[-1]), wide)
-    total, _ = jax.lax.scan(add_row, zeros, jnp.arange(gradient.shape[1]))
-    return x_gradient, total[:, :, None].astype(kernel.dtype)
+    zeros = jnp.zeros((x.shape[0], size, size, x.shape[-1]), wide)
+    total, _ = jax.lax.scan(add_row, _varying_as(x, zeros), jnp.arange(gradient.shape[1]))
+    return x_gradient, total.sum(0)[:, :, None].astype(kernel.dtype)
 
 
-depthwise_by_shifts.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def to_blocks(x: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows columns features"]:
@@ -212,8 +230,8 @@ class StemConv(nn.Module):
 def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns channels"]:
     """Returns the largest value of each 3x3 window with stride 2 and padding 1.
 
-    On a CPU, the gradient of `nn.max_pool` takes ten times as long as that of a maximum over shifted maps; on a TPU, it
-    takes less.
+    On a CPU, this is a maximum over shifted maps, because the gradient of `nn.max_pool` takes ten times as long there
+    (`experiments/bench/zoo.py`).
     """
     standard = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
     return jax.lax.platform_dependent(x, cpu=max_pool_by_shifts, default=standard)
@@ -234,7 +252,7 @@ def _max_and_index(x: Array) -> tuple[Array, Array]:
         if tap == 0:
             largest, index = value, jnp.zeros(value.shape, jnp.int8)
         else:
-            index = jnp.where(value > largest, jnp.int8(tap), index)
+            index = jnp.where((value > largest) | (jnp.isnan(value) & ~jnp.isnan(largest)), jnp.int8(tap), index)
             largest = jnp.maximum(value, largest)
     return largest, index
 

@@ -85,7 +85,7 @@ class Block(nn.Module):
         if self.inside != x.shape[-1]:
             y = conv(self.inside, 1, dtype=self.dtype, name="expand_conv")(y)
             y = self.activation(BatchNorm(train, self.dtype, name="expand_norm")(y))
-        y = conv(self.inside, self.kernel, self.stride, groups=self.inside, dtype=self.dtype, name="depthwise_conv")(y)
+        y = conv(self.inside, self.kernel, self.stride, depthwise=True, dtype=self.dtype, name="depthwise_conv")(y)
         y = self.activation(BatchNorm(train, self.dtype, name="depthwise_norm")(y))
         if self.squeeze is not None:
             y = self.squeeze(name="squeeze_excite")(y)

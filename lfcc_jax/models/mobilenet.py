@@ -52,7 +52,7 @@ class Block(nn.Module):
         if self.expansion > 1:
             y = conv(inside, 1, dtype=self.dtype, name="expand_conv")(y)
             y = nn.relu6(BatchNorm(train, self.dtype, name="expand_norm")(y))
-        y = conv(inside, 3, self.stride, groups=inside, dtype=self.dtype, name="depthwise_conv")(y)
+        y = conv(inside, 3, self.stride, depthwise=True, dtype=self.dtype, name="depthwise_conv")(y)
         y = nn.relu6(BatchNorm(train, self.dtype, name="depthwise_norm")(y))
         y = conv(self.width, 1, dtype=self.dtype, name="project_conv")(y)
         y = BatchNorm(train, self.dtype, name="project_norm")(y)

@@ -84,7 +84,9 @@ def _batch_norm_epsilon(monkeypatch):
 def _same_padding(monkeypatch):
     def same(x, kernel, stride, groups=1):
         numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
 
     monkeypatch.setattr(convolution, "_convolution", same)
 

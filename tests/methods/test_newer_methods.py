@@ -62,13 +62,6 @@ def test_rsd_on_logits_has_no_projector():
     [
         ("rsd", {"groups": 4}, {}, "config.losses.rsd.groups must divide the batch of 6 images, got 4"),
         (
-            "rsd",
-            {"on": "logits"},
-            {"logits": None},
-            "rsd.on must be 'pooled' for a teacher without logits, got 'logits'",
-        ),
-        ("rsd", {"on": "logits"}, {"logits": jnp.zeros((6, 9))}, "a student with 3 and a teacher with 9"),
-        (
             "queue",
             {},
             {"features": {"stage4": jnp.ones((6, 1, 1, 5)), "pooled": jnp.ones((6, 5))}},

@@ -77,7 +77,7 @@ def test_stem_conv_equals_a_7x7_convolution_with_stride_2(height, width):
 def test_conv_equals_flax_forward_and_backward(size, groups, stride, height, width):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 6))
     init = {"kernel_init": nn.initializers.lecun_normal()}
-    ours = convolution.Conv(6, size, stride, groups, use_bias=True, **init)
+    ours = convolution.Conv(6, size, stride, groups > 1, use_bias=True, **init)
     padding = [(size // 2, size // 2)] * 2
     plain = nn.Conv(6, (size, size), stride, padding, feature_group_count=groups, **init)
     variables = plain.init(jax.random.key(1), x)
@@ -95,7 +95,7 @@ def test_max_pool_equals_flax_forward_and_backward(height, width):
 
 
 def test_depthwise_convolution_is_a_convolution_except_on_a_cpu():
-    x, conv = jnp.ones((2, 8, 8, 4)), convolution.Conv(4, 3, groups=4)
+    x, conv = jnp.ones((2, 8, 8, 4)), convolution.Conv(4, 3, depthwise=True)
     variables = conv.init(jax.random.key(0), x)
     traced = jax.jit(jax.grad(lambda v: conv.apply(v, x).sum())).trace(variables)
     counts = {name: traced.lower(lowering_platforms=(name,)).as_text().count("convolution") for name in ("cpu", "tpu")}
@@ -116,7 +116,7 @@ def test_control_a_transposed_kernel_exceeds_the_tolerance(ours):
     [
         convolution.PatchConv(5, 2, nn.initializers.lecun_normal(), dtype=jnp.bfloat16),
         convolution.StemConv(5, jnp.bfloat16),
-        convolution.Conv(3, 7, groups=3, dtype=jnp.bfloat16),
+        convolution.Conv(3, 7, depthwise=True, use_bias=True, dtype=jnp.bfloat16),
         convolution.Conv(5, 1, dtype=jnp.bfloat16),
     ],
 )
@@ -217,3 +217,58 @@ def test_batch_norm_and_layer_norm_in_bfloat16_compute_in_float32():
         assert y.dtype == jnp.bfloat16
         # Half a unit in the last of 8 bits.
         np.testing.assert_allclose(np.asarray(y, np.float64), normalized(x, axes)[0], rtol=2**-8, atol=1e-5)
+
+
+def test_gradients_of_depthwise_convolution_and_pooling_inside_shard_map():
+    x = jax.random.normal(jax.random.key(0), (16, 6, 6, 4))
+    conv = convolution.Conv(4, 3, depthwise=True)
+    variables = conv.init(jax.random.key(1), x)
+
+    def loss(variables, x):
+        return jnp.square(convolution.max_pool(conv.apply(variables, x))).sum()
+
+    def gradients(variables, x):
+        here, of_x = jax.grad(loss, (0, 1))(variables, x)
+        return here, of_x
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = jax.P(), jax.P("data")
+    split = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs))(variables, x)
+    assert_equal_to(jax.jit(gradients)(variables, x), split)
+
+
+def test_devices_communicate_once_for_the_gradient_of_a_depthwise_kernel():
+    x = jnp.ones((16, 6, 6, 4))
+    conv = convolution.Conv(4, 3, depthwise=True)
+    variables = conv.init(jax.random.key(1), x)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    shardings = [jax.NamedSharding(mesh, spec) for spec in (jax.P(), jax.P("data"))]
+    gradient = jax.jit(jax.grad(lambda v, x: jnp.square(conv.apply(v, x)).sum()), in_shardings=shardings)
+    entry = gradient.lower(variables, x).compile().as_text().partition("\nENTRY ")
+    assert entry[2].count("all-reduce(") == 1
+    assert entry[0].count("all-reduce(") == 0
+
+
+def test_product_of_hessian_and_vector_through_depthwise_convolution_and_pooling():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+    conv = convolution.Conv(3, 3, depthwise=True)
+    variables = conv.init(jax.random.key(1), x)
+
+    def product(by_shifts):
+        def gradient(x):
+            pool = convolution.max_pool if by_shifts else lambda x: nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+            kernel = variables["params"]["kernel"]
+            y = conv.apply(variables, x) if by_shifts else convolution._convolution(x, kernel, 1, 3)
+            return jnp.sum(pool(y) ** 3)
+
+        return jax.jit(lambda x: jax.jvp(jax.grad(gradient), (x,), (jnp.ones_like(x),))[1])(x)
+
+    assert_equal_to(product(False), product(True), 1e-5)
+
+
+def test_max_pool_of_a_nan_is_nan_and_keeps_the_gradient():
+    for at in ((0, 0), (1, 1), (2, 3)):
+        x = jnp.ones((1, 4, 4, 1)).at[0, at[0], at[1], 0].set(jnp.nan)
+        y, vjp = jax.vjp(convolution.max_pool_by_shifts, x)
+        np.testing.assert_array_equal(y, nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)]))
+        assert vjp(jnp.ones_like(y))[0].sum() == y.size

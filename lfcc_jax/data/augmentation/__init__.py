@@ -85,7 +85,8 @@ class Augmentation:
                 x = jitter_color(keys["jitter"], x, self.color_jitter, fill)
             return x / 255
 
-        return _over_images(one, index, images)
+        over_images = _one_by_one_on_a_cpu if self.policy else jax.vmap
+        return over_images(one)(index, images)
 
     def erase(
         self, key: PRNGKeyArray, index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
@@ -108,15 +109,20 @@ class Augmentation:
         return jnp.broadcast_to(jnp.asarray(values[:channels]), (channels,))
 
 
-def _over_images(function: Callable[..., Array], *arrays: Array) -> Array:
-    """Applies a function to each image: to all at once, or one by one on a CPU, where steps can then be skipped."""
-    if jax.device_count() > 1:  # a loop would bring the images of all devices to each
-        return jax.vmap(function)(*arrays)
+def _one_by_one_on_a_cpu(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns a function of batches that applies `function` to each image.
+
+    The only device, if it is a CPU, processes one image after the other, and skips what an image does not need. Others
+    process all at once: a loop over a batch that is split would bring all images to each device.
+    """
+    at_once = jax.vmap(function)
+    if jax.device_count() > 1:
+        return at_once
 
     def one_by_one(*arrays: Array) -> Array:
         return jax.lax.map(lambda of_image: function(*of_image), arrays)
 
-    return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=jax.vmap(function))
+    return lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=at_once)
 
 
 def _valid(scale: tuple[float, ...]) -> bool:
