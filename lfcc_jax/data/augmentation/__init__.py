@@ -97,7 +97,7 @@ class Augmentation:
         def one(index: Array, image: Array) -> Array:
             return random_erasing(self._keys(key, index)["erasing"], image, self.erasing, mean, std)
 
-        return jax.vmap(one)(index, images)
+        return _one_by_one_on_a_cpu(one)(index, images)
 
     @staticmethod
     def _keys(key: PRNGKeyArray, index: Array) -> dict[str, Array]:

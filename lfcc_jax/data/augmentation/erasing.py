@@ -37,5 +37,9 @@ def random_erasing(
     y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     box: Array = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
     erase = fits & jax.random.bernoulli(apply_key, probability)
-    noise = mean[None, None, :] + std[None, None, :] * jax.random.normal(noise_key, (height, width, channels))
-    return jnp.where(box & erase, noise, image)
+
+    def erased(image: Array) -> Array:
+        noise = mean[None, None, :] + std[None, None, :] * jax.random.normal(noise_key, (height, width, channels))
+        return jnp.where(box, noise, image)
+
+    return jax.lax.cond(erase, erased, lambda image: image, image)

@@ -204,7 +204,7 @@ def test_images_augmented_one_by_one_equal_those_augmented_at_once(monkeypatch):
     lowered = jax.jit(create(5, **ALL)).lower(KEY, given)
     assert "stablehlo.while" in lowered.as_text()
     one_by_one = lowered.compile()(KEY, given)
-    different = np.asarray(at_once["image"] != one_by_one["image"])
+    different = np.abs(at_once["image"] - one_by_one["image"]) > 1e-5  # the noise of erasing is not rounded
     assert different.mean() < 2e-4
     np.testing.assert_allclose(at_once["image"], one_by_one["image"], rtol=0, atol=1.01 / 255)
     np.testing.assert_array_equal(at_once["target"], one_by_one["target"])
