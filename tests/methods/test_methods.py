@@ -279,9 +279,9 @@ def test_srrl_rejects_a_teacher_without_a_linear_head():
         methods.create("srrl").init(jax.random.key(0), BATCH, student, taught)
 
 
-def test_where_names_the_config_block_of_every_method():
+def test_config_path_names_the_block_of_every_method():
     for name in methods.list_methods():
-        assert methods.create(name).where == f"config.losses.{name}"
+        assert methods.create(name).config_path == f"config.losses.{name}"
 
 
 def test_no_method_has_the_name_of_another_metric():
