@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError, unknown
@@ -203,7 +202,10 @@ def info_nce_many(
     losses = jnp.logaddexp(positives, log_sums) - positives
     if negatives == "symmetric":
         losses = sum(jnp.split(losses, 2)) / 2
-    losses = losses[np.argsort(list(itertools.chain(*members.values())))]
+    order = list(itertools.chain(*members.values()))
+    # Slices and not a gather, whose gradient on an explicit mesh jax 0.12 rejects.
+    rows = [order.index(code) for code in range(len(order))]
+    losses = jnp.concatenate([losses[row : row + 1] for row in rows])
     return losses if where is None else jnp.where(where[None, :], losses, 0)
 
 
