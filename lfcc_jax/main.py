@@ -142,7 +142,7 @@ def cache_programs() -> None:
 
 
 def collect_garbage_rarely() -> None:
-    """Raises Python's thresholds: with its defaults, collections take a fifth of the time in which a step is traced."""
+    """Raises Python's thresholds: with its defaults, collections slow down the tracing of a step."""
     gc.set_threshold(200_000, 100, 100)
 
 

@@ -3,7 +3,7 @@
     python -m experiments.bench.compile --pairs=swin_tiny:resnet18,resnet50:deit_tiny --methods=kd,lfcc --batch-size=8
 
 Each program is prepared by two processes, one after the other: the first finds an empty compilation cache, the second
-what the first has left there. `instructions` counts those of the lowered StableHLO program.
+what the first has left there. `trace` includes lowering to StableHLO, whose `instructions` are counted.
 """
 
 import argparse

@@ -129,7 +129,7 @@ class DualView(Method):
                     "stages, or views=('spatial',)"
                 )
             for view in self.views:
-                projected = _projected(ours, theirs, f"{stage}_{view}")[0]
+                projected = nn.Dense(theirs.shape[-1], use_bias=False, name=f"{stage}_{view}")(ours)
                 parts[view] += _VIEW_WEIGHTS[view] * losses.dual_view(projected, theirs, view=view)
         return parts
 

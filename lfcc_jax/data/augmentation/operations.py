@@ -60,6 +60,7 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
         return (operation == jnp.asarray([NAMES.index(name) for name in names])).any()
 
     counts = jax.lax.cond(is_("autocontrast", "equalize"), histogram, lambda _: jnp.zeros((channels, 256)), image)
+    mean = jax.lax.cond(is_("contrast"), _mean_level, lambda _: jnp.zeros(()), image)
 
     tables = levels
     for name, table in (
@@ -69,10 +70,7 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
         ("posterize", levels - levels % 2.0 ** (8 - argument)),
         ("solarize", jnp.where(levels < argument, levels, 255 - levels)),
         ("solarize_add", jnp.where(levels < 128, jnp.minimum(levels + argument, 255), levels)),
-        (
-            "contrast",
-            _blend(jax.lax.cond(is_("contrast"), _mean_level, lambda _: jnp.zeros(()), image), levels, argument),
-        ),
+        ("contrast", _blend(mean, levels, argument)),
         ("brightness", _blend(jnp.zeros(()), levels, argument)),
     ):
         tables = jnp.where(is_(name), table, tables)
