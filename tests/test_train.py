@@ -145,13 +145,13 @@ def test_baseline_needs_no_teacher_checkpoint(distilled, tmp_path):
 
 SLOW = {"epochs": 8, "log_every_steps": 1, "checkpoint_every_steps": 3, "eval_every_epochs": 3}
 # What a run of 32 steps is doing when it is interrupted, in this order, resumed after each.
-INTERRUPTIONS = [
-    ("compiled", signal.SIGKILL),
-    ("step 8", signal.SIGKILL),
-    ("epoch 3: test", signal.SIGKILL),
-    ("step 16", signal.SIGINT),
-    ("step 24", signal.SIGTERM),
-]
+INTERRUPTIONS = {
+    "compiled": signal.SIGKILL,
+    "step 8": signal.SIGKILL,
+    "epoch 3: test": signal.SIGKILL,
+    "step 16": signal.SIGINT,
+    "step 24": signal.SIGTERM,
+}
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +171,19 @@ def start(tmp_path_factory):
     return start
 
 
-def test_run_interrupted_five_times_ends_bit_identical_to_an_uninterrupted_one(distilled, tmp_path, start):
+@pytest.mark.parametrize(
+    "moments",
+    [("step 8", "step 24"), pytest.param(tuple(INTERRUPTIONS), marks=pytest.mark.exhaustive)],
+    ids=["twice", "five times"],
+)
+def test_interrupted_run_ends_bit_identical_to_an_uninterrupted_one(distilled, tmp_path, start, moments):
     config = distilled(**SLOW)
     config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}  # keeps state between steps
     uninterrupted, workdir = tmp_path / "uninterrupted", tmp_path / "interrupted"
     start(config, uninterrupted).communicate()
 
-    for moment, sent_signal in INTERRUPTIONS:
-        process = start(config, workdir)
+    for moment in moments:
+        process, sent_signal = start(config, workdir), INTERRUPTIONS[moment]
         if moment.startswith("step"):  # not every step gets a line
             wanted = int(moment.split()[1])
             while process.poll() is None and not any(row["step"] >= wanted for row in read_metrics(workdir)):

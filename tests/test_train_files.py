@@ -70,7 +70,7 @@ def test_run_fails_if_the_last_update_diverges(tiny, tmp_path, weight, learning_
 # -- Damage ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", ["", "{", "null"])
+@pytest.mark.parametrize("content", ["", *(pytest.param(c, marks=pytest.mark.exhaustive) for c in ("{", "null"))])
 def test_damaged_summary_is_rewritten(finished, tmp_path, content):
     config, workdir = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)

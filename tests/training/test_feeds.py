@@ -36,10 +36,13 @@ def test_resident_run_equals_the_streamed_run_up_to_rounding_and_resumes_bit_for
     # SGD, because Adam would take full steps along gradients that are only rounding errors.
     optimizer = {"name": "sgd", "learning_rate": {"name": "cosine", "peak": 0.02}, "weight_decay": 1e-3}
     config = distilled(optimizer=optimizer, log_every_steps=3, checkpoint_every_steps=5)
-    # These keep state between steps.
-    config["losses"]["crd_bank"] = {"width": 8, "num_negatives": 16}
-    config["losses"]["queue"] = {"stages": ("stage2",), "size": 12}
-    config["losses"]["regression"] = {"on": "pooled"}
+    config["losses"] = {
+        "cross_entropy": {},
+        # These keep state between steps.
+        "crd_bank": {"width": 8, "num_negatives": 16},
+        "queue": {"stages": ("stage2",), "size": 12},
+        "regression": {"on": "pooled"},
+    }
     train_and_evaluate(config, tmp_path / "streamed")
     train_and_evaluate(resident(config), tmp_path / "resident")
     streamed, ours = (read_metrics(tmp_path / name) for name in ("streamed", "resident"))

@@ -75,7 +75,7 @@ def compiled(shape, student, teacher, dropout):
 
 
 @pytest.mark.parametrize(
-    "student", ["resnet_pico", "vit_pico", pytest.param("mixer_pico", marks=pytest.mark.exhaustive)]
+    "student", ["resnet_pico", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("vit_pico", "mixer_pico"))]
 )
 def test_step_is_the_same_on_one_device_and_on_eight(student):
     shapes = [(1, 1), (2, 4)] + [(8, 1)] * (student == "resnet_pico")
