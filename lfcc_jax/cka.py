@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lfcc_jax.errors import UserError
+from lfcc_jax.precision import wide_dtype
 
 
 def linear_cka(x: Float[Array, "batch *_"], y: Float[Array, "batch *_"]) -> Float[Array, ""]:
@@ -107,7 +108,7 @@ def _gram(x: Float[Array, "batch *_"], where: Bool[Array, " batch"]) -> Float[Ar
     if x.dtype.itemsize >= 4:
         x = x - jnp.mean(x, axis=0, keepdims=True, where=where[:, None])
     # Products of half-precision maps are exact in float32, so these are centered afterward.
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wide_dtype(x.dtype)
     both = where[:, None] & where[None, :]
     k = jnp.where(both, jnp.matmul(x, x.T, precision="highest", preferred_element_type=dtype), 0)
     n = jnp.maximum(jnp.sum(where, dtype=dtype), 1)

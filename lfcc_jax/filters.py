@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.precision import wide_dtype, widen
 
 KINDS = ("box", "gaussian", "ideal", "dct", "butterworth")
 FINITE_KINDS = ("box", "gaussian")  # finite support, non-negative taps: for convolutions and learned filters
@@ -330,7 +331,7 @@ def compact_grids(
 
 
 def _box_pyramid(x: Array, grids: Sequence[int], dtype: DTypeLike | None) -> tuple[Array, ...]:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     done: dict[int, Array] = {}
     for grid in sorted(set(grids), reverse=True):
         finer = [other for other in done if other % grid == 0]
@@ -380,12 +381,12 @@ def apply_operator_pairs(
 def _matmul(a: Float[Array, "out n"], x: Float[Array, "*batch n m"]) -> Float[Array, "*batch out m"]:
     """Multiplies every matrix of a batch from the left, accumulating in float32 or wider."""
     # Filters are memory-bound, so exact float32 products ("highest") cost almost nothing.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     return jnp.matmul(a, x, precision="highest", preferred_element_type=wide)
 
 
 def _low_pass_fft(x: Array, kind: str, cutoff: float, order: int) -> Array:
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # there is no FFT of bfloat16
+    y = widen(x)  # there is no FFT of bfloat16
     for axis in (-3, -2):
         n = x.shape[axis]
         if kind == "ideal":
@@ -401,13 +402,13 @@ def _low_pass_fft(x: Array, kind: str, cutoff: float, order: int) -> Array:
 
 
 def _scale(gain: np.ndarray, spectrum: Array) -> Array:
-    return jnp.expand_dims(gain, tuple(range(spectrum.ndim - gain.ndim))) * spectrum
+    return jnp.expand_dims(gain, tuple(range(spectrum.ndim - gain.ndim))).astype(spectrum.dtype) * spectrum
 
 
 def _low_pass_conv(x: Array, kind: str, cutoff: float) -> Array:
     positions, weights = _taps(kind, cutoff)
     reach, channels = positions[-1], x.shape[-1]
-    y = x.reshape(-1, *x.shape[-3:]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = widen(x.reshape(-1, *x.shape[-3:]))
     for axis, shape in ((1, (-1, 1, 1, 1)), (2, (1, -1, 1, 1))):
         y = jnp.pad(y, [(reach, reach) if i == axis else (0, 0) for i in range(4)], mode="symmetric")
         kernel = jnp.broadcast_to(

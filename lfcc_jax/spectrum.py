@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
 from lfcc_jax.filters import apply_operators
+from lfcc_jax.precision import widen
 
 
 def radial_spectrum(
@@ -79,7 +80,7 @@ def energy_below(x: Float[Array, "batch height width channels"], cutoff: float) 
 def _power(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
     """Returns the power of the Hartley transform. Its sums over +f and -f equal those of the Fourier transform."""
     # The Hartley transform is real, orthogonal and separable, so it is two matrix products.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = widen(x)
     return jnp.square(apply_operators(_hartley(x.shape[1]), _hartley(x.shape[2]), x))
 
 

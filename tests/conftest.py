@@ -1,4 +1,4 @@
-"""All tests run on eight simulated devices, with strict rank promotion."""
+"""All tests run on eight simulated devices, with strict rank promotion; those of `STRICT` with strict dtypes too."""
 
 import gc
 import importlib.metadata
@@ -20,6 +20,12 @@ import pytest
 # The scripts that record goldens need torch and contain no tests.
 collect_ignore = ["goldens"]
 
+# Where neither Optax's Adam nor layers of other libraries run, which promote dtypes.
+STRICT = (
+    *("convert", "data", "losses", "methods", "models", "test_cka.py", "test_collectives.py", "test_filters.py"),
+    *("test_learned_filter.py", "test_spectrum.py", "test_evaluation.py", "test_sharding.py", "test_step.py"),
+)
+
 gc.set_threshold(200_000, 100, 100)  # as `lfcc_jax.main.collect_garbage_rarely` does
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,6 +42,14 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request):
+    """Makes implicit promotion of dtypes an error."""
+    parts = request.path.relative_to(request.config.rootpath).parts
+    with jax.numpy_dtype_promotion("strict" if set(STRICT) & set(parts) else "standard"):
+        yield
 
 
 @pytest.fixture

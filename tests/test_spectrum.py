@@ -33,7 +33,7 @@ def test_radial_spectrum_is_the_mean_of_numpys_fft_over_rings(size):
     assert sum(ring.sum() for ring in rings) == radius.size
     np.testing.assert_allclose(result, [power.mean(axis=(0, 3))[ring].mean() for ring in rings], rtol=1e-5, atol=1e-9)
     # Parseval: the total power is the mean square.
-    total = sum(p * ring.sum() for p, ring in zip(result, rings, strict=True))
+    total = sum(p * float(ring.sum()) for p, ring in zip(result, rings, strict=True))
     np.testing.assert_allclose(total, np.mean(x**2, dtype=np.float64), rtol=1e-5)
 
 

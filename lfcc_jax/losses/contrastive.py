@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.losses.numerics import inverse_norm, unit, widen, zero_masked
+from lfcc_jax.losses.numerics import inverse_norm, unit, zero_masked
+from lfcc_jax.precision import widen
 
 NEGATIVES = ("teacher", "both", "symmetric")
 

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.errors import unknown
 from lfcc_jax.filters import apply_operator_pairs, compact, operator
-from lfcc_jax.losses.numerics import unit, widen
+from lfcc_jax.losses.numerics import unit
+from lfcc_jax.precision import widen
 
 # The smaller scales of ReviewKD's pyramid.
 _HCL_GRIDS = (4, 2, 1)
@@ -150,7 +151,7 @@ def vid(
       2019 (weight 1, summed over the stages).
     """
     predicted, teacher = match_sizes(predicted, teacher)
-    variance = (jax.nn.softplus(widen(log_scale)) + 1e-5)[None, None, None, :]
+    variance = (jax.nn.softplus(log_scale.astype(predicted.dtype)) + 1e-5)[None, None, None, :]
     return 0.5 * jnp.mean(jnp.square(predicted - teacher) / variance + jnp.log(variance), axis=(1, 2, 3))
 
 

@@ -17,6 +17,7 @@ from lfcc_jax.filters import KINDS, apply_operator_pairs, compact_grids
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
 from lfcc_jax.losses.contrastive import check_marks, info_nce_many
 from lfcc_jax.losses.numerics import zero_masked
+from lfcc_jax.precision import wide_dtype
 
 LFCC_KINDS = (*KINDS, "learned", "none")
 PROJECTORS = ("both", "student", "mlp")
@@ -260,7 +261,7 @@ def lfcc_codes(
         for network, x in maps.items():
             # The mean over images can be far larger than their differences, and is subtracted later. Rounding to
             # bfloat16 before that would lose the differences.
-            wide = jnp.promote_types(x.dtype, jnp.float32)
+            wide = wide_dtype(x.dtype)
             if kind == "learned":
                 if "filters" not in params:
                     raise UserError("`params` must contain filters for kind='learned': pass learned_sizes to lfcc_init")

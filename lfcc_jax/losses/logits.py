@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lfcc_jax.losses.numerics import expectation, norm, widen
+from lfcc_jax.losses.numerics import expectation, norm
+from lfcc_jax.precision import widen
 
 # Lower bound on the standard deviation of logits.
 _MIN_STD = 1e-2

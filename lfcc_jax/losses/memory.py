@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.losses.numerics import widen
+from lfcc_jax.precision import widen
 
 
 def crd_nce(

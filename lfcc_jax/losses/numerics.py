@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lfcc_jax.precision import widen
+
 # Vectors whose squared norm is below this count as zero.
 _SQUARED_ZERO = 1e-24
-
-
-def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns `x` in float32, or unchanged if it is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def expectation(p: Float[Array, "*batch classes"], x: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lfcc_jax.losses.logits import kd
-from lfcc_jax.losses.numerics import unit, widen
+from lfcc_jax.losses.numerics import unit
+from lfcc_jax.precision import widen
 
 # Masked-out logit. Finite, so that a queue without any entry costs nothing instead of NaN.
 _MASKED_LOGIT = -1e30
@@ -53,10 +54,11 @@ def queue_similarity(
     .. seealso::
       :func:`lfcc_jax.losses.token_similarity` for its second part.
     """
-    queue = jax.lax.stop_gradient(widen(queue))
+    queue = jax.lax.stop_gradient(queue)
 
     def logits(x: Array) -> Array:
-        similarities = jnp.matmul(unit(x), queue.T, precision="highest") / temperature
+        x = unit(x)
+        similarities = jnp.matmul(x, queue.T.astype(x.dtype), precision="highest") / temperature
         return similarities if where is None else jnp.where(where[None, :], similarities, _MASKED_LOGIT)
 
     return kd(logits(student), logits(teacher))

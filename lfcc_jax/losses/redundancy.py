@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.losses.numerics import norm, widen, zero_masked
+from lfcc_jax.losses.numerics import norm, zero_masked
+from lfcc_jax.precision import widen
 
 
 def rsd(

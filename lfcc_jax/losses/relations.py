@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.losses.numerics import norm, unit, widen
+from lfcc_jax.losses.numerics import norm, unit
+from lfcc_jax.precision import widen
 
 
 def sp(student: Float[Array, "batch *_"], teacher: Float[Array, "batch *_"]) -> Float[Array, " batch"]:
@@ -118,7 +119,8 @@ def rkd(
         distances = jnp.where(others, jnp.sqrt(squared), 0)
         directions = unit(differences)
         angles = jnp.einsum("ijd,ikd->ijk", directions, directions, precision="highest")
-        return distances / (jnp.sum(distances) / max(batch * (batch - 1), 1) + (batch == 1)), angles
+        mean = jnp.sum(distances) / (batch * (batch - 1)) if batch > 1 else 1.0
+        return distances / mean, angles
 
     def huber(x: Array) -> Array:
         size = jnp.abs(x)

@@ -15,6 +15,7 @@ from lfcc_jax.methods.heads import BatchNorm, RunningNorm
 from lfcc_jax.methods.method import Batch, MapMethod, Method, Stages, TeacherOutput
 from lfcc_jax.models import Output
 from lfcc_jax.models.layers import gelu
+from lfcc_jax.precision import widen
 
 # ScaleKD's weights of its views.
 _VIEW_WEIGHTS = {"spatial": 0.08, "frequency": 0.06}
@@ -51,7 +52,7 @@ class VID(MapMethod):
     """
 
     def _loss(self, student: Array, teacher: Array, stage: str) -> Array:
-        channels, x = teacher.shape[-1], student
+        channels, x = teacher.shape[-1], widen(student)
         for layer in (1, 2, 3):
             x = nn.Dense(channels, use_bias=False, name=f"{stage}_layer{layer}")(x)
             x = nn.relu(x) if layer < 3 else x

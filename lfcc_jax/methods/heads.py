@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.losses.numerics import widen
 from lfcc_jax.models.convolution import Conv
 from lfcc_jax.models.layers import LayerNorm, trunc_normal
 from lfcc_jax.models.vit import Block
+from lfcc_jax.precision import widen
 
 
 def embed(student: Array, teacher: Array, width: int) -> tuple[Array, Array]:
@@ -67,6 +67,7 @@ class ConvolutionExit(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         """Returns the logits."""
+        x = widen(x)
         while x.shape[1] > self.size:
             channels = x.shape[-1]
             x = Conv(channels, 3, 2, depthwise=True, kernel_init=nn.initializers.lecun_normal())(x)
@@ -84,6 +85,7 @@ class AttentionExit(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         """Returns the logits."""
+        x = widen(x)
         while x.shape[1] > self.size:
             x = nn.Conv(2 * x.shape[-1], (2, 2), 2, "SAME", use_bias=False)(LayerNorm()(x))
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from lfcc_jax.arguments import Between, Distinct, NonNegative
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.models import Adapter, Network, Output
+from lfcc_jax.precision import widen
 
 # `image` `[B, H, W, C]` in [0, 1] and `label` `[B]`, as the networks see them; `index` `[B]`, the index of each image
 # in the training set. Mixed images also have `target` `[B, classes]`; their `label` is that of the larger fraction.
@@ -127,7 +128,7 @@ class Method(nn.Module):
                     f"{self.config_path} needs a {role} with a feature `pooled`, the vector [batch, channels] that is "
                     f"classified; it has {', '.join(sorted(output.features)) or 'none'}"
                 )
-        return student.features["pooled"], jax.lax.stop_gradient(teacher.features["pooled"])
+        return widen(student.features["pooled"]), jax.lax.stop_gradient(widen(teacher.features["pooled"]))
 
 
 class MapMethod(Method):

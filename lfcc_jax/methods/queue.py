@@ -13,6 +13,7 @@ from lfcc_jax.losses.numerics import unit
 from lfcc_jax.methods.method import Batch, Method, Stages, TeacherOutput, Temperature, Weight
 from lfcc_jax.models import Output
 from lfcc_jax.models.layers import trunc_normal
+from lfcc_jax.precision import widen
 
 
 class Queue(Method):
@@ -61,7 +62,7 @@ class Queue(Method):
                         f"{self.config_path}.stages must name maps larger than 1 x 1, got '{stage}'; use earlier "
                         "stages, or local_weight=0"
                     )
-                projected = _linear(target.shape[-1], stage)(x)
+                projected = _linear(target.shape[-1], stage)(widen(x))
                 local += losses.token_similarity(projected, target, temperature=self.temperature)
             parts["local"] = self.local_weight * local
         return parts

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.layers import as_last
+from lfcc_jax.precision import wide_dtype
 
 # PyTorch's Kaiming fan-out initialization.
 he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -104,7 +105,7 @@ def _varying_as(x: Array, y: Array) -> Array:
 
 def _shifted_sum(x: Array, kernel: Array, stride: int) -> Array:
     size = kernel.shape[0]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     padded, taps = _padded(x, size).astype(wide), kernel.astype(wide)
     rows, columns = ((n - 1) // stride + 1 for n in x.shape[1:3])
     total = sum(
@@ -138,7 +139,7 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array
         x_gradient = _shifted_sum(gradient, kernel[::-1, ::-1], 1)
     else:
         (x_gradient,) = jax.linear_transpose(lambda x: _shifted_sum(x, kernel, stride), x)(gradient)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     padded = _padded(x, size)
 
     # One row of the gradient and the rows of `x` around it stay in the cache for all taps. Images are summed last, so

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
+from lfcc_jax.precision import wide_dtype, widen
 
 # The initializer of most kernels and position embeddings in timm.
 trunc_normal = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
@@ -60,8 +61,32 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     Reference: Hendrycks and Gimpel, Gaussian Error Linear Units (GELUs), 2016.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widen(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "*batch queries heads channels"],
+    key: Float[Array, "*batch keys heads channels"],
+    value: Float[Array, "*batch keys heads channels"],
+    bias: Float[Array, "*#batch heads queries keys"] | None = None,
+) -> Float[Array, "*batch queries heads channels"]:
+    """Returns scaled dot-product attention, with logits and softmax in float32 or wider.
+
+    As `jax.nn.dot_product_attention`, but for any number of batch axes, and under strict dtype promotion.
+
+    Args:
+      query: Queries.
+      key: Keys.
+      value: Values.
+      bias: Added to the logits, `query @ key / sqrt(channels)`.
+    """
+    wide = wide_dtype(query.dtype)
+    logits = jnp.einsum("...qhc,...khc->...hqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias.astype(wide)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("...hqk,...khc->...qhc", weights, value)
 
 
 class GlobalResponseNorm(nn.Module):
@@ -76,11 +101,12 @@ class GlobalResponseNorm(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """Returns maps of the shape of `x`."""
         scale, bias = (self.param(name, nn.initializers.zeros, x.shape[-1:]) for name in ("scale", "bias"))
-        wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(self.dtype))
         # The bound keeps the gradient of the root of zero finite.
         norm = jnp.sqrt(jnp.maximum(jnp.square(wide).sum((1, 2), keepdims=True), 1e-30))
         relative = norm / (norm.mean(-1, keepdims=True) + 1e-6)
-        return (wide + as_last(scale, x) * (wide * relative) + as_last(bias, x)).astype(self.dtype)
+        scale, bias = (as_last(v, x).astype(wide.dtype) for v in (scale, bias))
+        return (wide + scale * (wide * relative) + bias).astype(self.dtype)
 
 
 class Mlp(nn.Module):
@@ -159,30 +185,43 @@ class BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
         scale = self.param("scale", nn.initializers.zeros if self.zero else nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        x = x.astype(wide_dtype(self.dtype))
         if self.train:
             shift = jax.lax.stop_gradient(x[0].mean(axes[:-1]))
             x = x - as_last(shift, x)
             mean = x.mean(axes)
             variance = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
             if not self.is_initializing():
-                running_mean.value = 0.9 * running_mean.value + 0.1 * (shift + mean)
-                running_variance.value = 0.9 * running_variance.value + 0.1 * variance
+                for running, value in ((running_mean, shift + mean), (running_variance, variance)):
+                    running.value = 0.9 * running.value + 0.1 * value.astype(running.value.dtype)
         else:
-            mean, variance = running_mean.value, running_variance.value
-        factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale
-        return ((x - as_last(mean, x)) * as_last(factor, x) + as_last(bias, x)).astype(self.dtype)
+            mean, variance = (running.value.astype(x.dtype) for running in (running_mean, running_variance))
+        factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale.astype(x.dtype)
+        return ((x - as_last(mean, x)) * as_last(factor, x) + as_last(bias, x).astype(x.dtype)).astype(self.dtype)
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.Module):
     """`nn.LayerNorm`, exact where the mean is large compared with the deviation.
 
     Its one-pass variance E[x^2] - E[x]^2 cancels there; a second pass would read the data once more. A LayerNorm does
     not depend on an offset of its input, so the first channel is subtracted from all of them.
+
+    Attributes:
+      epsilon: Added to the variance.
+      dtype: Dtype of the result; None for float32 or wider, in which statistics are computed anyway.
     """
+
+    epsilon: float = 1e-6
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
         """Returns `x` with zero mean and unit variance over the channels, scaled and shifted."""
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return super().__call__(x - jax.lax.stop_gradient(x[..., :1]))
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x = widen(x)
+        x = x - jax.lax.stop_gradient(x[..., :1])
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * as_last(scale, x).astype(x.dtype)
+        return ((x - mean) * factor + as_last(bias, x).astype(x.dtype)).astype(self.dtype or x.dtype)

@@ -21,6 +21,7 @@ from lfcc_jax.arguments import (
     Positive,
 )
 from lfcc_jax.errors import UserError
+from lfcc_jax.precision import wide_dtype
 
 
 class FeatureInfo(NamedTuple):
@@ -155,7 +156,7 @@ class Network(nn.Module):
         if not self.num_classes:
             return None
         x = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        dtype = wide_dtype(self.dtype)
         head = nn.Dense(
             self.num_classes,
             dtype=dtype,

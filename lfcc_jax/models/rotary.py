@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lfcc_jax.precision import wide_dtype
+
 # Ratio of the longest period to the shortest, almost: periods are BASE ** (0, 1/n, ..., (n - 1)/n).
 BASE = 100.0
 
@@ -20,7 +22,7 @@ def rotate(
       grid: Rows and columns of patches.
       prefix: Number of tokens before those of the patches; they are not rotated.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     turned = np.pad(angles(grid, x.shape[-1] // 4), ((prefix, 0), (0, 0)))[None, :, None, :]
     cos, sin = jnp.asarray(np.cos(turned), wide), jnp.asarray(np.sin(turned), wide)
     first, second = jnp.split(x.astype(wide), 2, axis=-1)

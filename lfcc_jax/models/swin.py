@@ -4,7 +4,6 @@ import functools
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -12,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.convolution import PatchConv
-from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
+from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, attend, kernel_init, patch_inits, trunc_normal
 from lfcc_jax.models.network import (
     IMAGENET,
     Depth,
@@ -61,12 +60,9 @@ class WindowAttention(nn.Module):
         query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, channels // heads), 3, 0)
         table = self.param("position_bias", trunc_normal, ((2 * rows - 1) * (2 * columns - 1), heads))
         bias = jnp.moveaxis(table[relative_positions(self.window)], 2, 0)[None, None]
-        logits = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=jnp.float32)
-        logits = logits * (channels // heads) ** -0.5 + bias
         if any(self.shift):
-            logits = logits + jnp.where(shift_mask(padded, self.window, self.shift), _MASKED_LOGIT, 0.0)[None, :, None]
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        x = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(x.shape)
+            bias = bias + jnp.where(shift_mask(padded, self.window, self.shift), _MASKED_LOGIT, 0.0)[None, :, None]
+        x = attend(query, key, value, bias).reshape(x.shape)
         x = nn.Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
 

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, kernel_init, patch_inits, trunc_normal
+from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, attend, kernel_init, patch_inits, trunc_normal
 from lfcc_jax.models.network import IMAGENET, Heads, InitialScale, Ratio, Variant
 from lfcc_jax.models.rotary import rotate
 from lfcc_jax.models.tokens import SMALL, TAPS_OF_12, TokenNetwork
@@ -45,7 +44,7 @@ class Attention(nn.Module):
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         if self.rotate is not None:
             query, key = self.rotate(query), self.rotate(key)
-        x = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, width)
+        x = attend(query, key, value).reshape(batch, tokens, width)
         x = dense(width, name="proj")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
@@ -72,7 +71,7 @@ class AttentionPool(nn.Module):
         query = query.reshape(batch, 1, self.heads, width // self.heads)
         key_value = dense(2 * width, name="kv")(x)
         key, value = jnp.moveaxis(key_value.reshape(batch, tokens, 2, self.heads, width // self.heads), 2, 0)
-        x = jax.nn.dot_product_attention(query, key, value).reshape(batch, width)
+        x = attend(query, key, value).reshape(batch, width)
         x = dense(width, name="proj")(x)
         y = LayerNorm(self.epsilon, self.dtype, name="norm")(x)
         return x + Mlp(self.hidden, self.kernel_init, dtype=self.dtype, name="mlp")(y, False)

@@ -179,7 +179,7 @@ def _overconfidence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> ja
     """Returns confidence minus accuracy, summed over the examples of each bin of confidence."""
     confidence = jax.nn.softmax(logits).max(-1)
     bins = jnp.clip(jnp.ceil(confidence * CALIBRATION_BINS) - 1, 0).astype(jnp.int32)
-    excess = jnp.where(mask, confidence - (logits.argmax(-1) == labels), 0)
+    excess = jnp.where(mask, confidence - (logits.argmax(-1) == labels).astype(confidence.dtype), 0)
     return jnp.sum(jax.nn.one_hot(bins, CALIBRATION_BINS) * excess[:, None], axis=0)
 
 

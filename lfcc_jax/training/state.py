@@ -11,6 +11,7 @@ import optax
 from lfcc_jax.errors import UserError
 from lfcc_jax.methods import Method, teach_shapes
 from lfcc_jax.models import Adapter, Network
+from lfcc_jax.precision import widen
 from lfcc_jax.training.config import teacher_key, teacher_of
 
 
@@ -114,7 +115,7 @@ def _wide(variables: Any) -> Any:
     """Returns variables with floats of at least 32 bits: in bfloat16, a moving average would not move."""
 
     def widened(x: jax.Array) -> jax.Array:
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return widen(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(widened, variables)
 

@@ -34,7 +34,7 @@ def errors(name, size, train=False, state=None, **overrides):
     result = {}
     for key, value in given.items():
         expected = GOLDEN[f"{case}/{key}"].astype(np.float64)
-        result[key] = float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+        result[key] = float(np.linalg.norm(np.asarray(value, np.float64) - expected) / np.linalg.norm(expected))
     return result
 
 

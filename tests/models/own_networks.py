@@ -75,7 +75,7 @@ def tokens(params, images, train, key):
         outputs[f"stage{i}"] = x = x + jnp.tanh(x @ params["blocks"][i - 1])
     outputs["pooled"] = pooled = x[:, 0] + x.mean(1)
     if train:
-        pooled = pooled * jax.random.bernoulli(key, 0.5, pooled.shape) * 2
+        pooled = pooled * jax.random.bernoulli(key, 0.5, pooled.shape).astype(pooled.dtype) * 2
     return outputs | {"logits": pooled @ params["head"]}
 
 

@@ -97,7 +97,7 @@ def test_logits_of_a_bfloat16_network_are_computed_in_float32(name):
     expected = np.asarray(features["pooled"], np.float64) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     # A bfloat16 layer is not within that tolerance.
-    assert np.abs(logits.astype(jnp.bfloat16) - expected).max() > 1e-4 * np.abs(expected).max()
+    assert np.abs(np.asarray(logits.astype(jnp.bfloat16), np.float64) - expected).max() > 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -34,7 +34,7 @@ def random_erasing(
     apply_key, box_key, noise_key = jax.random.split(key, 3)
     height, width, channels = image.shape
     top, left, h, w, fits = random_box(box_key, height, width, _AREA, _LOG_RATIO)
-    y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
+    y, x = jnp.arange(float(height))[:, None, None], jnp.arange(float(width))[None, :, None]
     box: Array = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
     erase = fits & jax.random.bernoulli(apply_key, probability)
 

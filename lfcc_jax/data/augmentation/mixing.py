@@ -64,7 +64,7 @@ def _box(key: PRNGKeyArray, height: int, width: int, side: Float[Array, ""]) -> 
     for size, center in ((height, center_y), (width, center_x)):
         half = jnp.floor(size * side) // 2
         center = jnp.floor(center * size)
-        pixels = jnp.arange(size)
+        pixels = jnp.arange(float(size))
         spans.append((pixels >= center - half) & (pixels < center + half))
     inside = (spans[0][:, None] & spans[1][None, :]).astype(jnp.float32)
     return inside, inside.mean()

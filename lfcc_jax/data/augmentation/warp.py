@@ -27,7 +27,7 @@ def warp(image: Image, affine: Affine, fill: Float[Array, " channels"]) -> Image
 
 
 def _coordinates(affine: Affine, height: int, width: int) -> tuple[Array, Array]:
-    x, y = jnp.arange(width)[None, :] + 0.5, jnp.arange(height)[:, None] + 0.5
+    x, y = jnp.arange(float(width))[None, :] + 0.5, jnp.arange(float(height))[:, None] + 0.5
     return tuple(row[0] * x + row[1] * y + row[2] for row in affine)
 
 
@@ -70,8 +70,8 @@ def _read_by_shears(image: Image, affine: Affine) -> Image:
 
     margin, edge = math.ceil(_OVERHANG * height) + 2, 2
     canvas = jnp.pad(image, ((edge, edge), (margin, margin), (0, 0)), mode="edge")
-    y = jnp.arange(height + 2 * edge) - edge + 0.5 - height / 2
-    x = jnp.arange(width + 2 * margin) - margin + 0.5 - width / 2
+    y = jnp.arange(height + 2.0 * edge) - edge + 0.5 - height / 2
+    x = jnp.arange(width + 2.0 * margin) - margin + 0.5 - width / 2
     canvas = _shift(canvas, p * y, axis=1)
     canvas = _shift(canvas, d * x + move_y, axis=0)
     canvas = _shift(canvas, q * y + move_x, axis=1)

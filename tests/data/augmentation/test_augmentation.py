@@ -213,7 +213,7 @@ def test_images_augmented_one_by_one_equal_those_augmented_at_once(monkeypatch):
 def test_randaugment_draws_operations_uniformly_and_applies_them_with_the_given_probability(monkeypatch):
     # The image becomes a number with one digit of base 16 per layer, 0 for no operation.
     monkeypatch.setattr(policy, "change", lambda image, operation, argument: operation)
-    monkeypatch.setattr(policy, "apply", lambda image, operation, fill: 16 * image + operation + 1)
+    monkeypatch.setattr(policy, "apply", lambda image, operation, fill: 16 * image + operation.astype(float) + 1)
     settings = policy.parse_policy("rand-m9-mstd0.5-n3-p0.7-inc1")
 
     def code_of(key):
