@@ -136,7 +136,7 @@ def test_top5_breaks_ties_as_a_stable_sort_does():
     labels = jnp.asarray(np.random.default_rng(1).integers(0, 10, 64))
     sums = evaluation._sums(logits, {}, {"label": labels, "mask": jnp.ones(64, bool)})
     order = np.argsort(-np.asarray(logits), axis=1, kind="stable")[:, :5]
-    assert sums["top5"] == np.sum(order == np.asarray(labels)[:, None])
+    assert float(sums["top5"]) == np.sum(order == np.asarray(labels)[:, None])
 
 
 def test_evaluation_ignores_masked_examples(pair):
