@@ -221,7 +221,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     else:
         skipped["torch"] = "torch and timm are not installed"
 
-    pool = concurrent.futures.ThreadPoolExecutor(max(1, min(8, os.cpu_count() // 2)))
+    # Each uses several cores. More at once would all be ready late.
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, os.cpu_count() // 4))
     compiling = {}
     try:
         for step in jax_steps:
