@@ -13,6 +13,10 @@ file's `get_pairs` returns (`--pairs=all`), every method trains every student; `
 and `student=`. With `--parallel=8`, eight runs share the machine, each in its own process; on a CPU, each on its
 own cores. SIGTERM or Ctrl-C stops all runs after each has saved a checkpoint.
 
+On a machine that is lent for minutes, `--minutes=12` stops in the same way when the time is over, and reports what has
+finished. Runs start seed by seed, and within a seed with the methods that the config file's `FIRST` names, if it has
+one. The same command goes on where it stopped, also on another machine to which a relative `--workdir` was copied.
+
 An override of a loss applies to the methods that have the loss. The config on the command line must have it too, so to
 override a loss that only some methods have, name one of them:
 
@@ -60,6 +64,7 @@ _METHODS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the students; teachers use that of the config.")
 _PAIRS = flags.DEFINE_list("pairs", [], "TEACHER:STUDENT,... or all, which means those of the config file.")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "Number of runs at a time.", lower_bound=1)
+_MINUTES = flags.DEFINE_float("minutes", 0.0, "Stop after so many minutes; 0 for no limit.", lower_bound=0.0)
 
 # Overrides that do not apply when training the teacher.
 _NOT_THE_TEACHERS = ("student.", "teacher.", "losses.", "data.train_split", "data.test_split")
@@ -104,7 +109,9 @@ def main() -> None:
     workdir = flags.FLAGS.workdir or f"runs/{Path(filename).stem}_compare"
     if storage.is_remote(workdir):
         raise UserError(f"`--workdir` of a comparison must be on a local disk, got '{workdir}'")
-    workdir = Path(storage.resolve(workdir, "--workdir")).resolve()
+    storage.resolve(workdir, "--workdir")  # an invalid path is an error
+    # Not absolute, because teachers' paths are part of the students' configs, which must hold on another machine.
+    workdir = Path(workdir).expanduser()
     seeds = _seeds()
     module = _load(Path(filename))
     methods = _methods(module)
@@ -135,7 +142,9 @@ def main() -> None:
         return Run(Path(filename), all_names, changed, directory, method, pair)
 
     teachers = {r.workdir: r for r in (run("teacher", 0, pair) for pair in pairs)}
-    students = [run(method, seed, pair) for seed in seeds for pair in pairs for method in methods]
+    first = [method for method in getattr(module, "FIRST", ()) if method in methods]
+    later = [method for method in methods if method not in first]
+    students = [run(method, seed, pair) for seed in seeds for few in (first, later) for pair in pairs for method in few]
     described = read_config(flags.FLAGS.config)
     if several := [name for name in described.teachers if name]:
         raise UserError(
@@ -148,15 +157,48 @@ def main() -> None:
     for each in (*teachers.values(), *students):  # validate all configs before training
         check_blocks(read_config(each.config(module)))
         _summary(each, module)
-    teacher_summaries = {}
-    with contextlib.closing(_run_all(list(teachers.values()), module)) as finished:
+    teacher_summaries, rows = {}, []
+    with _time_limit(_MINUTES.value) as over:
+        try:
+            _train(list(teachers.values()), students, module, teacher_summaries, rows, workdir, over)
+        except Preempted:
+            if not over.is_set():
+                raise
+    if over.is_set():
+        print(f"{_MINUTES.value:g} minutes are over; the same command goes on")
+        if rows:
+            written = report.make(workdir / "results.json")
+            print(f"{len(rows)} of {len(students)} students have finished; {written[0]} has what they show")
+        return
+
+    text = report.markdown(rows, teacher_summaries, methods, pairs)
+    storage.write_text(workdir / "results.md", text + "\n")
+    print(f"\n{text}\n")
+    plots = report.draw(workdir, rows, teacher_summaries, methods, seeds, pairs)
+    print(f"results.md, results.json, {' and '.join(plots)} written to {workdir}")
+
+
+def _train(
+    teachers: Sequence[Run],
+    students: Sequence[Run],
+    module: ModuleType,
+    teacher_summaries: dict[str, Any],
+    rows: list[dict[str, Any]],
+    workdir: Path,
+    over: threading.Event,
+) -> None:
+    """Trains teachers, then students, and adds their summaries to `teacher_summaries` and `rows`.
+
+    Raises:
+      Preempted: after a signal to stop, or before another run if the event `over` is set.
+    """
+    with contextlib.closing(_run_all(teachers, module, over)) as finished:
         for each, summary in finished:
             accuracy = f"test accuracy {summary['top1_last']:.4f}"
             print(f"teacher: {summary['student']}, {accuracy}, in {each.workdir}", flush=True)
             teacher_summaries[each.pair[0] if each.pair else ""] = summary
-    rows = []
     began = time.monotonic()
-    with contextlib.closing(_run_all(students, module)) as finished:
+    with contextlib.closing(_run_all(students, module, over)) as finished:
         for each, summary in finished:
             command = " ".join(["python -m experiments.compare", *sys.argv[1:]])
             pair = {"pair": " -> ".join(each.pair)} if each.pair else {}
@@ -170,11 +212,35 @@ def main() -> None:
                 flush=True,
             )
 
-    text = report.markdown(rows, teacher_summaries, methods, pairs)
-    storage.write_text(workdir / "results.md", text + "\n")
-    print(f"\n{text}\n")
-    plots = report.draw(workdir, rows, teacher_summaries, methods, seeds, pairs)
-    print(f"results.md, results.json, {' and '.join(plots)} written to {workdir}")
+
+@contextlib.contextmanager
+def _time_limit(minutes: float) -> Iterator[threading.Event]:
+    """Stops the runs in progress after some minutes, as SIGTERM does; yields an event that is then set. 0: no limit."""
+    over = threading.Event()
+    if not minutes:
+        yield over
+        return
+
+    finished = threading.Event()
+
+    def end() -> None:
+        if finished.wait(60 * minutes):
+            return
+        over.set()
+        # Again and again, because a run that is still compiling does not see the first signals.
+        while not finished.wait(1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # Between runs, nothing has to be saved, and no exception may come from just anywhere.
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    timer = threading.Thread(target=end)
+    timer.start()
+    try:
+        yield over
+    finally:
+        finished.set()
+        timer.join()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _load(filename: Path) -> ModuleType:
@@ -229,16 +295,19 @@ def _pairs(module: ModuleType, argument: str) -> list[tuple[str, str] | None]:
     return pairs or [None]
 
 
-def _run_all(runs: Sequence[Run], module: ModuleType) -> Iterator[tuple[Run, dict[str, Any]]]:
+def _run_all(runs: Sequence[Run], module: ModuleType, over: threading.Event) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Yields each run and its summary as it finishes.
 
     Raises:
-      Preempted: after SIGTERM or Ctrl-C, once the runs in progress have saved their checkpoints.
+      Preempted: after SIGTERM or Ctrl-C, once the runs in progress have saved their checkpoints; or if a run would have
+        to start although the event `over` is set.
     """
     if _PARALLEL.value == 1:
         for run in runs:
             summary = _summary(run, module)
             if summary is None:
+                if over.is_set():
+                    raise Preempted("no time is left for another run")
                 with _log_to(run.workdir):
                     summary = train_and_evaluate(run.config(module), run.workdir)
             yield run, summary

@@ -195,9 +195,15 @@ def _references(methods: Sequence[str]) -> list[str]:
     return [name for name in ("lfcc", "lfcc_dist", "lfcc_dist_3") if name in methods] or list(methods[-1:])
 
 
-def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> None:
-    """Plots the gain of each method over KD, or over the first method; see `experiments.compare.pictures.pairs`."""
+def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> bool:
+    """Plots the gain of each method over KD, or over the first method; see `experiments.compare.pictures.pairs`.
+
+    Methods that lack a pair are left out. Returns whether there are two to plot.
+    """
+    methods = [method for method in methods if all(rows_of(rows, pair, method) for pair in pairs)]
     methods = sorted(methods, key=lambda method: method != "kd")
+    if len(methods) < 2:
+        return False
     accuracies = {
         f"{pair[0]} → {pair[1]}": {
             _NAMES.get(method, method): [100 * row["top1_last"] for row in rows_of(rows, pair, method)]
@@ -208,6 +214,7 @@ def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[P
     first = rows[0]
     title = f"{first['dataset']}, {first['epochs']:g} epochs: gain over {_NAMES.get(methods[0], methods[0])}"
     drawing.pairs(path, accuracies, title)
+    return True
 
 
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
@@ -225,9 +232,9 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
     lines = []
     for method in methods:
         by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
-        mean = statistics.mean(map(statistics.mean, by_pair))
+        mean = f"{statistics.mean(map(statistics.mean, by_pair)):.2f}" if all(by_pair) else "-"
         ahead = ["" if method == reference else mean_error(_ahead(rows, reference, method)) for reference in references]
-        lines.append([method, *map(spread, by_pair), f"{mean:.2f}", *ahead])
+        lines.append([method, *map(spread, by_pair), mean, *ahead])
     names = [f"{teacher} -> {student}" for teacher, student in pairs]
     ahead = [f"{reference} is ahead by" for reference in references]
     return table(["top-1 at the end, %", *names, "mean", *ahead], lines)
@@ -279,10 +286,9 @@ def make(path: Path) -> list[Path]:
         text.append(_measures(rows, methods))
     else:
         text += [of_all_pairs(rows, methods, pairs), _teachers(rows, pairs), _measures(rows, methods)]
-    if len(pairs) > 1:
-        draw_pairs(path.with_suffix(".png"), rows, methods, pairs)
+    plotted = len(pairs) > 1 and draw_pairs(path.with_suffix(".png"), rows, methods, pairs)
     path.with_suffix(".md").write_text("\n\n".join(text) + "\n")
-    return [path.with_suffix(".md")] + ([path.with_suffix(".png")] if len(pairs) > 1 else [])
+    return [path.with_suffix(".md")] + ([path.with_suffix(".png")] if plotted else [])
 
 
 def _about(rows: Rows) -> str:

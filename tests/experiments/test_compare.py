@@ -115,6 +115,16 @@ def test_compare_applies_overrides_to_losses_and_the_teachers_seed(demo):
     assert "lfcc" not in configs["scratch_0"]["losses"]
 
 
+def test_compare_stops_after_the_given_minutes_and_reports_what_has_finished(demo, data_dir):
+    workdir, _ = demo
+    done = compare(workdir, data_dir, *OVERRIDES, "--seeds=0,1,2", "--minutes=0.05")
+    assert done.returncode == 0, done.stderr
+    assert "0.05 minutes are over; the same command goes on" in done.stdout
+    assert f"4 of 6 students have finished; {workdir}/results.md" in done.stdout
+    assert not (workdir / "scratch_2" / "summary.json").exists()
+    assert "4 runs on digits" in (workdir / "results.md").read_text()
+
+
 def test_sigterm_to_compare_stops_all_runs_after_they_save(tmp_path, data_dir, teacher_dir):
     (tmp_path / "teacher").symlink_to(teacher_dir)
     command = [sys.executable, "-m", "experiments.compare", "--config=configs/digits.py:runlocal", "--parallel=2"]
@@ -137,6 +147,21 @@ def test_sigterm_to_compare_stops_all_runs_after_they_save(tmp_path, data_dir, t
     for run in runs:  # each ended by itself, before the comparison did
         assert "stopped at step" in (run / "log.txt").read_text().splitlines()[-1]
         assert os.listdir(run / "checkpoints")
+
+
+def test_report_of_unfinished_pairs_leaves_gaps(tmp_path):
+    common = {"student": "s", "dataset": "d", "epochs": 1, "hardware": "h", "jax": "0", "date": "2026-01-02", "seed": 0}
+    finished = {"a -> s": {"kd": 50, "lfcc": 52, "dist": 51}, "b -> s": {"kd": 40, "lfcc": 43}}
+    rows = [
+        common | {"pair": pair, "method": method, "top1_last": top1 / 100, "teacher_top1": 0.9}
+        for pair, values in finished.items()
+        for method, top1 in values.items()
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    assert [path.name for path in report.make(tmp_path / "results.json")] == ["results.md", "results.png"]
+    cells = [line.split() for line in (tmp_path / "results.md").read_text().splitlines()]
+    assert ["|", "dist", "|", "51.00", "|", "-", "|", "-", "|", "1.00", "|"] in cells
+    assert ["|", "kd", "|", "50.00", "|", "40.00", "|", "45.00", "|", "2.50", "±", "0.50", "|"] in cells
 
 
 def test_report_compares_seed_by_seed_with_a_confidence_interval():
