@@ -29,7 +29,7 @@ METHODS = (
     *("rsd", "rsd_kd", "dual_view_kd", "queue_kd", "lfcc_rsd", "lfcc_dist_rsd"),
 )
 
-# Run before the others, so that a comparison that is stopped early says most: the best rivals and LFCC.
+# Run before the others, so that a comparison that is stopped early tells the most: the best rivals and LFCC.
 FIRST = ("dist", "rsd", "lfcc_dist", "lfcc")
 
 # Variants of LFCC, with one change each.

@@ -13,9 +13,9 @@ file's `get_pairs` returns (`--pairs=all`), every method trains every student; `
 and `student=`. With `--parallel=8`, eight runs share the machine, each in its own process; on a CPU, each on its
 own cores. SIGTERM or Ctrl-C stops all runs after each has saved a checkpoint.
 
-On a machine that is lent for minutes, `--minutes=12` stops in the same way when the time is over, and reports what has
-finished. Runs start seed by seed, and within a seed with the methods that the config file's `FIRST` names, if it has
-one. The same command goes on where it stopped, also on another machine to which a relative `--workdir` was copied.
+On a machine that you have for some minutes only, `--minutes=12` stops in the same way when the time is over, and
+reports what has finished. Runs start seed by seed, and within a seed with the methods that the config file's `FIRST`
+names, if it has one. The same command resumes, also on another machine to which a relative `--workdir` was copied.
 
 An override of a loss applies to the methods that have the loss. The config on the command line must have it too, so to
 override a loss that only some methods have, name one of them:
@@ -142,9 +142,7 @@ def main() -> None:
         return Run(Path(filename), all_names, changed, directory, method, pair)
 
     teachers = {r.workdir: r for r in (run("teacher", 0, pair) for pair in pairs)}
-    first = [method for method in getattr(module, "FIRST", ()) if method in methods]
-    later = [method for method in methods if method not in first]
-    students = [run(method, seed, pair) for seed in seeds for few in (first, later) for pair in pairs for method in few]
+    students = [run(*each) for each in _in_order(methods, seeds, pairs, getattr(module, "FIRST", ()))]
     described = read_config(flags.FLAGS.config)
     if several := [name for name in described.teachers if name]:
         raise UserError(
@@ -156,16 +154,17 @@ def main() -> None:
         raise UserError(f"--config.{unused[0]}: none of --methods={','.join(methods)} has that loss")
     for each in (*teachers.values(), *students):  # validate all configs before training
         check_blocks(read_config(each.config(module)))
-        _summary(each, module)
-    teacher_summaries, rows = {}, []
+    students.sort(key=lambda student: _summary(student, module) is None)  # those that have finished are reported first
+    teacher_summaries, rows, stopped = {}, [], False
     with _time_limit(_MINUTES.value) as over:
         try:
             _train(list(teachers.values()), students, module, teacher_summaries, rows, workdir, over)
         except Preempted:
             if not over.is_set():
                 raise
-    if over.is_set():
-        print(f"{_MINUTES.value:g} minutes are over; the same command goes on")
+            stopped = True
+    if stopped:
+        print(f"{_MINUTES.value:g} minutes are over; the same command resumes")
         if rows:
             written = report.make(workdir / "results.json")
             print(f"{len(rows)} of {len(students)} students have finished; {written[0]} has what they show")
@@ -221,18 +220,24 @@ def _time_limit(minutes: float) -> Iterator[threading.Event]:
         yield over
         return
 
-    finished = threading.Event()
+    finished, previous = threading.Event(), signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: Any) -> None:
+        """Ignores the signal once the time is over: between runs nothing has to be saved."""
+        del frame
+        if not over.is_set():
+            signal.signal(number, previous)
+            signal.raise_signal(number)
 
     def end() -> None:
         if finished.wait(60 * minutes):
             return
         over.set()
         # Again and again, because a run that is still compiling does not see the first signals.
-        while not finished.wait(1):
+        while not finished.wait(0.1):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    # Between runs, nothing has to be saved, and no exception may come from just anywhere.
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, handle)
     timer = threading.Thread(target=end)
     timer.start()
     try:
@@ -241,6 +246,14 @@ def _time_limit(minutes: float) -> Iterator[threading.Event]:
         finished.set()
         timer.join()
         signal.signal(signal.SIGTERM, previous)
+
+
+def _in_order(
+    methods: Sequence[str], seeds: Sequence[int], pairs: Sequence[Any], first: Sequence[str]
+) -> list[tuple[str, int, Any]]:
+    """Returns (method, seed, pair) of all students in the order of training: seed by seed, some methods first."""
+    parts = [[m for m in first if m in methods], [m for m in methods if m not in first]]
+    return [(method, seed, pair) for seed in seeds for part in parts for pair in pairs for method in part]
 
 
 def _load(filename: Path) -> ModuleType:
@@ -326,6 +339,8 @@ def _run_all(runs: Sequence[Run], module: ModuleType, over: threading.Event) -> 
     def in_process(run: Run) -> dict[str, Any]:
         if (summary := _summary(run, module)) is not None:
             return summary
+        if over.is_set():
+            raise Preempted("no time is left for another run")
         storage.make_directory(run.workdir)
         prefix = prefixes.get()
         with (run.workdir / "log.txt").open("a") as log:
@@ -337,7 +352,8 @@ def _run_all(runs: Sequence[Run], module: ModuleType, over: threading.Event) -> 
         return storage.read_json(run.workdir / "summary.json")
 
     def stop(number: int, frame: Any) -> None:
-        del number, frame
+        del frame
+        signal.signal(number, signal.SIG_IGN)  # another one must not interrupt the stopping
         raise Preempted("stopped all runs in progress; the same command resumes them")
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -315,7 +315,9 @@ def _teachers(rows: Rows, pairs: list[tuple[str, str]]) -> str:
 
 
 def _measures(rows: Rows, methods: list[str]) -> str:
-    """Returns a table of all measures, averaged over pairs and seeds."""
+    """Returns a table of all measures, averaged over pairs and seeds, of the methods that lack no pair."""
+    pairs = {row.get("pair") for row in rows}
+    methods = [m for m in methods if {row.get("pair") for row in rows if row["method"] == m} == pairs]
     measures = {
         "top-1 last, %": ("top1_last", 100, ".2f"),
         "top-1 best, %": ("top1_best", 100, ".2f"),

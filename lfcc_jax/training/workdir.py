@@ -99,7 +99,7 @@ def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any], inputs: M
     path = workdir / "config.json"
     if storage.exists(path):
         different = differences(_read(path), _plain(as_dict(config)))
-        different = [difference for difference in different if difference[0].removeprefix("config.") not in _FREE]
+        different = [(key, *values) for key, *values in different if not _is_free(key.removeprefix("config."), *values)]
         if inputs is not None and storage.exists(workdir / "inputs.json"):
             different += differences(_read(workdir / "inputs.json"), _plain(inputs), "")
         if different:
@@ -107,6 +107,12 @@ def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any], inputs: M
             raise UserError(f"{workdir} already contains a different run: {changes}; choose another --workdir")
     elif storage.exists(workdir / "checkpoints"):
         raise UserError(f"{workdir} contains checkpoints of an unknown run: config.json is missing")
+
+
+def _is_free(key: str, before: Any, now: Any) -> bool:
+    """Returns whether a difference may be ignored: settings that change no result, one path in two forms."""
+    paths = key.endswith(".checkpoint") and isinstance(before, str) and isinstance(now, str) and before and now
+    return key in _FREE or bool(paths and os.path.abspath(before) == os.path.abspath(now))
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,15 @@ def test_claim_workdir_accepts_changes_that_do_not_affect_results(tmp_path):
         claim(tmp_path, CONFIG | {"eval_every_epochs": 2})
 
 
+def test_claim_workdir_accepts_another_form_of_the_same_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claim(tmp_path / "run", CONFIG | {"teacher": {"checkpoint": str(tmp_path / "teacher")}})
+    claim(tmp_path / "run", CONFIG | {"teacher": {"checkpoint": "teacher"}})
+    for other in ("", "other"):
+        with pytest.raises(UserError, match="different run: config.teacher.checkpoint was"):
+            claim(tmp_path / "run", CONFIG | {"teacher": {"checkpoint": other}})
+
+
 def test_claim_workdir_names_every_value_of_a_different_run(tmp_path):
     claim(tmp_path)
     message = r"config\.student\.name was b, now d; config\.student\.width was 3, now unset; choose"
