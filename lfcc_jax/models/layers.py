@@ -69,7 +69,7 @@ def attend(
     query: Float[Array, "*batch queries heads channels"],
     key: Float[Array, "*batch keys heads channels"],
     value: Float[Array, "*batch keys heads channels"],
-    bias: Float[Array, "*#batch heads queries keys"] | None = None,
+    bias: Float[Array, "..."] | None = None,
 ) -> Float[Array, "*batch queries heads channels"]:
     """Returns scaled dot-product attention, with logits and softmax in float32 or wider.
 
@@ -79,7 +79,8 @@ def attend(
       query: Queries.
       key: Keys.
       value: Values.
-      bias: Added to the logits, `query @ key / sqrt(channels)`.
+      bias: Added to the logits, `query @ key / sqrt(channels)`, as `[*batch, heads, queries, keys]`, or of a shape that
+        broadcasts to it.
     """
     wide = wide_dtype(query.dtype)
     logits = jnp.einsum("...qhc,...khc->...hqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5

@@ -166,7 +166,8 @@ for save in (
     assert f"cannot save to {tmp_path}/checkpoints: File too large; the last checkpoint is at step 1" in lines
     assert lines[-1] == f"cannot write {tmp_path}/student: File too large"
     assert len(lines) <= 4
-    assert not done.stderr
+    # TensorStore's aborted writes may report to an event loop that is closed by then.
+    assert not done.stderr or done.stderr.endswith("RuntimeError: Event loop is closed\n")
 
 
 def test_restore_rejects_a_checkpoint_after_the_last_step(tmp_path):
