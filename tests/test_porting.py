@@ -1,4 +1,4 @@
-"""The recipes of experiments/porting have at most 40 lines, run, and their loss falls."""
+"""The recipes of experiments/porting have at most 46 lines, run, and their loss falls."""
 
 import importlib.util
 import pathlib
@@ -14,7 +14,7 @@ RECIPES = pathlib.Path(__file__).parent.parent / "experiments" / "porting"
 def test_loss_falls_in_a_training_loop_of(recipe, needs):
     pytest.importorskip(needs)
     path = RECIPES / f"{recipe}.py"
-    assert len(path.read_text().splitlines()) <= 40
+    assert len(path.read_text().splitlines()) <= 46
     spec = importlib.util.spec_from_file_location(f"porting_{recipe}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

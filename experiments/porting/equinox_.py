@@ -10,6 +10,8 @@ CHANNELS, optimizer = {"stage1": 16, "stage2": 32}, optax.adam(1e-3)
 
 
 class Network(eqx.Module):  # your own: anything that returns {stage: [height, width, channels]} of one image
+    """Two convolutions; returns the maps of one image `[height, width, 3]` by stage."""
+
     layers: list[eqx.nn.Conv2d]
 
     def __init__(self, key):
@@ -22,6 +24,8 @@ class Network(eqx.Module):  # your own: anything that returns {stage: [height, w
 
 @eqx.filter_jit
 def train_step(trained, opt_state, teacher, images):
+    """Returns the student and LFCC's parameters after one step, the optimizer's state, and the loss before it."""
+
     def loss(trained):
         return lfcc_loss(trained["lfcc"], jax.vmap(trained["student"])(images), jax.vmap(teacher)(images)).mean()
 
@@ -31,6 +35,7 @@ def train_step(trained, opt_state, teacher, images):
 
 
 def main(steps=20):
+    """Returns the loss of each of `steps` steps on 16 random images."""
     teacher, images = Network(jax.random.key(0)), jax.random.uniform(jax.random.key(3), (16, 16, 16, 3))
     trained = {"student": Network(jax.random.key(1)), "lfcc": lfcc_init(jax.random.key(2), CHANNELS, CHANNELS, 32)}
     opt_state, losses = optimizer.init(eqx.filter(trained, eqx.is_array)), []

@@ -11,6 +11,8 @@ optimizer = optax.adam(1e-3)
 
 
 class Network(nn.Module):  # your own: anything that returns {stage: [batch, height, width, channels]}
+    """Two convolutions; returns the maps of images `[batch, height, width, 3]` by stage."""
+
     @nn.compact
     def __call__(self, x):
         stage1 = nn.relu(nn.Conv(16, (3, 3), strides=2)(x))
@@ -19,6 +21,8 @@ class Network(nn.Module):  # your own: anything that returns {stage: [batch, hei
 
 @jax.jit
 def train_step(trained, opt_state, teacher, images):
+    """Returns the student and LFCC's parameters after one step, the optimizer's state, and the loss before it."""
+
     def loss(trained):
         student_features = Network().apply(trained["student"], images)
         return lfcc_loss(trained["lfcc"], student_features, Network().apply(teacher, images)).mean()
@@ -29,6 +33,7 @@ def train_step(trained, opt_state, teacher, images):
 
 
 def main(steps=20):
+    """Returns the loss of each of `steps` steps on 16 random images."""
     images = jax.random.uniform(jax.random.key(3), (16, 16, 16, 3))
     teacher, student = (Network().init(jax.random.key(seed), images) for seed in (0, 1))
     trained = {"student": student, "lfcc": lfcc_init(jax.random.key(2), CHANNELS, CHANNELS, width=32)}

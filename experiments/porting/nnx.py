@@ -8,6 +8,8 @@ from lfcc_jax import lfcc_init, lfcc_loss
 
 
 class Network(nnx.Module):  # your own: anything that returns {stage: [batch, height, width, channels]}
+    """Two convolutions; returns the maps of images `[batch, height, width, 3]` by stage."""
+
     def __init__(self, rngs):
         self.convs = nnx.List([nnx.Conv(i, o, (3, 3), strides=2, rngs=rngs) for i, o in ((3, 16), (16, 32))])
 
@@ -17,6 +19,8 @@ class Network(nnx.Module):  # your own: anything that returns {stage: [batch, he
 
 
 class Distilled(nnx.Module):
+    """A student and LFCC's parameters, which are trained with it."""
+
     def __init__(self, student, key):
         self.student, channels = student, {"stage1": 16, "stage2": 32}
         self.lfcc = nnx.data(jax.tree.map(nnx.Param, lfcc_init(key, channels, channels, width=32)))
@@ -24,6 +28,8 @@ class Distilled(nnx.Module):
 
 @nnx.jit
 def train_step(model, optimizer, teacher, images):
+    """Takes one step in place, and returns the loss before it."""
+
     def loss(model):
         return lfcc_loss(nnx.to_pure_dict(nnx.state(model.lfcc)), model.student(images), teacher(images)).mean()
 
@@ -33,6 +39,7 @@ def train_step(model, optimizer, teacher, images):
 
 
 def main(steps=20):
+    """Returns the loss of each of `steps` steps on 16 random images."""
     teacher, model = Network(nnx.Rngs(0)), Distilled(Network(nnx.Rngs(1)), jax.random.key(2))
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
     images = jax.random.uniform(jax.random.key(3), (16, 16, 16, 3))

@@ -112,7 +112,7 @@ def check_same_run(workdir: epath.PathLike, config: Mapping[str, Any], inputs: M
 def _is_free(key: str, before: Any, now: Any) -> bool:
     """Returns whether a difference may be ignored: settings that change no result, one path in two forms."""
     paths = key.endswith(".checkpoint") and isinstance(before, str) and isinstance(now, str) and before and now
-    return key in _FREE or bool(paths and os.path.abspath(before) == os.path.abspath(now))
+    return key in _FREE or bool(paths and storage.resolve(before) == storage.resolve(now))
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
