@@ -26,7 +26,7 @@ METHODS = (
     *("lfcc", "fitnet_dist", "lfcc_dist", "lfcc_dist_3"),
     # Newer than the results in docs/study.md. The weights of RSD, the queue and the views are the published ones; with
     # `runlocal`, those of KD and LFCC beside them are the tuned ones.
-    *("rsd", "rsd_kd", "dual_view_kd", "queue_kd", "lfcc_rsd", "lfcc_dist_rsd"),
+    *("rsd", "rsd_kd", "dist_rsd", "dual_view_kd", "queue_kd", "lfcc_rsd", "lfcc_dist_rsd"),
 )
 
 # Run before the others, so that a comparison that is stopped early tells the most: the best rivals and LFCC.

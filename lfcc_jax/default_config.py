@@ -31,7 +31,9 @@ from ml_collections import ConfigDict
 from lfcc_jax.config_files import parse_argument
 from lfcc_jax.methods import presets
 
-METHODS = tuple(method for method in presets.METHODS if method not in ("lfcc_dist", "fitnet_dist", "lfcc_dist_rsd"))
+METHODS = tuple(
+    method for method in presets.METHODS if method not in ("lfcc_dist", "fitnet_dist", "dist_rsd", "lfcc_dist_rsd")
+)
 _OPTIONS = tuple(dict.fromkeys(("lfcc", "teacher", *presets.METHODS)))  # the first is the default
 # Differences from the presets.
 _CHANGES = {

@@ -54,6 +54,7 @@ _NAMES = {
     "regression": "regression",
     "lfcc": "LFCC + KD",
     "lfcc_dist": "LFCC + DIST",
+    "dist_rsd": "DIST + RSD",
     "lfcc_rsd": "LFCC + KD + RSD",
     "lfcc_dist_rsd": "LFCC + DIST + RSD",
     "lfcc_dist_3": "LFCC + DIST, weight 3",

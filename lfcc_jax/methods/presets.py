@@ -63,6 +63,7 @@ _METHODS: dict[str, dict[str, Block]] = {
     "srrl_kd": {"srrl": {"weight": 1.0}, "kd": _KD},
     "rsd": {"rsd": _RSD},
     "rsd_kd": {"rsd": _RSD, "kd": _KD},
+    "dist_rsd": {"dist": _DIST, "rsd": _RSD},
     "lfcc_rsd": {"kd": _KD, "lfcc": _LFCC, "rsd": _RSD},
     "lfcc_dist_rsd": {"dist": _DIST, "lfcc": _LFCC, "rsd": _RSD},
     "queue_kd": {"queue": {"weight": 1.0}, "kd": _KD},

@@ -51,10 +51,15 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
-        """Returns maps of the size of `x` divided by the stride, rounded up."""
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        factor: Float[Array, " features"] | None = None,
+        shift: Float[Array, " features"] | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns maps of the size of `x` divided by the stride, rounded up; times `factor`, plus `shift`."""
         shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        kernel = _scaled(self.param("kernel", self.kernel_init, shape), factor, self.dtype)
         x = x.astype(self.dtype)
         if self.depthwise:
             by_shifts = functools.partial(depthwise_by_shifts, stride=self.stride)
@@ -67,8 +72,13 @@ class Conv(nn.Module):
         else:
             x = _convolution(x, kernel, self.stride)
         if self.use_bias:
-            x = x + as_last(self.param("bias", nn.initializers.zeros, (self.features,)), x).astype(self.dtype)
-        return x
+            shift = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x if shift is None else x + as_last(shift, x).astype(self.dtype)
+
+
+def _scaled(kernel: Array, factor: Array | None, dtype: Any) -> Array:
+    """Returns the kernel in a dtype, with its output channels multiplied by `factor`."""
+    return (kernel if factor is None else kernel * as_last(factor, kernel).astype(kernel.dtype)).astype(dtype)
 
 
 def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -214,18 +224,23 @@ class StemConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
-        """Returns maps of half the size, rounded up."""
-        channels = x.shape[-1]
-        kernel = self.param("kernel", he, (7, 7, channels, self.features))
-        x, kernel = (v.astype(self.dtype) for v in (x, kernel))
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        factor: Float[Array, " features"] | None = None,
+        shift: Float[Array, " features"] | None = None,
+    ) -> Float[Array, "batch rows columns features"]:
+        """Returns maps of half the size, rounded up; times `factor`, plus `shift`."""
+        kernel = _scaled(self.param("kernel", he, (7, 7, x.shape[-1], self.features)), factor, self.dtype)
+        x = x.astype(self.dtype)
         # Output i reads pixels 2i - 3 to 2i + 3. A zero tap in front makes that blocks i - 2 to i + 1.
         kernel = to_blocks(jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).transpose(3, 0, 1, 2), 2)
         # An odd size gets one more row of zeros, which the padding has anyway.
         x = to_blocks(jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))), 2)
-        return jax.lax.conv_general_dilated(
+        x = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "OHWI", "NHWC")
         )
+        return x if shift is None else x + as_last(shift, x).astype(self.dtype)
 
 
 def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns channels"]:

@@ -83,14 +83,14 @@ class Block(nn.Module):
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
         y = x
         if self.inside != x.shape[-1]:
-            y = conv(self.inside, 1, dtype=self.dtype, name="expand_conv")(y)
-            y = self.activation(BatchNorm(train, self.dtype, name="expand_norm")(y))
-        y = conv(self.inside, self.kernel, self.stride, depthwise=True, dtype=self.dtype, name="depthwise_conv")(y)
-        y = self.activation(BatchNorm(train, self.dtype, name="depthwise_norm")(y))
+            layer = conv(self.inside, 1, dtype=self.dtype, name="expand_conv")
+            y = self.activation(BatchNorm(train, self.dtype, name="expand_norm")(y, layer))
+        layer = conv(self.inside, self.kernel, self.stride, depthwise=True, dtype=self.dtype, name="depthwise_conv")
+        y = self.activation(BatchNorm(train, self.dtype, name="depthwise_norm")(y, layer))
         if self.squeeze is not None:
             y = self.squeeze(name="squeeze_excite")(y)
-        y = conv(self.width, 1, dtype=self.dtype, name="project_conv")(y)
-        y = BatchNorm(train, self.dtype, name="project_norm")(y)
+        layer = conv(self.width, 1, dtype=self.dtype, name="project_conv")
+        y = BatchNorm(train, self.dtype, name="project_norm")(y, layer)
         return x + y if x.shape == y.shape else y
 
 
@@ -110,8 +110,8 @@ class EfficientNet(Network):
         """Returns logits and features; see `Output`."""
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = self.normalize(images)
-        x = conv(scaled_width(32, self.multiplier), 3, 2, dtype=self.dtype, name="stem_conv")(x)
-        x = nn.silu(BatchNorm(train, self.dtype, name="stem_norm")(x))
+        layer = conv(scaled_width(32, self.multiplier), 3, 2, dtype=self.dtype, name="stem_conv")
+        x = nn.silu(BatchNorm(train, self.dtype, name="stem_norm")(x, layer))
         features = {}
         for g, group in enumerate(GROUPS):
             width = scaled_width(group.width, self.multiplier)
@@ -123,8 +123,8 @@ class EfficientNet(Network):
                 x = block(*settings, name=f"group{g}_block{b}")(x, train)
             if g in _STAGES:
                 features[_STAGES[g]] = x
-        x = conv(scaled_width(1280, self.multiplier), 1, dtype=self.dtype, name="last_conv")(x)
-        features["stage4"] = x = nn.silu(BatchNorm(train, self.dtype, name="last_norm")(x))
+        layer = conv(scaled_width(1280, self.multiplier), 1, dtype=self.dtype, name="last_conv")
+        features["stage4"] = x = nn.silu(BatchNorm(train, self.dtype, name="last_norm")(x, layer))
         features["pooled"] = pooled = x.mean(axis=(1, 2))
         return Output(self.classify(pooled, train, uniform_init(self.num_classes)), features)
 

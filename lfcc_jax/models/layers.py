@@ -1,11 +1,15 @@
 """Layers that several network families share."""
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
@@ -73,21 +77,102 @@ def attend(
 ) -> Float[Array, "*batch queries heads channels"]:
     """Returns scaled dot-product attention, with logits and softmax in float32 or wider.
 
-    As `jax.nn.dot_product_attention`, but for any number of batch axes, and under strict dtype promotion.
+    As `jax.nn.dot_product_attention`, but for any number of batch axes, and under strict dtype promotion. On NVIDIA
+    GPUs, cuDNN computes half-precision attention of at least 32 tokens, and no logits are stored.
 
     Args:
       query: Queries.
       key: Keys.
       value: Values.
-      bias: Added to the logits, `query @ key / sqrt(channels)`, as `[*batch, heads, queries, keys]`, or of a shape that
-        broadcasts to it.
+      bias: Added to the logits, `query @ key / sqrt(channels)`, as `[*batch, heads, queries, keys]`; any of the axes
+        before `queries` may have length 1.
     """
+    long = min(query.shape[-3], key.shape[-3]) >= 32
+    channels = query.shape[-1]
+    if long and query.dtype.itemsize == 2 and channels % 8 == 0 and channels <= 128 and has_cudnn():
+        return jax.lax.platform_dependent(query, key, value, bias, cuda=attend_fused, default=_attend)
+    return _attend(query, key, value, bias)
+
+
+def _attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
     wide = wide_dtype(query.dtype)
     logits = jnp.einsum("...qhc,...khc->...hqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias.astype(wide)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("...hqk,...khc->...qhc", weights, value)
+
+
+def attend_fused(
+    query: Float[Array, "*batch queries heads channels"],
+    key: Float[Array, "*batch keys heads channels"],
+    value: Float[Array, "*batch keys heads channels"],
+    bias: Float[Array, "..."] | None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "*batch queries heads channels"]:
+    """Computes `attend` by `jax.nn.dot_product_attention`, with sequences padded to an even length.
+
+    With odd lengths, jax refuses cuDNN's gradient. A bias may not differ along the batch, so batch axes along which it
+    does become heads.
+    """
+    *batch, queries, heads, channels = query.shape
+    keys, count = key.shape[-3], len(batch)
+    as_heads = [axis for axis in range(count) if bias is not None and bias.shape[axis] > 1]
+    kept = [axis for axis in range(count) if axis not in as_heads]
+    order = (*kept, count, *as_heads, count + 1, count + 2)
+    moved = [batch[axis] for axis in kept], queries, [batch[axis] for axis in as_heads], heads, channels
+
+    def folded(x: Array) -> Array:
+        x = jnp.transpose(x, order).reshape(math.prod(moved[0]), x.shape[count], -1, channels)
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    def lengths(x: Array) -> Array:
+        # jax requires that `jax.vmap` maps the lengths where it maps the sequences. The comparison is always false.
+        first = folded(x)[:, 0, 0, 0]
+        return x.shape[count] + (first > first).astype(jnp.int32)
+
+    if bias is not None:
+        shape = *(batch[axis] if axis in as_heads else 1 for axis in range(count)), heads, queries, keys
+        bias = jnp.broadcast_to(bias, shape).reshape(1, -1, queries, keys).astype(query.dtype)
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, queries % 2), (0, keys % 2)))
+    odd = queries % 2 or keys % 2
+    given = {"query_seq_lengths": lengths(query), "key_value_seq_lengths": lengths(key)} if odd else {}
+    arguments = folded(query), folded(key), folded(value), bias
+    result = jax.nn.dot_product_attention(*arguments, implementation=implementation, **given)[:, :queries]
+    result = result.reshape(*moved[0], queries, *moved[2], heads, channels)
+    return jnp.transpose(result, np.argsort(order))
+
+
+@functools.cache
+def has_cudnn() -> bool:
+    """Returns whether cuDNN's attention works on the default device, an NVIDIA GPU. Tries it, once."""
+    if "cuda" not in jax.local_devices()[0].client.platform_version:
+        return False
+    with jax.ensure_compile_time_eval():
+        x = jax.random.normal(jax.random.key(0), (2, 2, 49, 2, 32), jnp.bfloat16)
+        bias = jax.random.normal(jax.random.key(1), (1, 2, 2, 49, 49), jnp.bfloat16)
+
+        def gradients(function: Callable) -> tuple[Array, Array]:
+            return jax.jit(jax.grad(lambda x, b: widen(function(x, x, x, b) * x).sum(), (0, 1)))(x, bias)
+
+        try:
+            ours, theirs = gradients(attend_fused), gradients(_attend)
+        except Exception as error:  # of jax, XLA or cuDNN, which depend on versions and the device
+            print(f"cuDNN's attention is not used: {' '.join(str(error).split())[:120]}")
+            return False
+        return all(bool(jnp.abs(widen(a - b)).max() < 0.1) for a, b in zip(ours, theirs, strict=True))
+
+
+def row_major(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns `x`; on NVIDIA GPUs, it and its gradient are stored with the last axis contiguous.
+
+    The gradient of an array that is added to all images is a sum over the batch, for which XLA makes the batch
+    contiguous, and with it the gradients of all layers before it. That costs far more transposes than it saves.
+    """
+    layout = Layout(major_to_minor=tuple(range(x.ndim)))
+    return jax.lax.platform_dependent(
+        x, cuda=functools.partial(with_layout_constraint, layouts=layout), default=lambda x: x
+    )
 
 
 class GlobalResponseNorm(nn.Module):
@@ -179,15 +264,24 @@ class BatchNorm(nn.Module):
     zero: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
-        """Returns `x` with zero mean and unit variance in each channel, scaled and shifted."""
-        shape, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+    def __call__(
+        self, x: Float[Array, "batch *space inputs"], convolution: Any = None
+    ) -> Float[Array, "batch *rows channels"]:
+        """Returns `x` with zero mean and unit variance in each channel, scaled and shifted.
+
+        Given a `convolution`, that is what it returns for `x`. In evaluation, its kernel is then multiplied by the
+        norm's factor and the rest added as a bias, which saves a pass over the map where libraries add biases.
+        """
+        shape = (x.shape[-1] if convolution is None else convolution.features,)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
         scale = self.param("scale", nn.initializers.zeros if self.zero else nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        x = x.astype(wide_dtype(self.dtype))
+        if convolution is not None and self.train:
+            x = convolution(x)
+        wide, axes = wide_dtype(self.dtype), tuple(range(x.ndim - 1))
         if self.train:
+            x = x.astype(wide)
             shift = jax.lax.stop_gradient(x[0].mean(axes[:-1]))
             x = x - as_last(shift, x)
             mean = x.mean(axes)
@@ -196,9 +290,11 @@ class BatchNorm(nn.Module):
                 for running, value in ((running_mean, shift + mean), (running_variance, variance)):
                     running.value = 0.9 * running.value + 0.1 * value.astype(running.value.dtype)
         else:
-            mean, variance = (running.value.astype(x.dtype) for running in (running_mean, running_variance))
-        factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale.astype(x.dtype)
-        return ((x - as_last(mean, x)) * as_last(factor, x) + as_last(bias, x).astype(x.dtype)).astype(self.dtype)
+            mean, variance = (running.value.astype(wide) for running in (running_mean, running_variance))
+        factor, bias = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale.astype(wide), bias.astype(wide)
+        if convolution is not None and not self.train:
+            return convolution(x, factor, bias - mean * factor)
+        return ((x.astype(wide) - as_last(mean, x)) * as_last(factor, x) + as_last(bias, x)).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -50,12 +50,12 @@ class Block(nn.Module):
         inside = x.shape[-1] * self.expansion
         y = x
         if self.expansion > 1:
-            y = conv(inside, 1, dtype=self.dtype, name="expand_conv")(y)
-            y = nn.relu6(BatchNorm(train, self.dtype, name="expand_norm")(y))
-        y = conv(inside, 3, self.stride, depthwise=True, dtype=self.dtype, name="depthwise_conv")(y)
-        y = nn.relu6(BatchNorm(train, self.dtype, name="depthwise_norm")(y))
-        y = conv(self.width, 1, dtype=self.dtype, name="project_conv")(y)
-        y = BatchNorm(train, self.dtype, name="project_norm")(y)
+            layer = conv(inside, 1, dtype=self.dtype, name="expand_conv")
+            y = nn.relu6(BatchNorm(train, self.dtype, name="expand_norm")(y, layer))
+        layer = conv(inside, 3, self.stride, depthwise=True, dtype=self.dtype, name="depthwise_conv")
+        y = nn.relu6(BatchNorm(train, self.dtype, name="depthwise_norm")(y, layer))
+        layer = conv(self.width, 1, dtype=self.dtype, name="project_conv")
+        y = BatchNorm(train, self.dtype, name="project_norm")(y, layer)
         return x + y if x.shape == y.shape else y
 
 
@@ -80,8 +80,8 @@ class MobileNetV2(Network):
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = self.normalize(images)
         stride = 1 if self.small else 2
-        x = conv(scaled_width(32, self.multiplier), 3, stride, dtype=self.dtype, name="stem_conv")(x)
-        x = nn.relu6(BatchNorm(train, self.dtype, name="stem_norm")(x))
+        layer = conv(scaled_width(32, self.multiplier), 3, stride, dtype=self.dtype, name="stem_conv")
+        x = nn.relu6(BatchNorm(train, self.dtype, name="stem_norm")(x, layer))
         features = {}
         for g, group in enumerate(GROUPS):
             width = scaled_width(group.width, self.multiplier)
@@ -91,8 +91,8 @@ class MobileNetV2(Network):
                 x = block(group.expansion, width, stride if b == 0 else 1, self.dtype, name=name)(x, train)
             if g in _STAGES:
                 features[_STAGES[g]] = x
-        x = conv(scaled_width(1280, max(1.0, self.multiplier)), 1, dtype=self.dtype, name="last_conv")(x)
-        features["stage4"] = x = nn.relu6(BatchNorm(train, self.dtype, name="last_norm")(x))
+        layer = conv(scaled_width(1280, max(1.0, self.multiplier)), 1, dtype=self.dtype, name="last_conv")
+        features["stage4"] = x = nn.relu6(BatchNorm(train, self.dtype, name="last_norm")(x, layer))
         features["pooled"] = pooled = x.mean(axis=(1, 2))
         return Output(self.classify(pooled, train, uniform_init(self.num_classes)), features)
 

@@ -44,8 +44,8 @@ class MobileNetV3(Network):
         """Returns logits and features; see `Output`."""
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = self.normalize(images)
-        x = conv(scaled_width(16, self.multiplier), 3, 2, dtype=self.dtype, name="stem_conv")(x)
-        x = nn.hard_swish(BatchNorm(train, self.dtype, name="stem_norm")(x))
+        layer = conv(scaled_width(16, self.multiplier), 3, 2, dtype=self.dtype, name="stem_conv")
+        x = nn.hard_swish(BatchNorm(train, self.dtype, name="stem_norm")(x, layer))
         features = {}
         for g, group in enumerate(GROUPS):
             width = scaled_width(group.width, self.multiplier)
@@ -59,8 +59,8 @@ class MobileNetV3(Network):
                 x = block(*settings, self.dtype, name=f"group{g}_block{b}")(x, train)
             if g in _STAGES:
                 features[_STAGES[g]] = x
-        x = conv(scaled_width(960, self.multiplier), 1, dtype=self.dtype, name="last_conv")(x)
-        features["stage4"] = x = nn.hard_swish(BatchNorm(train, self.dtype, name="last_norm")(x))
+        layer = conv(scaled_width(960, self.multiplier), 1, dtype=self.dtype, name="last_conv")
+        features["stage4"] = x = nn.hard_swish(BatchNorm(train, self.dtype, name="last_norm")(x, layer))
         # timm never scales this layer.
         x = nn.Dense(1280, kernel_init=he, dtype=self.dtype, name="pooled")(x.mean(axis=(1, 2)))
         features["pooled"] = pooled = nn.hard_swish(x)

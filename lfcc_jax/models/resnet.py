@@ -25,13 +25,13 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
         norm = partial(BatchNorm, train, self.dtype)
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y))
-        y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
-        y = norm(zero=True, name="norm2")(y)
+        layer = conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")
+        y = nn.relu(norm(name="norm1")(x, layer))
+        layer = conv(self.width, 3, dtype=self.dtype, name="conv2")
+        y = norm(zero=True, name="norm2")(y, layer)
         if x.shape != y.shape:
-            x = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
-            x = norm(name="shortcut_norm")(x)
+            layer = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")
+            x = norm(name="shortcut_norm")(x, layer)
         return nn.relu(x + y)
 
 
@@ -46,15 +46,15 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
         norm = partial(BatchNorm, train, self.dtype)
-        y = conv(self.width // 4, 1, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y))
-        y = conv(self.width // 4, 3, self.stride, dtype=self.dtype, name="conv2")(y)
-        y = nn.relu(norm(name="norm2")(y))
-        y = conv(self.width, 1, dtype=self.dtype, name="conv3")(y)
-        y = norm(zero=True, name="norm3")(y)
+        layer = conv(self.width // 4, 1, dtype=self.dtype, name="conv1")
+        y = nn.relu(norm(name="norm1")(x, layer))
+        layer = conv(self.width // 4, 3, self.stride, dtype=self.dtype, name="conv2")
+        y = nn.relu(norm(name="norm2")(y, layer))
+        layer = conv(self.width, 1, dtype=self.dtype, name="conv3")
+        y = norm(zero=True, name="norm3")(y, layer)
         if x.shape != y.shape:
-            x = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
-            x = norm(name="shortcut_norm")(x)
+            layer = conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")
+            x = norm(name="shortcut_norm")(x, layer)
         return nn.relu(x + y)
 
 
@@ -95,8 +95,8 @@ class ResNet(Network):
         x = self.normalize(images)
         width = self.stem_width or self.widths[0]
         stem = partial(conv, width, 3) if self.small else partial(StemConv, width)
-        x = stem(dtype=self.dtype, name="stem_conv")(x)
-        x = nn.relu(BatchNorm(train, self.dtype, name="stem_norm")(x))
+        layer = stem(dtype=self.dtype, name="stem_conv")
+        x = nn.relu(BatchNorm(train, self.dtype, name="stem_norm")(x, layer))
         if not self.small:
             x = max_pool(x)
         features = {}

@@ -69,4 +69,5 @@ def stack(
 
 
 def _init(key: Array, block: nn.Module, depth: int, x: Array) -> dict:
-    return jax.vmap(lambda key: block.init(key, x, False, None)["params"])(jax.random.split(key, depth))
+    # Not `jax.vmap`, under which cuDNN's attention cannot have a bias.
+    return jax.lax.map(lambda key: block.init(key, x, False, None)["params"], jax.random.split(key, depth))

@@ -13,7 +13,17 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import DropPath, LayerNorm, LayerScale, Mlp, attend, kernel_init, patch_inits, trunc_normal
+from lfcc_jax.models.layers import (
+    DropPath,
+    LayerNorm,
+    LayerScale,
+    Mlp,
+    attend,
+    kernel_init,
+    patch_inits,
+    row_major,
+    trunc_normal,
+)
 from lfcc_jax.models.network import IMAGENET, Heads, InitialScale, Ratio, Variant
 from lfcc_jax.models.rotary import rotate
 from lfcc_jax.models.tokens import SMALL, TAPS_OF_12, TokenNetwork
@@ -178,6 +188,7 @@ class ViT(TokenNetwork):
             without = self.prefix - self.prefix_positions
             positions = self.param("pos_embed", trunc_normal, (1, x.shape[1] - without, self.width))
             x = x + jnp.pad(positions.astype(self.dtype), ((0, 0), (without, 0), (0, 0)))
+            x = row_major(x) if train else x
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
     def block(self, grid: tuple[int, int]) -> Block:

@@ -271,3 +271,110 @@ def test_max_pool_of_a_nan_is_nan_and_keeps_the_gradient():
         y, vjp = jax.vjp(convolution.max_pool_by_shifts, x)
         np.testing.assert_array_equal(y, nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)]))
         assert vjp(jnp.ones_like(y))[0].sum() == y.size
+
+
+class ConvolutionAndNorm(nn.Module):
+    """A convolution and the BatchNorm after it, one after the other or together."""
+
+    convolution: nn.Module
+    train: bool
+    together: bool
+
+    @nn.compact
+    def __call__(self, x):
+        norm, layer = layers.BatchNorm(self.train, name="norm"), self.convolution.copy(name="conv")
+        return norm(x, layer) if self.together else norm(layer(x))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        convolution.conv(6, 3, 2, dtype=jnp.float32),
+        convolution.conv(6, 1, dtype=jnp.float32),
+        convolution.conv(3, 3, depthwise=True, dtype=jnp.float32),
+        convolution.StemConv(6),
+    ],
+)
+def test_batch_norm_with_a_convolution_is_one_after_the_other(layer, train):
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    both = [ConvolutionAndNorm(layer, train, together) for together in (False, True)]
+    variables = [module.init(jax.random.key(1), x) for module in both]
+    assert_equal_to(*variables, tolerance=0)
+    variables = jax.tree.map(lambda v: v + jax.random.uniform(jax.random.key(2), v.shape), variables[0])
+
+    def outputs(module):
+        def apply(params, x):
+            return module.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
+
+        return value_and_gradients(apply, variables["params"], x), module.apply(variables, x, mutable=True)[1]
+
+    assert_equal_to(*map(outputs, both), tolerance=3e-6)
+
+
+def test_batch_norm_in_evaluation_reads_no_map_with_a_convolution():
+    x = jnp.ones((1, 8, 8, 3))
+    layer = convolution.conv(6, 3, dtype=jnp.float32)
+    counts = []
+    for together in (False, True):
+        module = ConvolutionAndNorm(layer, False, together)
+        jaxpr = jax.make_jaxpr(module.apply)(module.init(jax.random.key(0), x), x)
+        outer = [e for e in jaxpr.jaxpr.eqns if e.primitive.name in ("sub", "mul", "add")]
+        counts.append(sum(e.outvars[0].aval.shape == (1, 8, 8, 6) for e in outer))
+    assert counts == [3, 1]  # minus the mean, times the factor, plus the bias; plus the bias
+
+
+def attention_arguments(queries, keys, bias_shape=None, batch=(2, 3), heads=2):
+    draws = [jax.random.normal(jax.random.key(i), (*batch, n, heads, 8)) for i, n in enumerate((queries, keys, keys))]
+    return [*draws, jax.random.normal(jax.random.key(3), bias_shape)] if bias_shape else draws
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "bias_shape"),
+    [
+        (6, 6, None),
+        (5, 5, None),
+        (6, 5, None),
+        (5, 5, (1, 1, 2, 5, 5)),  # regular windows
+        (5, 5, (1, 3, 2, 5, 5)),  # shifted windows: not the same in all of them
+        (6, 6, (1, 3, 1, 6, 6)),
+        (5, 6, (2, 3, 2, 5, 6)),
+    ],
+)
+def test_fused_attention_equals_its_definition(queries, keys, bias_shape):
+    arguments = attention_arguments(queries, keys, bias_shape)
+
+    def fused(q, k, v, bias=None):
+        return layers.attend_fused(q, k, v, bias, implementation="xla")
+
+    with jax.numpy_dtype_promotion("standard"):
+        expected, actual = (value_and_gradients(f, *arguments) for f in (layers.attend, fused))
+    assert_equal_to(expected, actual, tolerance=2e-6)
+
+
+def test_control_attention_without_a_mask_of_the_padding_exceeds_the_tolerance():
+    query, key, value = attention_arguments(5, 5)
+    padded = [jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value)]
+    with pytest.raises(AssertionError):
+        assert_equal_to(layers.attend(query, key, value), layers.attend(*padded)[:, :, :5], tolerance=1e-2)
+
+
+def test_fused_attention_of_mapped_sequences_equals_that_of_a_batch():
+    query, key, value = attention_arguments(5, 5)
+    fused = lambda q, k, v: layers.attend_fused(q, k, v, implementation="xla")  # noqa: E731
+    assert_equal_to(fused(query, key, value), jax.vmap(fused)(query, key, value))
+
+
+def test_attention_of_a_cpu_is_not_fused():
+    assert not layers.has_cudnn()
+
+
+def test_arrays_and_gradients_are_row_major_on_a_gpu_only():
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+    y, gradients = value_and_gradients(layers.row_major, x)
+    np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(gradients[0], jax.random.normal(jax.random.key(9), x.shape))
+    traced = jax.jit(jax.grad(lambda x: jnp.square(layers.row_major(x)).sum())).trace(x)
+    texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")}
+    counts = {name: text.count("custom_call @LayoutConstraint") for name, text in texts.items()}
+    assert counts == {"cpu": 0, "cuda": 2, "tpu": 0}
