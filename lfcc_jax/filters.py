@@ -297,8 +297,8 @@ def compact_grids(
     """Shrinks a feature map to several grids, reading the map once.
 
     Equivalent to `tuple(compact(x, kind, grid) for grid in grids)`, but faster: unless the grids are large, the
-    Kronecker products of A and B for all grids are stacked into one matrix, which multiplies the map once. On a CPU,
-    boxes that divide the map are means of blocks, each grid's from a finer one.
+    Kronecker products of A and B for all grids are stacked into one matrix, which multiplies the map once. On CPUs and
+    NVIDIA GPUs, boxes that divide the map are means of blocks, each grid's from a finer one.
 
     Args:
       x: Feature maps, channels last, of any floating dtype.
@@ -326,7 +326,7 @@ def compact_grids(
     products = functools.partial(apply_operator_pairs, pairs, dtype=dtype)
     if kind == "box" and all(height % grid == width % grid == 0 for grid in grids):
         means = functools.partial(_box_pyramid, grids=grids, dtype=dtype)
-        return jax.lax.platform_dependent(x, cpu=means, default=products)
+        return jax.lax.platform_dependent(x, cpu=means, cuda=means, default=products)
     return products(x)
 
 

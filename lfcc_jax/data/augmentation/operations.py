@@ -5,18 +5,20 @@ grayscale image, and a blend with the blurred image. A batch in which every imag
 four passes under `vmap` instead of one for each of the fifteen operations. Steps that an image does not need are the
 identity, and are skipped where images are processed one by one.
 
-Images are float32 `[height, width, channels]` with integer levels, 0 to 255.
+Images are `[height, width, channels]` with integer levels, 0 to 255, in float32 or uint8.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from lfcc_jax.data.augmentation.warp import warp
 
 Image = Float[Array, "height width channels"]
+Levels = Image | UInt8[Array, "height width channels"]
 Tables = Float[Array, "channels levels"]
 
 NAMES = (
@@ -43,7 +45,7 @@ class Change(NamedTuple):
     sharpness: Float[Array, ""]
 
 
-def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) -> Change:
+def change(image: Levels, operation: Int[Array, ""], argument: Float[Array, ""]) -> Change:
     """Returns the parameters of an operation on an image.
 
     Args:
@@ -59,6 +61,7 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
     def is_(*names: str) -> Array:
         return (operation == jnp.asarray([NAMES.index(name) for name in names])).any()
 
+    image = image.astype(jnp.float32)
     counts = jax.lax.cond(is_("autocontrast", "equalize"), histogram, lambda _: jnp.zeros((channels, 256)), image)
     mean = jax.lax.cond(is_("contrast"), _mean_level, lambda _: jnp.zeros(()), image)
 
@@ -90,19 +93,24 @@ def change(image: Image, operation: Int[Array, ""], argument: Float[Array, ""]) 
     return Change(affine, tables, color, sharpness)
 
 
-def apply(image: Image, what: Change, fill: Float[Array, " channels"]) -> Image:
-    """Applies the four steps; `fill` is the value of pixels outside of the image."""
+def apply(image: Levels, what: Change, fill: Float[Array, " channels"]) -> Levels:
+    """Applies the four steps; `fill` is the value of pixels outside of the image. Between steps, images are uint8."""
 
-    def keep(image: Image) -> Image:
-        return image
+    def step(needed: Array, function: Callable[[Image], Image], levels: Array) -> Array:
+        def changed(levels: Array) -> Array:
+            return function(levels.astype(jnp.float32)).astype(jnp.uint8)
+
+        return jax.lax.cond(needed, changed, lambda levels: levels, levels)
 
     moves = (what.affine != jnp.eye(2, 3)).any()
     recolors = (what.tables != jnp.arange(256.0)[None, :]).any()
-    image = jax.lax.cond(moves, lambda image: warp(image, what.affine, fill), keep, image)
-    image = jax.lax.cond(recolors, lambda image: look_up(image, what.tables), keep, image)
+    levels = image.astype(jnp.uint8)
+    levels = step(moves, lambda x: warp(x, what.affine, fill), levels)
+    levels = step(recolors, lambda x: look_up(x, what.tables), levels)
     if image.shape[-1] == 3:
-        image = jax.lax.cond(what.color != 1, lambda image: _blend(_gray(image), image, what.color), keep, image)
-    return jax.lax.cond(what.sharpness != 1, lambda image: _blend(_blurred(image), image, what.sharpness), keep, image)
+        levels = step(what.color != 1, lambda x: _blend(_gray(x), x, what.color), levels)
+    levels = step(what.sharpness != 1, lambda x: _blend(_blurred(x), x, what.sharpness), levels)
+    return levels.astype(image.dtype)
 
 
 def histogram(image: Image) -> Float[Array, "channels levels"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lfcc_jax.arguments import Between, Fraction, checked_arguments
-from lfcc_jax.data.augmentation.operations import NAMES, SIGNED, Image, apply, change
+from lfcc_jax.data.augmentation.operations import NAMES, SIGNED, Image, Levels, apply, change
 from lfcc_jax.errors import UserError, shown
 
 
@@ -73,7 +73,7 @@ def randaugment(key: PRNGKeyArray, image: Image, policy: Policy, fill: Float[Arr
       fill: Value of pixels from outside of the image, by channel.
     """
 
-    def layer(image: Image, layer_key: PRNGKeyArray) -> tuple[Image, None]:
+    def layer(image: Levels, layer_key: PRNGKeyArray) -> tuple[Levels, None]:
         operation_key, apply_key, magnitude_key, sign_key = jax.random.split(layer_key, 4)
         operation = jax.random.randint(operation_key, (), 0, len(NAMES))
         magnitude = jnp.clip(policy.magnitude + policy.spread * jax.random.normal(magnitude_key), 0, 10)
@@ -82,7 +82,8 @@ def randaugment(key: PRNGKeyArray, image: Image, policy: Policy, fill: Float[Arr
         return apply(image, change(image, operation, argument), fill), None
 
     # A loop, so that a layer is compiled once.
-    return jax.lax.scan(layer, image, jax.random.split(key, policy.layers))[0]
+    levels, _ = jax.lax.scan(layer, image.astype(jnp.uint8), jax.random.split(key, policy.layers))
+    return levels.astype(image.dtype)
 
 
 def arguments(magnitude: Float[Array, ""], negative: Array) -> Float[Array, " operations"]:

@@ -211,16 +211,18 @@ def test_images_augmented_one_by_one_equal_those_augmented_at_once(monkeypatch):
 
 
 def test_randaugment_draws_operations_uniformly_and_applies_them_with_the_given_probability(monkeypatch):
-    # The image becomes a number with one digit of base 16 per layer, 0 for no operation.
+    # Each layer writes its operation into the last pixel, 0 for none, and moves the others up.
+    def apply(image, operation, fill):
+        return jnp.concatenate([image[1:], (operation + 1).astype(image.dtype).reshape(1, 1, 1)])
+
     monkeypatch.setattr(policy, "change", lambda image, operation, argument: operation)
-    monkeypatch.setattr(policy, "apply", lambda image, operation, fill: 16 * image + operation.astype(float) + 1)
+    monkeypatch.setattr(policy, "apply", apply)
     settings = policy.parse_policy("rand-m9-mstd0.5-n3-p0.7-inc1")
 
-    def code_of(key):
-        return policy.randaugment(key, jnp.zeros((1, 1, 1)), settings, jnp.zeros(1))[0, 0, 0]
+    def pixels(key):
+        return policy.randaugment(key, jnp.zeros((3, 1, 1)), settings, jnp.zeros(1))[:, 0, 0]
 
-    codes = np.asarray(jax.vmap(code_of)(jax.random.split(KEY, 6000))).astype(int)
-    found = np.stack([codes // 256, codes // 16 % 16, codes % 16], axis=1) - 1
+    found = np.asarray(jax.vmap(pixels)(jax.random.split(KEY, 6000))).astype(int) - 1
     assert abs((found >= 0).mean() - 0.7) < 0.02
     frequencies = np.bincount(found[found >= 0], minlength=len(policy.NAMES)) / (found >= 0).sum()
     assert len(frequencies) == 15

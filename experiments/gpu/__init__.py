@@ -1,0 +1,1 @@
+"""Compilation for NVIDIA GPUs without hardware."""
