@@ -246,10 +246,10 @@ class StemConv(nn.Module):
 def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns channels"]:
     """Returns the largest value of each 3x3 window with stride 2 and padding 1.
 
-    On a CPU, this is a maximum over shifted maps, because the gradient of `nn.max_pool` is slow there.
+    On CPUs and NVIDIA GPUs, this is a maximum over shifted maps, because the gradient of `nn.max_pool` is slow there.
     """
     standard = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
-    return jax.lax.platform_dependent(x, cpu=max_pool_by_shifts, default=standard)
+    return jax.lax.platform_dependent(x, cpu=max_pool_by_shifts, cuda=max_pool_by_shifts, default=standard)
 
 
 @jax.custom_vjp
