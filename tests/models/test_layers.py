@@ -369,6 +369,33 @@ def test_attention_of_a_cpu_is_not_fused():
     assert not layers.has_cudnn()
 
 
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, True), (1.3, False)])
+def test_cudnn_is_used_only_if_its_gradients_are_right(monkeypatch, factor, expected):
+    class Device:
+        class client:  # noqa: N801
+            platform_version = "PJRT C API\ncuda 12090"
+
+    def fused(*arguments):
+        return attend_fused(*arguments, implementation="xla") * jnp.bfloat16(factor)
+
+    attend_fused = layers.attend_fused
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device])
+    monkeypatch.setattr(layers, "attend_fused", fused)
+    with jax.numpy_dtype_promotion("standard"):
+        # While another function is traced, as in a training step.
+        assert jax.jit(lambda x: x + layers.has_cudnn.__wrapped__())(1) == 1 + expected
+
+
+def test_without_cudnn_a_line_says_why(monkeypatch, capsys):
+    class Device:
+        class client:  # noqa: N801
+            platform_version = "cuda"
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device])
+    assert not layers.has_cudnn.__wrapped__()
+    assert capsys.readouterr().out.startswith("cuDNN's attention is not used: ")
+
+
 def test_arrays_and_gradients_are_row_major_on_a_gpu_only():
     x = jnp.arange(24.0).reshape(2, 3, 4)
     y, gradients = value_and_gradients(layers.row_major, x)
