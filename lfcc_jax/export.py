@@ -23,6 +23,7 @@ from lfcc_jax.convert.create_model import create_model_call
 from lfcc_jax.convert.files import write_safetensors
 from lfcc_jax.errors import UserError
 from lfcc_jax.main import cache_programs
+from lfcc_jax.models.layers import plain_attention
 
 # Batch sizes of the check, and the largest difference from the network, relative to the largest output.
 _BATCHES, _TOLERANCE = (1, 7), 1e-4
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         if out.exists():
             raise UserError(f"{args.out} already exists; name another file, or remove it")
         storage.check_writable(out.parent, "--out")
-        write(args.run, args.out)
+        with plain_attention():  # exported programs may not call cuDNN
+            write(args.run, args.out)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -41,7 +41,7 @@ def train_and_evaluate(
 
     Without a teacher this is plain training, for teachers and baselines. Called again with the same config and work
     directory, an interrupted run resumes from its last checkpoint, and ends with the same weights, bit for bit, as an
-    uninterrupted one.
+    uninterrupted one (on a GPU, up to rounding).
 
     Args:
       config: An `ml_collections.ConfigDict` or a dict, with the keys of `training.config.RunConfig`.

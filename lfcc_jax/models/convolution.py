@@ -72,13 +72,14 @@ class Conv(nn.Module):
         else:
             x = _convolution(x, kernel, self.stride)
         if self.use_bias:
-            shift = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            shift = bias if factor is None else bias * factor + shift
         return x if shift is None else x + as_last(shift, x).astype(self.dtype)
 
 
 def _scaled(kernel: Array, factor: Array | None, dtype: Any) -> Array:
     """Returns the kernel in a dtype, with its output channels multiplied by `factor`."""
-    return (kernel if factor is None else kernel * as_last(factor, kernel).astype(kernel.dtype)).astype(dtype)
+    return (kernel if factor is None else kernel.astype(factor.dtype) * as_last(factor, kernel)).astype(dtype)
 
 
 def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -246,7 +247,8 @@ class StemConv(nn.Module):
 def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch rows columns channels"]:
     """Returns the largest value of each 3x3 window with stride 2 and padding 1.
 
-    On CPUs and NVIDIA GPUs, this is a maximum over shifted maps, because the gradient of `nn.max_pool` is slow there.
+    On CPUs and NVIDIA GPUs, this is a maximum over shifted maps, because the gradient of `nn.max_pool` is slow, or
+    moves several times the bytes.
     """
     standard = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
     return jax.lax.platform_dependent(x, cpu=max_pool_by_shifts, cuda=max_pool_by_shifts, default=standard)

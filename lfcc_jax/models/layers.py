@@ -1,8 +1,10 @@
 """Layers that several network families share."""
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -69,6 +71,23 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
+_PLAIN_ATTENTION = contextvars.ContextVar("plain attention", default=False)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Makes `attend` compute attention by matrix products on every device, in what is traced inside the context.
+
+    For what cuDNN's attention cannot do: exports, forward-mode and second derivatives, and `jax.vmap` in which not all
+    arguments are mapped, or a bias is.
+    """
+    token = _PLAIN_ATTENTION.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN_ATTENTION.reset(token)
+
+
 def attend(
     query: Float[Array, "*batch queries heads channels"],
     key: Float[Array, "*batch keys heads channels"],
@@ -78,7 +97,8 @@ def attend(
     """Returns scaled dot-product attention, with logits and softmax in float32 or wider.
 
     As `jax.nn.dot_product_attention`, but for any number of batch axes, and under strict dtype promotion. On NVIDIA
-    GPUs, cuDNN computes half-precision attention of at least 32 tokens, and no logits are stored.
+    GPUs, cuDNN computes half-precision attention of at least 32 tokens, and no logits are stored: forward and backward
+    without a bias, forward only with one. See `plain_attention` for what that excludes.
 
     Args:
       query: Queries.
@@ -87,10 +107,13 @@ def attend(
       bias: Added to the logits, `query @ key / sqrt(channels)`, as `[*batch, heads, queries, keys]`; any of the axes
         before `queries` may have length 1.
     """
-    long = min(query.shape[-3], key.shape[-3]) >= 32
-    channels = query.shape[-1]
-    if long and query.dtype.itemsize == 2 and channels % 8 == 0 and channels <= 128 and has_cudnn():
-        return jax.lax.platform_dependent(query, key, value, bias, cuda=attend_fused, default=_attend)
+    (queries, _, channels), keys = query.shape[-3:], key.shape[-3]
+    possible = min(queries, keys) >= 32 and query.dtype.itemsize == 2 and channels % 8 == 0 and channels <= 128
+    if possible and not _PLAIN_ATTENTION.get():
+        odd = bool(queries % 2 or keys % 2)
+        if has_cudnn(query.dtype, channels, odd, bias is not None):
+            fused = attend_fused if bias is None else _attend_with_bias
+            return jax.lax.platform_dependent(query, key, value, bias, cuda=fused, default=_attend)
     return _attend(query, key, value, bias)
 
 
@@ -143,24 +166,57 @@ def attend_fused(
     return jnp.transpose(result, np.argsort(order))
 
 
+# The gradient is the plain form's: jax loses the sum over devices, or over mapped examples, in that of a bias.
+_attend_with_bias = jax.custom_vjp(lambda *arguments: attend_fused(*arguments))
+_attend_with_bias.defvjp(
+    lambda *arguments: (attend_fused(*arguments), arguments),
+    lambda arguments, gradient: jax.vjp(_attend, *arguments)[1](gradient),
+)
+
+
 @functools.cache
-def has_cudnn() -> bool:
-    """Returns whether cuDNN's attention works on the default device, an NVIDIA GPU. Tries it, once."""
-    if "cuda" not in jax.local_devices()[0].client.platform_version:
+def has_cudnn(dtype: jnp.dtype, channels: int, odd: bool, biased: bool) -> bool:
+    """Returns whether cuDNN's attention works on the first device, an NVIDIA GPU. Tries it once for each kind.
+
+    Args:
+      dtype: Dtype of the sequences.
+      channels: Channels of each head.
+      odd: Whether a sequence has an odd length.
+      biased: Whether there is a bias.
+    """
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:
         return False
-    with jax.ensure_compile_time_eval():
-        x = jax.random.normal(jax.random.key(0), (2, 2, 49, 2, 32), jnp.bfloat16)
-        bias = jax.random.normal(jax.random.key(1), (1, 2, 2, 49, 49), jnp.bfloat16)
+    try:
+        # Eager, even while a training step is traced.
+        with jax.ensure_compile_time_eval(), jax.default_device(device), jax.numpy_dtype_promotion("standard"):
+            errors = _errors_of_cudnn(dtype, channels, 49 if odd else 64, biased)
+        reason = "" if max(errors) < 0.01 else f"relative errors of {', '.join(f'{e:.4f}' for e in errors)}"
+    except Exception as error:  # of jax, XLA or cuDNN, which depend on versions and the device
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    if reason:
+        print(f"attention without cuDNN ({reason})")
+    return not reason
 
-        def gradients(function: Callable) -> tuple[Array, Array]:
-            return jax.jit(jax.grad(lambda x, b: widen(function(x, x, x, b) * x).sum(), (0, 1)))(x, bias)
 
-        try:
-            ours, theirs = gradients(attend_fused), gradients(_attend)
-        except Exception as error:  # of jax, XLA or cuDNN, which depend on versions and the device
-            print(f"cuDNN's attention is not used: {' '.join(str(error).split())[:120]}")
-            return False
-        return all(bool(jnp.abs(widen(a - b)).max() < 0.1) for a, b in zip(ours, theirs, strict=True))
+def _errors_of_cudnn(dtype: jnp.dtype, channels: int, tokens: int, biased: bool) -> list[float]:
+    """Returns the relative errors of the fused form and, without a bias, of its gradients, against float32."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    query, key, value, noise = (jax.random.normal(k, (2, 2, tokens, 2, channels), dtype) for k in keys[:4])
+    # Small logits and a mean of the values show whether padding is masked.
+    arguments = [query / 4, key, value + 1]
+    arguments.append(jax.random.normal(keys[4], (1, 2, 2, tokens, tokens)) if biased else None)
+    wide = [None if x is None else widen(x) for x in arguments]
+
+    def results(function: Callable, arguments: list) -> list[Array]:
+        if biased:
+            return [jax.jit(function)(*arguments)]
+        *sequences, bias = arguments
+        run = jax.jit(lambda *s: jax.vjp(lambda *s: function(*s, bias), *s)[1](noise.astype(s[0].dtype)))
+        return [jax.jit(function)(*arguments), *run(*sequences)]
+
+    pairs = zip(results(attend_fused, arguments), results(_attend, wide), strict=True)
+    return [float(jnp.linalg.norm((widen(a) - b).ravel()) / jnp.linalg.norm(b.ravel())) for a, b in pairs]
 
 
 def row_major(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -269,8 +325,9 @@ class BatchNorm(nn.Module):
     ) -> Float[Array, "batch *rows channels"]:
         """Returns `x` with zero mean and unit variance in each channel, scaled and shifted.
 
-        Given a `convolution`, that is what it returns for `x`. In evaluation, its kernel is then multiplied by the
-        norm's factor and the rest added as a bias, which saves a pass over the map where libraries add biases.
+        With a `convolution`, `x` is its input, and its output is what is normalized. In evaluation, its kernel is then
+        multiplied by the norm's factor and the rest added as a bias, which saves a pass over the map where libraries
+        add biases. In bfloat16, both are rounded.
         """
         shape = (x.shape[-1] if convolution is None else convolution.features,)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)

@@ -69,5 +69,5 @@ def stack(
 
 
 def _init(key: Array, block: nn.Module, depth: int, x: Array) -> dict:
-    # Not `jax.vmap`, under which cuDNN's attention cannot have a bias.
+    # Not `jax.vmap`, in which cuDNN's attention cannot have a bias that is mapped.
     return jax.lax.map(lambda key: block.init(key, x, False, None)["params"], jax.random.split(key, depth))

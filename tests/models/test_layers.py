@@ -1,12 +1,18 @@
 """Layers that compute a standard operation in another way, against the standard one."""
 
+import contextlib
+import re
+
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from jax._src.cudnn import fused_attention_stablehlo
 
+from lfcc_jax import models
 from lfcc_jax.models import convolution, layers
 
 
@@ -291,6 +297,7 @@ class ConvolutionAndNorm(nn.Module):
     "layer",
     [
         convolution.conv(6, 3, 2, dtype=jnp.float32),
+        convolution.Conv(6, 3, use_bias=True),
         convolution.conv(6, 1, dtype=jnp.float32),
         convolution.conv(3, 3, depthwise=True, dtype=jnp.float32),
         convolution.StemConv(6),
@@ -366,34 +373,113 @@ def test_fused_attention_of_mapped_sequences_equals_that_of_a_batch():
 
 
 def test_attention_of_a_cpu_is_not_fused():
-    assert not layers.has_cudnn()
+    assert not layers.has_cudnn(jnp.dtype("bfloat16"), 64, True, False)
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(1.0, True), (1.3, False)])
-def test_cudnn_is_used_only_if_its_gradients_are_right(monkeypatch, factor, expected):
-    class Device:
-        class client:  # noqa: N801
-            platform_version = "PJRT C API\ncuda 12090"
+class Gpu:
+    """Stands for the first device."""
 
-    def fused(*arguments):
-        return attend_fused(*arguments, implementation="xla") * jnp.bfloat16(factor)
+    class client:  # noqa: N801
+        platform_version = "PJRT C API\ncuda 12090"
 
-    attend_fused = layers.attend_fused
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device])
-    monkeypatch.setattr(layers, "attend_fused", fused)
-    with jax.numpy_dtype_promotion("standard"):
-        # While another function is traced, as in a training step.
-        assert jax.jit(lambda x: x + layers.has_cudnn.__wrapped__())(1) == 1 + expected
+
+def with_factor(fused, factor):
+    return lambda *arguments: fused(*arguments, implementation="xla") * jnp.asarray(factor, arguments[0].dtype)
+
+
+def without_mask(fused):
+    def attend(q, k, v, bias=None):
+        pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))  # noqa: E731
+        return layers._attend(pad(q), pad(k), pad(v), bias)[:, :, :-1]
+
+    return attend
+
+
+@pytest.mark.parametrize(
+    ("form", "odd", "biased", "expected"),
+    [
+        (lambda fused: with_factor(fused, 1.0), True, True, True),
+        (lambda fused: with_factor(fused, 1.0), True, False, True),
+        (lambda fused: with_factor(fused, 1.0), False, False, True),
+        (lambda fused: with_factor(fused, 1.03), True, True, False),
+        (lambda fused: with_factor(fused, 1.03), True, False, False),
+        (without_mask, True, False, False),
+    ],
+)
+def test_cudnn_is_used_only_if_it_is_right(monkeypatch, capsys, form, odd, biased, expected):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Gpu])
+    monkeypatch.setattr(jax, "default_device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(layers, "attend_fused", form(layers.attend_fused))
+    kind = jnp.dtype("bfloat16"), 32, odd, biased
+    # While another function is traced, as in a training step.
+    assert bool(jax.jit(lambda x: x * int(layers.has_cudnn.__wrapped__(*kind)))(1)) == expected
+    assert capsys.readouterr().out.startswith("attention without cuDNN (relative errors of 0.0") == (not expected)
 
 
 def test_without_cudnn_a_line_says_why(monkeypatch, capsys):
-    class Device:
-        class client:  # noqa: N801
-            platform_version = "cuda"
+    monkeypatch.setattr(jax, "local_devices", lambda: [Gpu])
+    assert not layers.has_cudnn.__wrapped__(jnp.dtype("bfloat16"), 32, True, True)
+    assert capsys.readouterr().out.startswith("attention without cuDNN (")
 
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device])
-    assert not layers.has_cudnn.__wrapped__()
-    assert capsys.readouterr().out.startswith("cuDNN's attention is not used: ")
+
+@pytest.fixture
+def pretended_cudnn(monkeypatch):
+    """Makes jax, and this package, trace as they do on an NVIDIA GPU."""
+    checks = {"check_cudnn_version": 91000, "check_compute_capability": True, "is_cuda_compute_capability_equal": False}
+    for name, answer in checks.items():
+        monkeypatch.setattr(fused_attention_stablehlo, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(layers, "has_cudnn", lambda *_: True)
+
+
+def half_precision(bias_shape=None):
+    arguments = attention_arguments(33, 33, bias_shape)
+    return [x.astype(jnp.bfloat16) for x in arguments[:3]] + arguments[3:]
+
+
+@pytest.mark.usefixtures("pretended_cudnn")
+@pytest.mark.parametrize(("bias_shape", "expected"), [(None, (1, 1)), ((1, 3, 2, 33, 33), (1, 0))])
+def test_a_gpu_computes_attention_by_cudnn_and_other_devices_do_not(bias_shape, expected):
+    arguments = half_precision(bias_shape)
+    gradients = jax.grad(lambda *a: jnp.square(layers.attend(*a).astype(float)).sum(), tuple(range(len(arguments))))
+    with jax.numpy_dtype_promotion("standard"):
+        traced = jax.jit(gradients).trace(*arguments)
+        texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "cpu", "tpu")}
+        with layers.plain_attention():
+            plain = jax.jit(layers.attend).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    calls = [len(re.findall(r"@__cudnn\$fmha\w*Softmax\(", texts["cuda"])), texts["cuda"].count("SoftmaxBackward(")]
+    assert tuple(calls) == expected
+    assert not any("cudnn" in text for text in (texts["cpu"], texts["tpu"], plain))
+
+
+@pytest.mark.usefixtures("pretended_cudnn")
+def test_a_network_can_be_exported_for_all_platforms_with_plain_attention_only():
+    network = models.create("vit_pico", 10, 24).clone(dtype=jnp.bfloat16)
+    images = jnp.zeros(network.image_shape())  # 37 tokens
+    with jax.numpy_dtype_promotion("standard"):
+        variables = network.init(jax.random.key(0), images)
+
+        def exported():
+            run = jax.jit(lambda x: network.apply(variables, x).logits)
+            return jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(images).serialize()
+
+        with layers.plain_attention():
+            assert exported()
+        with pytest.raises(Exception, match="dot_product_attention"):
+            exported()
+
+
+@pytest.mark.usefixtures("pretended_cudnn")
+def test_gradient_of_a_bias_is_summed_over_devices_and_by_mapped_example():
+    arguments = half_precision((1, 3, 2, 33, 33))
+    gradient = jax.grad(lambda *a: jnp.square(layers.attend(*a).astype(jnp.float32)).sum(), 3)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.P("data")
+    with jax.numpy_dtype_promotion("standard"):
+        expected = gradient(*arguments)
+        sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(split, split, split, jax.P()), out_specs=jax.P())
+        assert_equal_to(expected, jax.jit(sharded)(*arguments), tolerance=2e-2)
+        by_image = jax.vmap(gradient, (0, 0, 0, None))(*(x[:, None] for x in arguments[:3]), arguments[3])
+        assert_equal_to(expected, by_image.sum(0), tolerance=2e-2)
 
 
 def test_arrays_and_gradients_are_row_major_on_a_gpu_only():
