@@ -88,12 +88,19 @@ def main() -> None:
     parser.add_argument("--list", type=int, default=0, help="number of kernels to list (default: %(default)s)")
     options = parser.parse_args()
 
+    pairs = options.pairs.split(",")
+    for pair in pairs:
+        if pair.count(":") != 1:
+            parser.error(f"--pairs must be teacher:student separated by commas, got '{pair}'")
     try:
-        mesh = gpu_mesh()
+        print(_tables(options, pairs))
     except UserError as error:
         sys.exit(f"error: {error}")
-    rows, lists = [], []
-    for pair in options.pairs.split(","):
+
+
+def _tables(options: argparse.Namespace, pairs: list[str]) -> str:
+    mesh, rows, lists = gpu_mesh(), [], []
+    for pair in pairs:
         for method in options.methods.split(","):
             lowered = steps.JaxStep(options, mesh, steps.Row(pair, method, "lfcc_jax")).lower()
             began = time.monotonic()
@@ -103,10 +110,11 @@ def main() -> None:
             size = sum(kernel.size for kernel in found)
             name = pair.replace(":", " -> ")
             rows.append([name, method, str(len(found)), str(calls), f"{size / 1e9:.1f}", f"{seconds:.0f}"])
+            print(f"{name}, {method}: compiled in {seconds:.0f} s", file=sys.stderr, flush=True)
             if options.list:
                 lists.append(f"{name}, {method}\n\n{_largest(found, options.list)}")
     header = ["teacher -> student", "method", "kernels", "of libraries", "GB touched", "compiled in, s"]
-    print("\n\n".join([table(header, rows), *lists]))
+    return "\n\n".join([table(header, rows), *lists])
 
 
 def gpu_mesh() -> Mesh:

@@ -29,8 +29,9 @@ def conv(
 class Conv(nn.Module):
     """A convolution of an odd size, padded as in PyTorch: on all sides, where XLA's `SAME` may pad one side only.
 
-    Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product everywhere, and a
-    depthwise one by `depthwise_by_shifts` on a CPU, where XLA's own code, and that of both gradients, is much slower.
+    Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product, except in evaluation on
+    NVIDIA GPUs, and a depthwise one by `depthwise_by_shifts` on a CPU, where XLA's own code, and that of both gradients,
+    is much slower.
 
     Attributes:
       features: Number of output channels.
@@ -65,10 +66,12 @@ class Conv(nn.Module):
             by_shifts = functools.partial(depthwise_by_shifts, stride=self.stride)
             standard = functools.partial(_convolution, stride=self.stride, groups=self.features)
             x = jax.lax.platform_dependent(x, kernel, cpu=by_shifts, default=standard)
+        elif self.size == 1 and factor is not None:
+            # cuDNN adds bias and shortcut, and applies ReLU, in the same kernel. XLA's matrix products may not.
+            standard, product = (functools.partial(f, stride=self.stride) for f in (_convolution, _product))
+            x = jax.lax.platform_dependent(x, kernel, cuda=standard, default=product)
         elif self.size == 1:
-            for axis in (1, 2):
-                x = jax.lax.slice_in_dim(x, 0, None, self.stride, axis)
-            x = x @ kernel[0, 0]
+            x = _product(x, kernel, self.stride)
         else:
             x = _convolution(x, kernel, self.stride)
         if self.use_bias:
@@ -80,6 +83,12 @@ class Conv(nn.Module):
 def _scaled(kernel: Array, factor: Array | None, dtype: Any) -> Array:
     """Returns the kernel in a dtype, with its output channels multiplied by `factor`."""
     return (kernel if factor is None else kernel.astype(factor.dtype) * as_last(factor, kernel)).astype(dtype)
+
+
+def _product(x: Array, kernel: Array, stride: int) -> Array:
+    for axis in (1, 2):
+        x = jax.lax.slice_in_dim(x, 0, None, stride, axis)
+    return x @ kernel[0, 0]
 
 
 def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:

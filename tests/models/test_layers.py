@@ -108,6 +108,18 @@ def test_depthwise_convolution_is_a_convolution_except_on_a_cpu():
     assert counts["cpu"] == 0 < counts["tpu"]
 
 
+def test_pointwise_convolution_is_a_product_except_with_the_norm_of_evaluation_on_a_gpu():
+    x, layer = jnp.ones((2, 8, 8, 4)), convolution.conv(4, 1, dtype=jnp.float32)
+    counts = {}
+    for train in (True, False):
+        module = ConvolutionAndNorm(layer, train, True)
+        variables = module.init(jax.random.key(0), x)
+        traced = jax.jit(lambda v, module=module: module.apply(v, x, mutable=["batch_stats"])[0]).trace(variables)
+        for name in ("cpu", "cuda", "tpu"):
+            counts[name, train] = traced.lower(lowering_platforms=(name,)).as_text().count("stablehlo.convolution")
+    assert counts == {(name, train): int(name == "cuda" and not train) for name, train in counts}
+
+
 @pytest.mark.parametrize("ours", [convolution.PatchConv(5, 2, nn.initializers.lecun_normal()), convolution.StemConv(5)])
 def test_control_a_transposed_kernel_exceeds_the_tolerance(ours):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
