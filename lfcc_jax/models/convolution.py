@@ -30,8 +30,8 @@ class Conv(nn.Module):
     """A convolution of an odd size, padded as in PyTorch: on all sides, where XLA's `SAME` may pad one side only.
 
     Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product, except in evaluation on
-    NVIDIA GPUs, and a depthwise one by `depthwise_by_shifts` on a CPU, where XLA's own code, and that of both gradients,
-    is much slower.
+    NVIDIA GPUs; a depthwise one by `depthwise_by_shifts` on a CPU, where XLA's own code, and that of both gradients, is
+    much slower.
 
     Attributes:
       features: Number of output channels.
