@@ -23,7 +23,7 @@ from lfcc_jax.convert.create_model import create_model_call
 from lfcc_jax.convert.files import write_safetensors
 from lfcc_jax.errors import UserError
 from lfcc_jax.main import cache_programs
-from lfcc_jax.models.layers import plain_attention
+from lfcc_jax.models.attention import plain_attention
 
 # Batch sizes of the check, and the largest difference from the network, relative to the largest output.
 _BATCHES, _TOLERANCE = (1, 7), 1e-4

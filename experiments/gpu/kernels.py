@@ -7,7 +7,7 @@
 Every kernel reads its operands from the GPU's memory and writes its results there, and most kernels of these steps are
 limited by that. The sum is an upper bound of the bytes: what reads a part of an array counts as reading all of it.
 Branches of conditionals are not counted. On a GPU, XLA times alternatives, such as Triton's matrix products, which can
-be fused with what follows; here it cannot, and uses cuBLAS and cuDNN.
+be fused with what follows; here it cannot. The flag makes it use cuBLAS.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from jax.sharding import AxisType, Mesh
 
 from experiments.bench import steps
 from lfcc_jax.errors import UserError
-from lfcc_jax.models import layers
+from lfcc_jax.models import attention
 from lfcc_jax.training.report import table
 
 # An H200, as XLA's compiler sees it.
@@ -131,7 +131,7 @@ def gpu_mesh() -> Mesh:
     fused_attention_stablehlo.check_cudnn_version = lambda: 90700
     fused_attention_stablehlo.check_compute_capability = lambda capability: True
     fused_attention_stablehlo.is_cuda_compute_capability_equal = lambda capability: False
-    layers.has_cudnn = lambda *kind: True
+    attention.has_cudnn = lambda *kind: True
     devices = np.asarray(topology.devices).reshape(1, 1)
     return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 

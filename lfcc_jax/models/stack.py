@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lfcc_jax.models.attention import plain_attention
 from lfcc_jax.models.network import Network
 
 
@@ -69,5 +70,5 @@ def stack(
 
 
 def _init(key: Array, block: nn.Module, depth: int, x: Array) -> dict:
-    # Not `jax.vmap`, in which cuDNN's attention cannot have a bias that is mapped.
-    return jax.lax.map(lambda key: block.init(key, x, False, None)["params"], jax.random.split(key, depth))
+    with plain_attention():
+        return jax.vmap(lambda key: block.init(key, x, False, None)["params"])(jax.random.split(key, depth))

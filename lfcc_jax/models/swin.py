@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
+from lfcc_jax.models.attention import attend
 from lfcc_jax.models.convolution import PatchConv
-from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, attend, kernel_init, patch_inits, trunc_normal
+from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
 from lfcc_jax.models.network import (
     IMAGENET,
     Depth,

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between
 from lfcc_jax.errors import UserError
+from lfcc_jax.models.attention import attend
 from lfcc_jax.models.layers import (
     DropPath,
     LayerNorm,
     LayerScale,
     Mlp,
-    attend,
     kernel_init,
     patch_inits,
     row_major,

@@ -13,7 +13,7 @@ import scipy.special
 from jax._src.cudnn import fused_attention_stablehlo
 
 from lfcc_jax import models
-from lfcc_jax.models import convolution, layers
+from lfcc_jax.models import attention, convolution, layers
 
 
 def value_and_gradients(function, *arguments):
@@ -364,10 +364,10 @@ def test_fused_attention_equals_its_definition(queries, keys, bias_shape):
     arguments = attention_arguments(queries, keys, bias_shape)
 
     def fused(q, k, v, bias=None):
-        return layers.attend_fused(q, k, v, bias, implementation="xla")
+        return attention.attend_fused(q, k, v, bias, implementation="xla")
 
     with jax.numpy_dtype_promotion("standard"):
-        expected, actual = (value_and_gradients(f, *arguments) for f in (layers.attend, fused))
+        expected, actual = (value_and_gradients(f, *arguments) for f in (attention.attend, fused))
     assert_equal_to(expected, actual, tolerance=2e-6)
 
 
@@ -375,17 +375,17 @@ def test_control_attention_without_a_mask_of_the_padding_exceeds_the_tolerance()
     query, key, value = attention_arguments(5, 5)
     padded = [jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value)]
     with pytest.raises(AssertionError):
-        assert_equal_to(layers.attend(query, key, value), layers.attend(*padded)[:, :, :5], tolerance=1e-2)
+        assert_equal_to(attention.attend(query, key, value), attention.attend(*padded)[:, :, :5], tolerance=1e-2)
 
 
 def test_fused_attention_of_mapped_sequences_equals_that_of_a_batch():
     query, key, value = attention_arguments(5, 5)
-    fused = lambda q, k, v: layers.attend_fused(q, k, v, implementation="xla")  # noqa: E731
+    fused = lambda q, k, v: attention.attend_fused(q, k, v, implementation="xla")  # noqa: E731
     assert_equal_to(fused(query, key, value), jax.vmap(fused)(query, key, value))
 
 
 def test_attention_of_a_cpu_is_not_fused():
-    assert not layers.has_cudnn(jnp.dtype("bfloat16"), 64, True, False)
+    assert not attention.has_cudnn(jnp.dtype("bfloat16"), 64, True, False)
 
 
 class Gpu:
@@ -402,7 +402,7 @@ def with_factor(fused, factor):
 def without_mask(fused):
     def attend(q, k, v, bias=None):
         pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))  # noqa: E731
-        return layers._attend(pad(q), pad(k), pad(v), bias)[:, :, :-1]
+        return attention._attend(pad(q), pad(k), pad(v), bias)[:, :, :-1]
 
     return attend
 
@@ -421,16 +421,16 @@ def without_mask(fused):
 def test_cudnn_is_used_only_if_it_is_right(monkeypatch, capsys, form, odd, biased, expected):
     monkeypatch.setattr(jax, "local_devices", lambda: [Gpu])
     monkeypatch.setattr(jax, "default_device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(layers, "attend_fused", form(layers.attend_fused))
+    monkeypatch.setattr(attention, "attend_fused", form(attention.attend_fused))
     kind = jnp.dtype("bfloat16"), 32, odd, biased
     # While another function is traced, as in a training step.
-    assert bool(jax.jit(lambda x: x * int(layers.has_cudnn.__wrapped__(*kind)))(1)) == expected
+    assert bool(jax.jit(lambda x: x * int(attention.has_cudnn.__wrapped__(*kind)))(1)) == expected
     assert capsys.readouterr().out.startswith("attention without cuDNN (relative errors of 0.0") == (not expected)
 
 
 def test_without_cudnn_a_line_says_why(monkeypatch, capsys):
     monkeypatch.setattr(jax, "local_devices", lambda: [Gpu])
-    assert not layers.has_cudnn.__wrapped__(jnp.dtype("bfloat16"), 32, True, True)
+    assert not attention.has_cudnn.__wrapped__(jnp.dtype("bfloat16"), 32, True, True)
     assert capsys.readouterr().out.startswith("attention without cuDNN (")
 
 
@@ -440,7 +440,7 @@ def pretended_cudnn(monkeypatch):
     checks = {"check_cudnn_version": 91000, "check_compute_capability": True, "is_cuda_compute_capability_equal": False}
     for name, answer in checks.items():
         monkeypatch.setattr(fused_attention_stablehlo, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(layers, "has_cudnn", lambda *_: True)
+    monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
 
 
 def half_precision(bias_shape=None):
@@ -452,12 +452,12 @@ def half_precision(bias_shape=None):
 @pytest.mark.parametrize(("bias_shape", "expected"), [(None, (1, 1)), ((1, 3, 2, 33, 33), (1, 0))])
 def test_a_gpu_computes_attention_by_cudnn_and_other_devices_do_not(bias_shape, expected):
     arguments = half_precision(bias_shape)
-    gradients = jax.grad(lambda *a: jnp.square(layers.attend(*a).astype(float)).sum(), tuple(range(len(arguments))))
+    gradients = jax.grad(lambda *a: jnp.square(attention.attend(*a).astype(float)).sum(), tuple(range(len(arguments))))
     with jax.numpy_dtype_promotion("standard"):
         traced = jax.jit(gradients).trace(*arguments)
         texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "cpu", "tpu")}
-        with layers.plain_attention():
-            plain = jax.jit(layers.attend).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        with attention.plain_attention():
+            plain = jax.jit(attention.attend).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     calls = [len(re.findall(r"@__cudnn\$fmha\w*Softmax\(", texts["cuda"])), texts["cuda"].count("SoftmaxBackward(")]
     assert tuple(calls) == expected
     assert not any("cudnn" in text for text in (texts["cpu"], texts["tpu"], plain))
@@ -474,7 +474,7 @@ def test_a_network_can_be_exported_for_all_platforms_with_plain_attention_only()
             run = jax.jit(lambda x: network.apply(variables, x).logits)
             return jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(images).serialize()
 
-        with layers.plain_attention():
+        with attention.plain_attention():
             assert exported()
         with pytest.raises(Exception, match="dot_product_attention"):
             exported()
@@ -483,7 +483,7 @@ def test_a_network_can_be_exported_for_all_platforms_with_plain_attention_only()
 @pytest.mark.usefixtures("pretended_cudnn")
 def test_gradient_of_a_bias_is_summed_over_devices_and_by_mapped_example():
     arguments = half_precision((1, 3, 2, 33, 33))
-    gradient = jax.grad(lambda *a: jnp.square(layers.attend(*a).astype(jnp.float32)).sum(), 3)
+    gradient = jax.grad(lambda *a: jnp.square(attention.attend(*a).astype(jnp.float32)).sum(), 3)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.P("data")
     with jax.numpy_dtype_promotion("standard"):
