@@ -11,13 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.losses.numerics import inverse_norm, unit, zero_masked
+from lfcc_jax.losses.numerics import MASKED_LOGIT, inverse_norm, unit, zero_masked
 from lfcc_jax.precision import widen
 
 NEGATIVES = ("teacher", "both", "symmetric")
-
-# Masked-out logit. Finite, because the gradient of a logsumexp over -inf alone is nan.
-_MASKED_LOGIT = -1e30
 
 
 def info_nce(
@@ -233,7 +230,7 @@ def _negatives_log_sums(key_indices: list[list[int]], shapes: list[tuple[int, in
 
         def log_sum(anchor: Array, index: int) -> Float[Array, "codes batch"]:
             logits = jnp.einsum("icd,jcd->cij", anchor, keys[index]) * scales[index]
-            return jax.nn.logsumexp(jnp.where(negative[None], logits, _MASKED_LOGIT), axis=2)
+            return jax.nn.logsumexp(jnp.where(negative[None], logits, MASKED_LOGIT), axis=2)
 
         return jnp.concatenate(
             [

@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lfcc_jax.losses.numerics import expectation, norm
+from lfcc_jax.losses.numerics import MASKED_LOGIT, expectation, norm
 from lfcc_jax.precision import widen
 
 # Lower bound on the standard deviation of logits.
 _MIN_STD = 1e-2
 # Lower bound on the standard deviation of probabilities, relative to their mean.
 _MIN_RELATIVE_STD = 1e-2
-# Masked-out logit. Finite, because the difference of two infinite ones is nan.
-_MASKED_LOGIT = -1e30
 
 
 def cross_entropy(
@@ -235,7 +233,7 @@ def dkd(
     def split(logits: Array) -> tuple[Array, Array, Array]:
         """Returns log p_y, log(1 - p_y) and log of p without y."""
         logits = widen(logits) / temperature
-        others = jnp.where(is_true, _MASKED_LOGIT, logits)
+        others = jnp.where(is_true, MASKED_LOGIT, logits)
         of_others = jax.nn.logsumexp(others, axis=-1)
         of_true = jnp.sum(jnp.where(is_true, logits, 0), axis=-1)
         total = jnp.logaddexp(of_true, of_others)
@@ -301,7 +299,7 @@ def rld(
         """Returns the log-probabilities of the chosen class and of all others together."""
         log_p = jax.nn.log_softmax(logits / alpha_temperature)
         of_chosen = jnp.sum(jnp.where(chosen, log_p, 0), axis=-1)
-        of_others = jax.nn.logsumexp(jnp.where(chosen, _MASKED_LOGIT, log_p), axis=-1)
+        of_others = jax.nn.logsumexp(jnp.where(chosen, MASKED_LOGIT, log_p), axis=-1)
         return jnp.stack([of_chosen, of_others], axis=-1)
 
     of_teacher = log_binary(teacher, jax.nn.one_hot(jnp.argmax(teacher, axis=-1), classes, dtype=bool))
@@ -309,7 +307,7 @@ def rld(
 
     below = teacher < jnp.sum(jnp.where(is_true, teacher, 0), axis=-1, keepdims=True)
     ours, theirs = (
-        jax.nn.log_softmax(jnp.where(below, logits / temperature, _MASKED_LOGIT)) for logits in (student, teacher)
+        jax.nn.log_softmax(jnp.where(below, logits / temperature, MASKED_LOGIT)) for logits in (student, teacher)
     )
     below_term = expectation(jnp.where(below, jnp.exp(theirs), 0), theirs - ours)
     return alpha * alpha_temperature**2 * confidence_term + beta * temperature**2 * below_term

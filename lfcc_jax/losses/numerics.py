@@ -6,6 +6,8 @@ from jaxtyping import Array, Bool, Float
 
 from lfcc_jax.precision import widen
 
+# Masked-out logit. Finite: of infinite ones, a difference is NaN, and so is the gradient of a logsumexp of them alone.
+MASKED_LOGIT = -1e30
 # Vectors whose squared norm is below this count as zero.
 _SQUARED_ZERO = 1e-24
 

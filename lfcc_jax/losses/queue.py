@@ -5,11 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lfcc_jax.losses.logits import kd
-from lfcc_jax.losses.numerics import unit
+from lfcc_jax.losses.numerics import MASKED_LOGIT, unit
 from lfcc_jax.precision import widen
-
-# Masked-out logit. Finite, so that a queue without any entry costs nothing instead of NaN.
-_MASKED_LOGIT = -1e30
 
 
 def queue_similarity(
@@ -59,7 +56,7 @@ def queue_similarity(
     def logits(x: Array) -> Array:
         x = unit(x)
         similarities = jnp.matmul(x, queue.T.astype(x.dtype), precision="highest") / temperature
-        return similarities if where is None else jnp.where(where[None, :], similarities, _MASKED_LOGIT)
+        return similarities if where is None else jnp.where(where[None, :], similarities, MASKED_LOGIT)
 
     return kd(logits(student), logits(teacher))
 
