@@ -79,6 +79,9 @@ _NAMES = {
     "lfcc_mlp": "MLP projectors",
 }
 
+# What each method is without LFCC.
+_WITHOUT_LFCC = {"lfcc": "kd", "lfcc_dist": "dist", "lfcc_rsd": "rsd_kd", "lfcc_dist_rsd": "dist_rsd"}
+
 Rows = Sequence[Mapping[str, Any]]
 Pair = tuple[str, str] | None
 
@@ -86,7 +89,7 @@ Pair = tuple[str, str] | None
 def markdown(
     rows: Rows, teachers: Mapping[str, Mapping[str, Any]], methods: Sequence[str], pairs: Sequence[Pair]
 ) -> str:
-    """Returns Markdown: for several pairs, the table of `of_all_pairs`; then one table per pair.
+    """Returns Markdown: for several pairs, the tables of `of_all_pairs` and `what_lfcc_adds`; then one table per pair.
 
     Args:
       rows: The summary of each run, with its `method` and, for several pairs, its `pair`.
@@ -94,9 +97,9 @@ def markdown(
       methods: Names of the methods, in the order of the rows.
       pairs: Names of teacher and student; [None] for the pair of the config.
     """
-    parts = [of_all_pairs(rows, methods, pairs)] if len(pairs) > 1 else []
+    parts = [of_all_pairs(rows, methods, pairs), what_lfcc_adds(rows, pairs)] if len(pairs) > 1 else []
     parts += [_of_one_pair(rows_of(rows, pair), teachers[pair[0] if pair else ""], methods) for pair in pairs]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def rows_of(rows: Rows, pair: Pair, method: str | None = None) -> Rows:
@@ -241,13 +244,51 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
     return table(["top-1 at the end, %", *names, "mean", *ahead], lines)
 
 
+def what_lfcc_adds(rows: Rows, pairs: Sequence[Pair]) -> str:
+    """Returns a Markdown table of the gain over the same losses without LFCC, by pair; "" if there are no such runs.
+
+    A gain is that of equal seeds. Its standard errors are those over pairs and, where there are several, over seeds.
+
+    Args:
+      rows: As in `markdown`.
+      pairs: Names of teacher and student.
+    """
+    lines = []
+    for method, without in _WITHOUT_LFCC.items():
+        gains = _differences(rows, method, without)
+        by_pair = [[gain for (p, _), gain in gains.items() if p == f"{pair[0]} -> {pair[1]}"] for pair in pairs]
+        if not all(by_pair):
+            continue
+        seeds = sorted({seed for _, seed in gains})
+        of_seeds = [[gain for (_, s), gain in gains.items() if s == seed] for seed in seeds]
+        complete = [statistics.mean(points) for points in of_seeds if len(points) == len(pairs)]
+        error = mean_error(complete).rpartition("± ")[2] if len(complete) > 1 else "-"
+        wins = sum(gain > 0 for gain in gains.values())
+        means = list(map(statistics.mean, by_pair))
+        lines.append([
+            f"{method} - {without}", *(f"{mean:.2f}" for mean in means), mean_error(means), error,
+            f"{wins} of {len(gains)}",
+        ])  # fmt: skip
+    names = [f"{teacher} -> {student}" for teacher, student in pairs]
+    header = ["LFCC adds, points", *names, "mean ± error over pairs", "error over seeds", "higher in"]
+    return table(header, lines) if lines else ""
+
+
+def _differences(rows: Rows, method: str, rival: str) -> dict[tuple[str | None, int], float]:
+    """Returns the lead of a method over a rival in points, by pair and seed."""
+    accuracies = {(row["method"], row.get("pair"), row["seed"]): 100 * row["top1_last"] for row in rows}
+    return {
+        (pair, seed): accuracy - accuracies[rival, pair, seed]
+        for (name, pair, seed), accuracy in accuracies.items()
+        if name == method and (rival, pair, seed) in accuracies
+    }
+
+
 def _ahead(rows: Rows, method: str, rival: str) -> list[float]:
     """Returns the lead of a method over a rival in points: of each seed for one pair, else of each pair on average."""
-    accuracies = {(row["method"], row.get("pair"), row["seed"]): 100 * row["top1_last"] for row in rows}
     by_pair: dict[str | None, list[float]] = {}
-    for (name, pair, seed), accuracy in accuracies.items():
-        if name == method and (rival, pair, seed) in accuracies:
-            by_pair.setdefault(pair, []).append(accuracy - accuracies[rival, pair, seed])
+    for (pair, _), points in _differences(rows, method, rival).items():
+        by_pair.setdefault(pair, []).append(points)
     if len(by_pair) == 1:
         return next(iter(by_pair.values()))
     return [statistics.mean(points) for points in by_pair.values()]
@@ -286,9 +327,10 @@ def make(path: Path) -> list[Path]:
     if pairs == [None]:
         text.append(_measures(rows, methods))
     else:
-        text += [of_all_pairs(rows, methods, pairs), _teachers(rows, pairs), _measures(rows, methods)]
+        text += [of_all_pairs(rows, methods, pairs), what_lfcc_adds(rows, pairs)]
+        text += [_teachers(rows, pairs), _measures(rows, methods)]
     plotted = len(pairs) > 1 and draw_pairs(path.with_suffix(".png"), rows, methods, pairs)
-    path.with_suffix(".md").write_text("\n\n".join(text) + "\n")
+    path.with_suffix(".md").write_text("\n\n".join(filter(None, text)) + "\n")
     return [path.with_suffix(".md")] + ([path.with_suffix(".png")] if plotted else [])
 
 

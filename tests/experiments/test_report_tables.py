@@ -58,7 +58,7 @@ def test_report_compares_methods_over_their_common_seeds(tmp_path):
     rows = [row(m, pair, seed, top1) for (m, seed), top1 in top1s.items() for pair in ("a -> b", "c -> d")]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(rows))
-    lines = report.make(path)[0].read_text().splitlines()
+    lines = report.make(path)[0].read_text().partition("| LFCC adds")[0].splitlines()
     ahead = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[-3:-1]]
         for line in lines
@@ -69,6 +69,21 @@ def test_report_compares_methods_over_their_common_seeds(tmp_path):
         "lfcc_dist": ["-2.50 ± 0.00", ""],
         "kd": ["1.00 ± 0.00", "3.00 ± 0.00"],
     }
+
+
+def test_report_shows_what_lfcc_adds_by_pair_and_seed(tmp_path):
+    # Gains of 1 and 3 points for one pair, -1 and 1 for the other: by pair 2 and 0, by seed 0 and 2.
+    gains = {("a -> b", 0): 1, ("a -> b", 1): 3, ("c -> d", 0): -1, ("c -> d", 1): 1}
+    rows = [row("rsd_kd", pair, seed, 50) for pair, seed in gains]
+    rows += [row("lfcc_rsd", pair, seed, 50 + gain) for (pair, seed), gain in gains.items()]
+    rows += [row("lfcc", "a -> b", 0, 50), row("kd", "a -> b", 0, 40)]  # one pair only: left out
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(rows))
+    lines = [line for line in report.make(path)[0].read_text().splitlines() if line.startswith("| lfcc_rsd - ")]
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines] == [
+        ["lfcc_rsd - rsd_kd", "2.00", "0.00", "1.00 ± 1.00", "1.00", "3 of 4"]
+    ]
+    assert "lfcc - kd" not in path.with_suffix(".md").read_text()
 
 
 def test_report_rejects_files_without_results(tmp_path):
