@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ def _part(part: str, total: int, where: str) -> slice:
 
 
 def classes_of(values: Sequence[object], where: Sequence[str] | str) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """Returns the labels that some values stand for: whole numbers, or names.
+    """Returns the labels that some values stand for: whole numbers, or names. Prints numbers that none has.
 
     Args:
       values: Numbers or strings.
@@ -137,7 +138,15 @@ def classes_of(values: Sequence[object], where: Sequence[str] | str) -> tuple[np
                     f"{place(i)}: a label must be a whole number in [0, {_MOST_CLASSES:,}), got {shown(texts[i])}"
                 )
         labels = np.array(numbers, np.int64).astype(np.int32)
-        return labels, int(labels.max()) + 1, ()
+        count = int(labels.max()) + 1
+        if len(absent := np.setdiff1d(np.arange(count), labels)):
+            listed = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+            print(
+                f"{place(0).partition(', line ')[0]}: {len(absent):,} of {count:,} classes have no images: {listed}; "
+                "labels are counted from 0",
+                file=sys.stderr,
+            )
+        return labels, count, ()
     for i, text in enumerate(texts):
         if not text:
             raise UserError(f"{place(i)}: the label is missing")

@@ -16,7 +16,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws losses, and accuracies or, without labels, similarities to the teacher, over the epochs.
+    """Draws losses, before they are weighted, and accuracies or, without labels, similarities to the teacher, by epoch.
 
     Args:
       path: Path of the PNG.
@@ -31,12 +31,12 @@ def learning_curves(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None
         left.plot(
             *series(rows, key),
             marker="." if len(rows) < 40 else "",
-            label=key.removeprefix("train/").replace("_", " "),
+            label="weighted sum" if key == "train/loss" else key.removeprefix("train/").replace("_", " "),
             **style,
         )
     values = [row[key] for row in rows for key in terms if row.get(key) is not None]
     lowest, highest = min(values, default=0), max(values, default=0)
-    left.set(title="Training loss", xlabel="epoch", ylabel="nats", yscale="log" if highest > 10 * lowest else "linear")
+    left.set(title="Training loss", xlabel="epoch", ylabel="loss", yscale="log" if highest > 10 * lowest else "linear")
     if terms:
         left.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=3)
 

@@ -66,6 +66,16 @@ def test_too_few_images_to_split_are_an_error():
         select("test", Table(NAMES[:4], None), "here")
 
 
+@pytest.mark.parametrize("places", [["a.csv, line 2", "a.csv, line 3"], "a.csv"])
+def test_classes_without_images_are_named(places, capsys):
+    assert classes_of(["1", "2"], places)[1] == 3
+    assert capsys.readouterr().err == "a.csv: 1 of 3 classes have no images: 0; labels are counted from 0\n"
+    classes_of(["9", "0"], places)
+    assert "8 of 10 classes have no images: 1, 2, 3, 4, 5, ...; " in capsys.readouterr().err
+    classes_of(["1", "0"], places)
+    assert not capsys.readouterr().err
+
+
 def test_classes_are_whole_numbers_or_names():
     labels, count, names = classes_of(["3", 1, "0"], "here")
     assert (labels.tolist(), count, names) == ([3, 1, 0], 4, ())
