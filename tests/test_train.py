@@ -195,6 +195,7 @@ def test_interrupted_run_ends_bit_identical_to_an_uninterrupted_one(distilled, t
         assert not (workdir / "summary.json").exists(), "the run finished before it was stopped"
         assert process.returncode == (-signal.SIGKILL if sent_signal == signal.SIGKILL else 143), errors
         if sent_signal != signal.SIGKILL:
+            assert errors.count("stopping after the steps in progress") == 1
             saved = int(errors.split("stopped at step ")[1].split()[0])
             assert saved >= wanted
             assert (workdir / "checkpoints" / str(saved)).exists()

@@ -42,8 +42,9 @@ class StopRequest:
 def watch_signals() -> Iterator[StopRequest]:
     """Yields a request to stop that SIGTERM and SIGINT (Ctrl-C) set. A second signal gets the previous handling.
 
-    A signal that arrives too late to stop the run is raised again afterward. Outside the main thread, for example in a
-    notebook's worker, Python cannot handle signals, and a run of one process never stops early.
+    The signal is answered on standard error at once. One that arrives too late to stop the run is raised again
+    afterward. Outside the main thread, for example in a notebook's worker, Python cannot handle signals, and a run of
+    one process never stops early.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -53,6 +54,8 @@ def watch_signals() -> Iterator[StopRequest]:
     def handle(number: int, frame: Any) -> None:
         del frame
         request.signal = number
+        with contextlib.suppress(OSError):  # not through Python's streams, which the signal may have interrupted
+            os.write(2, b"stopping after the steps in progress, with a checkpoint; a second signal stops at once\n")
         signal.signal(number, before[number])
         signal.set_wakeup_fd(wakeup)
         if jax.process_count() > 1:
