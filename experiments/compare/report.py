@@ -230,18 +230,19 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
     Args:
       rows: As in `markdown`.
       methods: As in `markdown`.
-      pairs: Names of teacher and student.
+      pairs: Names of teacher and student; [None] for the pair of the config.
     """
     references = _references(methods)
     lines = []
     for method in methods:
         by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
         mean = f"{statistics.mean(map(statistics.mean, by_pair)):.2f}" if all(by_pair) else "-"
+        of_pairs = [] if pairs == [None] else [mean]
         ahead = ["" if method == reference else mean_error(_ahead(rows, reference, method)) for reference in references]
-        lines.append([method, *map(spread, by_pair), mean, *ahead])
-    names = [f"{teacher} -> {student}" for teacher, student in pairs]
+        lines.append([method, *map(spread, by_pair), *of_pairs, *ahead])
+    names = ["mean"] if pairs == [None] else [*(f"{teacher} -> {student}" for teacher, student in pairs), "mean"]
     ahead = [f"{reference} is ahead by" for reference in references]
-    return table(["top-1 at the end, %", *names, "mean", *ahead], lines)
+    return table(["top-1 at the end, %", *names, *ahead], lines)
 
 
 def what_lfcc_adds(rows: Rows, pairs: Sequence[Pair]) -> str:
@@ -325,7 +326,7 @@ def make(path: Path) -> list[Path]:
     pairs = list(dict.fromkeys(tuple(row["pair"].split(" -> ")) if "pair" in row else None for row in rows))
     text = [_about(rows)]
     if pairs == [None]:
-        text.append(_measures(rows, methods))
+        text += [of_all_pairs(rows, methods, pairs), _measures(rows, methods)]
     else:
         text += [of_all_pairs(rows, methods, pairs), what_lfcc_adds(rows, pairs)]
         text += [_teachers(rows, pairs), _measures(rows, methods)]
@@ -339,10 +340,11 @@ def _about(rows: Rows) -> str:
         return ", ".join(sorted(set(values)))
 
     seeds, days = len({row["seed"] for row in rows}), sorted(row["date"][:10] for row in rows)
+    errors = "seeds" if len({row.get("pair") for row in rows}) == 1 else "pairs"
     return (
         f"{len(rows)} runs on {all_of(row['dataset'] for row in rows)}, {seeds} seed{'s' if seeds > 1 else ''}, "
         f"{all_of(format(row['epochs'], 'g') for row in rows)} epochs. Accuracies at the last epoch, mean ± standard "
-        "deviation over seeds; differences, with the same seeds, with their standard error over pairs. "
+        f"deviation over seeds; differences, with the same seeds, with their standard error over {errors}. "
         f"{all_of(row['hardware'] for row in rows)}, jax {all_of(row['jax'] for row in rows)}, {days[0]} to {days[-1]}."
     )
 
