@@ -195,8 +195,9 @@ def _verdict(method: str, rival: str, ahead: Sequence[float]) -> str | None:
 
 
 def _references(methods: Sequence[str]) -> list[str]:
-    """Returns the methods to compare the others with: LFCC and LFCC with DIST if present, else the last method."""
-    return [name for name in ("lfcc", "lfcc_dist", "lfcc_dist_3") if name in methods] or list(methods[-1:])
+    """Returns the methods to compare the others with: LFCC with KD, DIST and RSD if present, else the last."""
+    names = ("lfcc", "lfcc_dist", "lfcc_dist_3", "lfcc_dist_rsd")
+    return [name for name in names if name in methods] or list(methods[-1:])
 
 
 def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> bool:
@@ -224,8 +225,8 @@ def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[P
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
     """Returns a Markdown table with a row per method: its mean over the pairs, and the lead of LFCC over it.
 
-    There is a column for each of LFCC with KD and LFCC with DIST (both weights) among the methods; without any of them,
-    one for the last method.
+    There is a column for each of LFCC with KD, with DIST (both weights), and with DIST and RSD among the methods;
+    without any of them, one for the last method.
 
     Args:
       rows: As in `markdown`.
