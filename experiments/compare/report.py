@@ -51,6 +51,8 @@ _NAMES = {
     "rsd_kd": "RSD + KD",
     "queue_kd": "queue + KD",
     "dual_view_kd": "two views + KD",
+    "dual_view_frequency": "frequency view + KD",
+    "dual_view_spatial": "spatial view + KD",
     "regression": "regression",
     "lfcc": "LFCC + KD",
     "lfcc_dist": "LFCC + DIST",
