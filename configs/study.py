@@ -24,7 +24,7 @@ from lfcc_jax.models.tokens import TokenNetwork
 METHODS = (
     *("scratch", "kd", "fitnet_kd", "at", "cc", "rkd", "crd", "dkd", "dist", "ofa"),
     *("lfcc", "fitnet_dist", "lfcc_dist", "lfcc_dist_3"),
-    # The weights of RSD, the queue and the views are the published ones, which no other weight beat with `runlocal`.
+    # RSD, the queue and the views have the published weights, the best of three with `runlocal`.
     *("rsd", "rsd_kd", "dist_rsd", "dual_view_kd", "queue_kd", "lfcc_rsd", "lfcc_dist_rsd"),
 )
 

@@ -188,7 +188,7 @@ def _verdict(method: str, rival: str, ahead: Sequence[float]) -> str | None:
     if method == rival or len(ahead) < 3:
         return None
     mean, wins = statistics.mean(ahead), sum(points > 0 for points in ahead)
-    margin = scipy.stats.t.ppf(0.975, len(ahead) - 1) * statistics.stdev(ahead) / len(ahead) ** 0.5
+    margin = scipy.stats.t.ppf(0.975, len(ahead) - 1) * _error(ahead)
     shown = "a difference that these seeds do not settle" if abs(mean) <= margin else "a clear difference"
     return (
         f"{method} - {rival}: {mean_error(ahead)} points (mean ± standard error), higher with {wins} of {len(ahead)} "
@@ -239,10 +239,11 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
     lines = []
     for method in methods:
         by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
-        mean = f"{statistics.mean(map(statistics.mean, by_pair)):.2f}" if all(by_pair) else "-"
-        of_pairs = [] if pairs == [None] else [mean]
+        line = [method, *map(spread, by_pair)]
+        if pairs != [None]:
+            line.append(f"{statistics.mean(map(statistics.mean, by_pair)):.2f}" if all(by_pair) else "-")
         ahead = ["" if method == reference else mean_error(_ahead(rows, reference, method)) for reference in references]
-        lines.append([method, *map(spread, by_pair), *of_pairs, *ahead])
+        lines.append([*line, *ahead])
     names = ["mean"] if pairs == [None] else [*(f"{teacher} -> {student}" for teacher, student in pairs), "mean"]
     ahead = [f"{reference} is ahead by" for reference in references]
     return table(["top-1 at the end, %", *names, *ahead], lines)
@@ -266,7 +267,7 @@ def what_lfcc_adds(rows: Rows, pairs: Sequence[Pair]) -> str:
         seeds = sorted({seed for _, seed in gains})
         of_seeds = [[gain for (_, s), gain in gains.items() if s == seed] for seed in seeds]
         complete = [statistics.mean(points) for points in of_seeds if len(points) == len(pairs)]
-        error = mean_error(complete).rpartition("± ")[2] if len(complete) > 1 else "-"
+        error = f"{_error(complete):.2f}" if len(complete) > 1 else "-"
         wins = sum(gain > 0 for gain in gains.values())
         means = list(map(statistics.mean, by_pair))
         lines.append([
@@ -302,7 +303,12 @@ def mean_error(values: Sequence[float]) -> str:
     """Returns mean ± standard error; a dash if there are no values."""
     if len(values) < 2:
         return f"{values[0]:.2f}" if values else "-"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+    return f"{statistics.mean(values):.2f} ± {_error(values):.2f}"
+
+
+def _error(values: Sequence[float]) -> float:
+    """Returns the standard error of the mean of two or more values."""
+    return statistics.stdev(values) / len(values) ** 0.5
 
 
 def spread(values: Sequence[float]) -> str:
