@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lfcc_jax.losses.numerics import MASKED_LOGIT
 from lfcc_jax.precision import wide_dtype, widen
 
 _PLAIN_ATTENTION = contextvars.ContextVar("plain attention", default=False)
@@ -53,7 +54,7 @@ def attend(
     (queries, _, channels), keys = query.shape[-3:], key.shape[-3]
     possible = min(queries, keys) >= 32 and query.dtype.itemsize == 2 and channels % 8 == 0 and channels <= 128
     if possible and not _PLAIN_ATTENTION.get():
-        odd = bool(queries % 2 or keys % 2)
+        odd = bool(queries % 2 or keys % 2) and not _fit_in_pairs(query, key, bias)
         if has_cudnn(query.dtype, channels, odd, bias is not None):
             fused = attend_fused if bias is None else _attend_with_bias
             return jax.lax.platform_dependent(query, key, value, bias, cuda=fused, default=_attend)
@@ -79,8 +80,10 @@ def attend_fused(
     """Computes `attend` by `jax.nn.dot_product_attention`, with sequences padded to an even length.
 
     With odd lengths, jax refuses cuDNN's gradient. A bias may not differ along the batch, so batch axes along which it
-    does become heads.
+    does become heads. With a bias, pairs of short sequences become one, because cuDNN takes as long for 128 tokens.
     """
+    if _fit_in_pairs(query, key, bias):
+        return attend_fused(*_in_pairs(query, key, value, bias), implementation).reshape(query.shape)
     *batch, queries, heads, channels = query.shape
     keys, count = key.shape[-3], len(batch)
     as_heads = [axis for axis in range(count) if bias is not None and bias.shape[axis] > 1]
@@ -107,6 +110,25 @@ def attend_fused(
     result = jax.nn.dot_product_attention(*arguments, implementation=implementation, **given)[:, :queries]
     result = result.reshape(*moved[0], queries, *moved[2], heads, channels)
     return jnp.transpose(result, np.argsort(order))
+
+
+def _fit_in_pairs(query: Array, key: Array, bias: Array | None) -> bool:
+    # Not along the first axis, which may be split over devices.
+    return bias is not None and query.ndim > 4 and query.shape[-4] % 2 == 0 and max(query.shape[-3], key.shape[-3]) <= 64
+
+
+def _in_pairs(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, ...]:
+    """Joins each two neighbors along the last batch axis to a sequence whose halves do not see each other."""
+
+    def joined(x: Array) -> Array:
+        return x.reshape(*x.shape[:-4], x.shape[-4] // 2, 2 * x.shape[-3], *x.shape[-2:])
+
+    *axes, count, heads, queries, keys = bias.shape
+    bias = jnp.broadcast_to(bias, (*axes, max(count, 2), heads, queries, keys))  # the same for both, if for all
+    bias = jnp.moveaxis(bias.reshape(*axes, -1, 2, heads, queries, 1, keys), -5, -4)
+    same = np.eye(2, dtype=bool)[:, None, :, None]
+    bias = jnp.where(same, bias, MASKED_LOGIT).reshape(*axes, -1, heads, 2 * queries, 2 * keys)
+    return joined(query), joined(key), joined(value), bias
 
 
 # The gradient is the plain form's: jax loses the sum over devices, or over mapped examples, in that of a bias.
@@ -144,11 +166,11 @@ def has_cudnn(dtype: jnp.dtype, channels: int, odd: bool, biased: bool) -> bool:
 
 def _errors_of_cudnn(dtype: jnp.dtype, channels: int, tokens: int, biased: bool) -> list[float]:
     """Returns the relative errors of the fused form and, without a bias, of its gradients, against float32."""
-    keys = jax.random.split(jax.random.key(0), 5)
-    query, key, value, noise = (jax.random.normal(k, (2, 2, tokens, 2, channels), dtype) for k in keys[:4])
+    keys, windows = jax.random.split(jax.random.key(0), 5), 2 + tokens % 2  # an odd number does not fit in pairs
+    query, key, value, noise = (jax.random.normal(k, (2, windows, tokens, 2, channels), dtype) for k in keys[:4])
     # Small logits and a mean of the values show whether padding is masked.
     arguments = [query / 4, key, value + 1]
-    arguments.append(jax.random.normal(keys[4], (1, 2, 2, tokens, tokens)) if biased else None)
+    arguments.append(jax.random.normal(keys[4], (1, windows, 2, tokens, tokens)) if biased else None)
     wide = [None if x is None else widen(x) for x in arguments]
 
     def results(function: Callable, arguments: list) -> list[Array]:

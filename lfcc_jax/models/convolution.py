@@ -1,6 +1,7 @@
 """Convolutions and pooling in the form that is fast: matrix products, blocks of pixels, shifted maps."""
 
 import functools
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -288,15 +289,27 @@ def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     return largest, (index, jnp.zeros(x.shape[1:3], bool))
 
 
+# Of the three windows around a row (or column), the taps that read it, and how far these windows lie ahead.
+_TAPS = {"even": [(1, 0)], "odd": [(0, 1), (2, 0)]}
+
+
 def _max_pool_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
     index, of_size = saved
-    total = jnp.zeros((), gradient.dtype)
-    for tap in range(9):
-        edges = [(0, 0, 0)] * 4
-        for axis, offset in ((1, tap // 3 - 1), (2, tap % 3 - 1)):
-            edges[axis] = offset, of_size.shape[axis - 1] - 2 * gradient.shape[axis] + 1 - offset, 1
-        total = total + jax.lax.pad(jnp.where(index == tap, gradient, 0), jnp.zeros((), gradient.dtype), edges)
-    return (total,)
+
+    def ahead(x: Array, rows: int, columns: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))[:, rows:, columns:]
+
+    def of_parity(row_taps: list, column_taps: list) -> Array:
+        total = jnp.zeros((), gradient.dtype)
+        for (i, rows), (j, columns) in itertools.product(row_taps, column_taps):
+            chosen = ahead(index, rows, columns) == 3 * i + j
+            total = total + jnp.where(chosen, ahead(gradient, rows, columns), 0)
+        return total
+
+    parts = jnp.stack([jnp.stack([of_parity(i, j) for j in _TAPS.values()], 3) for i in _TAPS.values()], 2)
+    batch, rows, columns, channels = gradient.shape
+    total = parts.reshape(batch, 2 * rows, 2 * columns, channels)
+    return (total[:, : of_size.shape[0], : of_size.shape[1]],)
 
 
 max_pool_by_shifts.defvjp(_max_pool_forward, _max_pool_backward)

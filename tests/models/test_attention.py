@@ -1,6 +1,7 @@
 """Attention by its definition, padded and masked, and by cuDNN."""
 
 import contextlib
+import functools
 import re
 
 import jax
@@ -20,19 +21,22 @@ def attention_arguments(queries, keys, bias_shape=None, batch=(2, 3), heads=2):
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "bias_shape"),
+    ("queries", "keys", "bias_shape", "batch"),
     [
-        (6, 6, None),
-        (5, 5, None),
-        (6, 5, None),
-        (5, 5, (1, 1, 2, 5, 5)),  # regular windows
-        (5, 5, (1, 3, 2, 5, 5)),  # shifted windows: not the same in all of them
-        (6, 6, (1, 3, 1, 6, 6)),
-        (5, 6, (2, 3, 2, 5, 6)),
+        (6, 6, None, (2, 3)),
+        (5, 5, None, (2, 3)),
+        (6, 5, None, (2, 4)),
+        (5, 5, (1, 1, 2, 5, 5), (2, 3)),  # regular windows
+        (5, 5, (1, 3, 2, 5, 5), (2, 3)),  # shifted windows: not the same in all of them
+        (6, 6, (1, 3, 1, 6, 6), (2, 3)),
+        (5, 6, (2, 3, 2, 5, 6), (2, 3)),
+        (5, 5, (1, 1, 2, 5, 5), (2, 4)),  # an even number of windows: in pairs
+        (5, 5, (1, 4, 2, 5, 5), (2, 4)),
+        (5, 6, (2, 1, 1, 5, 6), (2, 4)),
     ],
 )
-def test_fused_attention_equals_its_definition(queries, keys, bias_shape):
-    arguments = attention_arguments(queries, keys, bias_shape)
+def test_fused_attention_equals_its_definition(queries, keys, bias_shape, batch):
+    arguments = attention_arguments(queries, keys, bias_shape, batch)
 
     def fused(q, k, v, bias=None):
         return attention.attend_fused(q, k, v, bias, implementation="xla")
@@ -40,6 +44,15 @@ def test_fused_attention_equals_its_definition(queries, keys, bias_shape):
     with jax.numpy_dtype_promotion("standard"):
         expected, actual = (value_and_gradients(f, *arguments) for f in (attention.attend, fused))
     assert_equal_to(expected, actual, tolerance=2e-6)
+
+
+def test_windows_of_a_pair_do_not_see_each_other():
+    query, key, value, bias = attention_arguments(5, 5, (1, 1, 2, 5, 5), batch=(2, 4))
+    fused = functools.partial(attention.attend_fused, bias=bias, implementation="xla")
+    with jax.numpy_dtype_promotion("standard"):
+        assert attention._fit_in_pairs(query, key, bias)
+        before, after = fused(query, key, value), fused(query, key.at[:, 1].mul(9), value.at[:, 1].set(9))
+    assert (before == after).all((0, 2, 3, 4)).tolist() == [True, False, True, True]
 
 
 def test_control_attention_without_a_mask_of_the_padding_exceeds_the_tolerance():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lfcc_jax.data.augmentation.warp import warp
 
@@ -62,7 +62,8 @@ def change(image: Levels, operation: Int[Array, ""], argument: Float[Array, ""])
         return (operation == jnp.asarray([NAMES.index(name) for name in names])).any()
 
     image = image.astype(jnp.float32)
-    counts = jax.lax.cond(is_("autocontrast", "equalize"), histogram, lambda _: jnp.zeros((channels, 256)), image)
+    counted = is_("autocontrast", "equalize")
+    counts = jax.lax.cond(counted, histogram, lambda *_: jnp.zeros((channels, 256)), image, counted)
     mean = jax.lax.cond(is_("contrast"), _mean_level, lambda _: jnp.zeros(()), image)
 
     tables = levels
@@ -113,9 +114,9 @@ def apply(image: Levels, what: Change, fill: Float[Array, " channels"]) -> Level
     return levels.astype(image.dtype)
 
 
-def histogram(image: Image) -> Float[Array, "channels levels"]:
-    """Returns the number of pixels at each of the 256 levels, by channel."""
-    return jax.lax.platform_dependent(image, tpu=_count_with_matmul, default=_count)
+def histogram(image: Image, needed: Bool[Array, ""]) -> Float[Array, "channels levels"]:
+    """Returns the number of pixels at each of the 256 levels, by channel; zeros or the same where it is not needed."""
+    return jax.lax.platform_dependent(image, needed, tpu=_count_with_matmul, default=_count)
 
 
 def look_up(image: Image, tables: Tables) -> Image:
@@ -123,9 +124,11 @@ def look_up(image: Image, tables: Tables) -> Image:
     return jax.lax.platform_dependent(image, tables, tpu=_look_up_with_matmul, default=_look_up)
 
 
-def _count(image: Image) -> Float[Array, "channels levels"]:
+def _count(image: Image, needed: Array) -> Float[Array, "channels levels"]:
     channels = image.shape[-1]
     bins = image.reshape(-1, channels).astype(jnp.int32) + 256 * jnp.arange(channels)[None, :]
+    # Under `vmap`, every image is counted. On a GPU, atomic additions take the time, and none is made out of bounds.
+    bins = jnp.where(needed, bins, 256 * channels)
     return jnp.zeros(256 * channels).at[bins.ravel()].add(1.0).reshape(channels, 256)
 
 
@@ -138,7 +141,7 @@ def _look_up(image: Image, tables: Tables) -> Image:
 # counts and lookups are matrix products of the digits' one-hot encodings.
 
 
-def _count_with_matmul(image: Image) -> Float[Array, "channels levels"]:
+def _count_with_matmul(image: Image, _: Array) -> Float[Array, "channels levels"]:
     high, low = _digits(image)
     return jnp.einsum("nch,ncl->chl", high, low).reshape(image.shape[-1], 256)
 

@@ -104,9 +104,12 @@ def test_parse_policy_rejects_invalid_policies(text, message):
 
 def test_tpu_histogram_and_lookup_match_the_default():
     tables = jax.random.randint(jax.random.key(0), (3, 256), 0, 256).astype(jnp.float32)
-    np.testing.assert_array_equal(operations._count_with_matmul(IMAGE), operations.histogram(IMAGE))
-    counts = [np.bincount(GOLDEN["picture"][..., c].ravel(), minlength=256) for c in range(3)]
-    np.testing.assert_array_equal(operations.histogram(IMAGE), counts)
+    counts = np.stack([np.bincount(GOLDEN["picture"][..., c].ravel(), minlength=256) for c in range(3)])
+    two = jnp.stack([IMAGE, IMAGE]), jnp.array([False, True])
+    for count in (operations.histogram, operations._count_with_matmul):
+        np.testing.assert_array_equal(count(IMAGE, jnp.array(True)), counts)
+        np.testing.assert_array_equal(jax.vmap(count)(*two)[1], counts)
+    np.testing.assert_array_equal(jax.vmap(operations.histogram)(*two)[0], 0 * counts)
     expected = np.stack([np.asarray(tables)[c][GOLDEN["picture"][..., c]] for c in range(3)], axis=-1)
     for look_up in (operations.look_up, operations._look_up_with_matmul):
         np.testing.assert_array_equal(look_up(IMAGE, tables), expected)
