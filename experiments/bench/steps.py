@@ -102,10 +102,10 @@ class JaxStep:
         self._lowered = step.lower(*self._distillation.step_arguments(self._mesh), batch)
         return self._lowered
 
-    def compile(self) -> None:
+    def compile(self, compiler_options: dict[str, Any] | None = None) -> None:
         """Compiles the step and initializes the networks. Runs in a thread."""
         began = time.monotonic()
-        self._program = self._lowered.compile()
+        self._program = self._lowered.compile(compiler_options)
         self.row.compile_seconds = time.monotonic() - began
         cost, memory = self._program.cost_analysis(), self._program.memory_analysis()
         self.row.flops, self.row.bytes_accessed = cost.get("flops"), cost.get("bytes accessed")
@@ -119,6 +119,10 @@ class JaxStep:
             images = jnp.zeros(network.image_shape())
             variables = jax.jit(network.init, compiler_options=options)(jax.random.key(1), images)
             self._teachers[name] = jax.device_put(variables, replicated(self._mesh))
+
+    def program_text(self) -> str:
+        """Returns the compiled program."""
+        return self._program.as_text()
 
     def run(self, batch: dict[str, jax.Array], steps: int) -> float:
         """Takes some steps and returns seconds per step."""
@@ -409,12 +413,20 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints the table, writes the JSON file, and returns the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = lambda text: text.split(",")  # noqa: E731
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which steps a benchmark is about."""
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    def pairs(text: str) -> list[str]:
+        for pair in names(text):
+            if pair.count(":") != 1:
+                raise argparse.ArgumentTypeError(f"must be teacher:student separated by commas, got '{pair}'")
+        return names(text)
+
     parser.add_argument(
-        "--pairs", type=names, default="swin_tiny:resnet18", help="teacher:student,... (default: %(default)s)"
+        "--pairs", type=pairs, default="swin_tiny:resnet18", help="teacher:student,... (default: %(default)s)"
     )
     parser.add_argument(
         "--methods", type=names, default="kd,lfcc", help="methods of configs/imagenet.py (default: %(default)s)"
@@ -432,14 +444,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         default="recipe",
         help="the recipe's augmentation or only the flip (default: %(default)s)",
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measures, prints the table, writes the JSON file, and returns the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument(
         "--minutes", type=float, default=4.0, help="time budget, compilation included (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="JSON file to write (default: none)")
     options = parser.parse_args(arguments)
-    for pair in options.pairs:
-        if pair.count(":") != 1:
-            parser.error(f"--pairs must be teacher:student separated by commas, got '{pair}'")
     try:
         report = measure(options)
     except UserError as error:

@@ -2,7 +2,7 @@
 
     pip install jax-cuda12-plugin
     JAX_PLATFORMS=cpu XLA_FLAGS=--xla_gpu_enable_triton_gemm=false python -m experiments.gpu.kernels \
-        --pairs=resnet50:deit_tiny_patch16_224,swin_tiny:resnet18 --methods=kd,lfcc --list=20
+        --pairs=resnet50:deit_tiny_patch16_224,swin_tiny:resnet18 --methods=kd,lfcc --augmentation=flip --list=20
 
 Every kernel reads its operands from the GPU's memory and writes its results there, and most kernels of these steps are
 limited by that. The sum is an upper bound of the bytes: what reads a part of an array counts as reading all of it.
@@ -79,29 +79,19 @@ class Kernel:
 def main() -> None:
     """Prints a table of all programs, and their largest kernels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", default="resnet50:deit_tiny_patch16_224", help="TEACHER:STUDENT,...")
-    parser.add_argument("--methods", default="kd", help="methods of configs/imagenet.py")
-    parser.add_argument("--batch-size", type=int, default=256, help="number of images (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the images (default: %(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", help="dtype of the networks (default: %(default)s)")
-    parser.add_argument("--augmentation", default="flip", choices=["flip", "recipe"], help="(default: %(default)s)")
+    steps.add_options(parser)
     parser.add_argument("--list", type=int, default=0, help="number of kernels to list (default: %(default)s)")
     options = parser.parse_args()
-
-    pairs = options.pairs.split(",")
-    for pair in pairs:
-        if pair.count(":") != 1:
-            parser.error(f"--pairs must be teacher:student separated by commas, got '{pair}'")
     try:
-        print(_tables(options, pairs))
+        print(_tables(options))
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def _tables(options: argparse.Namespace, pairs: list[str]) -> str:
+def _tables(options: argparse.Namespace) -> str:
     mesh, rows, lists = gpu_mesh(), [], []
-    for pair in pairs:
-        for method in options.methods.split(","):
+    for pair in options.pairs:
+        for method in options.methods:
             lowered = steps.JaxStep(options, mesh, steps.Row(pair, method, "lfcc_jax")).lower()
             began = time.monotonic()
             found = kernels(lowered.compile().as_text())

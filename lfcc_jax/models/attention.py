@@ -114,7 +114,8 @@ def attend_fused(
 
 def _fit_in_pairs(query: Array, key: Array, bias: Array | None) -> bool:
     # Not along the first axis, which may be split over devices.
-    return bias is not None and query.ndim > 4 and query.shape[-4] % 2 == 0 and max(query.shape[-3], key.shape[-3]) <= 64
+    even = query.ndim > 4 and query.shape[-4] % 2 == 0
+    return bias is not None and even and max(query.shape[-3], key.shape[-3]) <= 64
 
 
 def _in_pairs(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, ...]:

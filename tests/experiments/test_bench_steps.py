@@ -47,7 +47,7 @@ def test_bench_steps_lists_programs_that_exceed_the_budget(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pairs=vit_pico"], "--pairs must be teacher:student separated by commas, got 'vit_pico'"),
+        (["--pairs=vit_pico"], "--pairs: must be teacher:student separated by commas, got 'vit_pico'"),
         (["--pairs=vit_pico:resnet_pic", "--image-size=8"], "unknown network 'resnet_pic'; did you mean 'resnet_pico'"),
         ([*TINY, "--methods=kdd"], "did you mean 'kd'"),
     ],
