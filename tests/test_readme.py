@@ -61,6 +61,8 @@ def flags_of(path):
     source = path.read_text()
     names = set(re.findall(r'add_argument\(\s*"--([\w-]+)"', source))
     names |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+    if "steps.add_options(" in source:
+        names |= flags_of(ROOT / "experiments" / "bench" / "steps.py") - {"minutes", "out"}
     return names | (WITH_CONFIG if path == ROOT / "lfcc_jax" / "main.py" or "cli.run(" in source else {"help"})
 
 
