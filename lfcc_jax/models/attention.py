@@ -156,7 +156,7 @@ def has_cudnn(dtype: jnp.dtype, channels: int, odd: bool, biased: bool) -> bool:
     try:
         # Eager, even while a training step is traced.
         with jax.ensure_compile_time_eval(), jax.default_device(device), jax.numpy_dtype_promotion("standard"):
-            errors = _errors_of_cudnn(dtype, channels, 49 if odd else 64, biased)
+            errors = _errors_of_cudnn(dtype, channels, odd, biased)
         reason = "" if max(errors) < 0.01 else f"relative errors of {', '.join(f'{e:.4f}' for e in errors)}"
     except Exception as error:  # of jax, XLA or cuDNN, which depend on versions and the device
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
@@ -165,9 +165,11 @@ def has_cudnn(dtype: jnp.dtype, channels: int, odd: bool, biased: bool) -> bool:
     return not reason
 
 
-def _errors_of_cudnn(dtype: jnp.dtype, channels: int, tokens: int, biased: bool) -> list[float]:
+def _errors_of_cudnn(dtype: jnp.dtype, channels: int, odd: bool, biased: bool) -> list[float]:
     """Returns the relative errors of the fused form and, without a bias, of its gradients, against float32."""
-    keys, windows = jax.random.split(jax.random.key(0), 5), 2 + tokens % 2  # an odd number does not fit in pairs
+    keys = jax.random.split(jax.random.key(0), 5)
+    # Windows of Swin are of an odd length, and an even number of them is computed in pairs.
+    tokens, windows = 49 if odd or biased else 50, 3 if odd else 2
     query, key, value, noise = (jax.random.normal(k, (2, windows, tokens, 2, channels), dtype) for k in keys[:4])
     # Small logits and a mean of the values show whether padding is masked.
     arguments = [query / 4, key, value + 1]
