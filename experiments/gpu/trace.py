@@ -2,7 +2,7 @@
 
     python -m experiments.gpu.trace --pairs=resnet50:deit_tiny_patch16_224 --methods=kd,lfcc --list=30
 
-The programs are compiled without CUDA graphs, in which kernels have no names, so a step takes 1 to 3% longer than in
+The programs are compiled without CUDA graphs, in which kernels have no names, so a step takes up to 3% longer than in
 training. Compare a kernel's time with that of reading and writing its arrays, which `experiments.gpu.kernels` counts:
 what takes several times as long is worth a look.
 """
@@ -59,19 +59,18 @@ def _tables(options: argparse.Namespace) -> str:
             rows.append([name, method, f"{milliseconds:.2f}", f"{total:.2f}", f"{count:.0f}"])
             lists.append(f"{name}, {method}\n\n{slowest(found, step.program_text(), options.list)}")
             print(f"{name}, {method}: {milliseconds:.2f} ms", file=sys.stderr, flush=True)
-    header = ["teacher -> student", "method", "ms a step", "ms in kernels", "kernels"]
+    header = ["teacher -> student", "method", "ms a step", "ms in kernels", "kernels, copies, fills"]
     return "\n\n".join([f"{jax.devices()[0].device_kind}, jax {jax.__version__}", table(header, rows), *lists])
 
 
 def events(folder: Path) -> Iterator[tuple[str, str, float]]:
-    """Yields instruction, kernel and milliseconds of what a profile in `folder` has on GPUs."""
+    """Yields instruction, kernel and milliseconds of what a profile in `folder` has on the first GPU."""
     (path,) = folder.glob("**/*.xplane.pb")
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        if "GPU" in plane.name:
-            for line in plane.lines:
-                if line.name.startswith("Stream"):
-                    for event in line.events:
-                        yield dict(event.stats).get("hlo_op", ""), event.name, event.duration_ns / 1e6
+    plane = jax.profiler.ProfileData.from_file(str(path)).find_plane_with_name("/device:GPU:0")
+    for line in plane.lines if plane else ():
+        if line.name.startswith("Stream"):
+            for event in line.events:
+                yield dict(event.stats).get("hlo_op", ""), event.name, event.duration_ns / 1e6
 
 
 def slowest(found: list[tuple[str, str, float]], program: str, count: int) -> str:

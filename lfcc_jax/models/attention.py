@@ -41,7 +41,7 @@ def attend(
     """Returns scaled dot-product attention, with logits and softmax in float32 or wider.
 
     As `jax.nn.dot_product_attention`, but for any number of batch axes, and under strict dtype promotion. On NVIDIA
-    GPUs, cuDNN computes half-precision attention of at least 32 tokens, and no logits are stored: forward and backward
+    GPUs, cuDNN computes bfloat16 attention of at least 32 tokens, and no logits are stored: forward and backward
     without a bias, forward only with one. See `plain_attention` for what that excludes.
 
     Args:
@@ -52,7 +52,7 @@ def attend(
         before `queries` may have length 1.
     """
     (queries, _, channels), keys = query.shape[-3:], key.shape[-3]
-    possible = min(queries, keys) >= 32 and query.dtype.itemsize == 2 and channels % 8 == 0 and channels <= 128
+    possible = min(queries, keys) >= 32 and query.dtype == jnp.bfloat16 and channels % 8 == 0 and channels <= 128
     if possible and not _PLAIN_ATTENTION.get():
         odd = bool(queries % 2 or keys % 2) and not _fit_in_pairs(query, key, bias)
         if has_cudnn(query.dtype, channels, odd, bias is not None):
@@ -80,10 +80,11 @@ def attend_fused(
     """Computes `attend` by `jax.nn.dot_product_attention`, with sequences padded to an even length.
 
     With odd lengths, jax refuses cuDNN's gradient. A bias may not differ along the batch, so batch axes along which it
-    does become heads. With a bias, pairs of short sequences become one, because cuDNN takes as long for 128 tokens.
+    does become heads. With a bias, two short sequences become one of at most 128 tokens, which takes about as long.
     """
+    asked = query.shape
     if _fit_in_pairs(query, key, bias):
-        return attend_fused(*_in_pairs(query, key, value, bias), implementation).reshape(query.shape)
+        query, key, value, bias = _in_pairs(query, key, value, bias)
     *batch, queries, heads, channels = query.shape
     keys, count = key.shape[-3], len(batch)
     as_heads = [axis for axis in range(count) if bias is not None and bias.shape[axis] > 1]
@@ -109,7 +110,7 @@ def attend_fused(
     arguments = folded(query), folded(key), folded(value), bias
     result = jax.nn.dot_product_attention(*arguments, implementation=implementation, **given)[:, :queries]
     result = result.reshape(*moved[0], queries, *moved[2], heads, channels)
-    return jnp.transpose(result, np.argsort(order))
+    return jnp.transpose(result, np.argsort(order)).reshape(asked)
 
 
 def _fit_in_pairs(query: Array, key: Array, bias: Array | None) -> bool:
@@ -147,7 +148,7 @@ def has_cudnn(dtype: jnp.dtype, channels: int, odd: bool, biased: bool) -> bool:
     Args:
       dtype: Dtype of the sequences.
       channels: Channels of each head.
-      odd: Whether a sequence has an odd length.
+      odd: Whether a sequence has an odd length, and is not joined with another.
       biased: Whether there is a bias.
     """
     device = jax.local_devices()[0]

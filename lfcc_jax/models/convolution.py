@@ -289,7 +289,7 @@ def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     return largest, (index, jnp.zeros(x.shape[1:3], bool))
 
 
-# Of the three windows around a row (or column), the taps that read it, and how far these windows lie ahead.
+# For rows (or columns) of each parity: the taps that read them, and of how many windows ahead.
 _TAPS = {"even": [(1, 0)], "odd": [(0, 1), (2, 0)]}
 
 

@@ -19,13 +19,24 @@ def test_kernels_of_one_operation_are_added_up_and_the_slowest_is_first():
     ]
 
 
+def test_events_are_those_of_the_streams_of_the_first_gpu(tmp_path):
+    event = "events { metadata_id: 1 duration_ps: 2000000 stats { metadata_id: 1 str_value: 'fusion.1' } }"
+    names = "event_metadata { key: 1 value { id: 1 name: 'kernel' } } "
+    names += "stat_metadata { key: 1 value { id: 1 name: 'hlo_op' } }"
+    lines = " ".join(f"lines {{ name: '{name}' {event} }}" for name in ("Stream #7(Compute)", "XLA Ops"))
+    planes = [f"planes {{ name: '/device:GPU:{gpu}' {lines} {names} }}" for gpu in range(2)]
+    profile = jax.profiler.ProfileData.text_proto_to_serialized_xspace(" ".join(planes))
+    (tmp_path / "host.xplane.pb").write_bytes(profile)
+    assert list(trace.events(tmp_path)) == [("fusion.1", "kernel", 0.002)]
+
+
 def test_a_profile_of_a_cpu_has_no_kernels_of_a_gpu(tmp_path):
     with jax.profiler.trace(tmp_path):
         jnp.ones(8).sum().block_until_ready()
     assert list(trace.events(tmp_path)) == []
 
 
-def test_without_a_gpu_the_error_says_what_there_is(monkeypatch, capsys):
+def test_without_a_gpu_the_error_says_what_there_is(monkeypatch):
     monkeypatch.setattr("sys.argv", ["trace"])
     with pytest.raises(SystemExit, match="error: a GPU is required, jax has cpu"):
         trace.main()

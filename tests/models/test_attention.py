@@ -91,15 +91,27 @@ def without_mask(fused):
     return attend
 
 
+def with_unmasked_pairs(fused):
+    def attend(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "MASKED_LOGIT", 0.0)
+            return fused(*arguments, implementation="xla")
+
+    return attend
+
+
 @pytest.mark.parametrize(
     ("form", "odd", "biased", "expected"),
     [
         (lambda fused: with_factor(fused, 1.0), True, True, True),
         (lambda fused: with_factor(fused, 1.0), True, False, True),
         (lambda fused: with_factor(fused, 1.0), False, False, True),
+        (lambda fused: with_factor(fused, 1.0), False, True, True),  # in pairs
         (lambda fused: with_factor(fused, 1.03), True, True, False),
         (lambda fused: with_factor(fused, 1.03), True, False, False),
+        (lambda fused: with_factor(fused, 1.03), False, True, False),
         (without_mask, True, False, False),
+        (with_unmasked_pairs, False, True, False),
     ],
 )
 def test_cudnn_is_used_only_if_it_is_right(monkeypatch, capsys, form, odd, biased, expected):
@@ -109,7 +121,7 @@ def test_cudnn_is_used_only_if_it_is_right(monkeypatch, capsys, form, odd, biase
     kind = jnp.dtype("bfloat16"), 32, odd, biased
     # While another function is traced, as in a training step.
     assert bool(jax.jit(lambda x: x * int(attention.has_cudnn.__wrapped__(*kind)))(1)) == expected
-    assert capsys.readouterr().out.startswith("attention without cuDNN (relative errors of 0.0") == (not expected)
+    assert capsys.readouterr().out.startswith("attention without cuDNN (relative errors of 0.") == (not expected)
 
 
 def test_without_cudnn_a_line_says_why(monkeypatch, capsys):
@@ -127,15 +139,18 @@ def pretended_cudnn(monkeypatch):
     monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
 
 
-def half_precision(bias_shape=None):
-    arguments = attention_arguments(33, 33, bias_shape)
+def half_precision(bias_shape=None, batch=(2, 3)):
+    arguments = attention_arguments(33, 33, bias_shape, batch)
     return [x.astype(jnp.bfloat16) for x in arguments[:3]] + arguments[3:]
 
 
 @pytest.mark.usefixtures("pretended_cudnn")
-@pytest.mark.parametrize(("bias_shape", "expected"), [(None, (1, 1)), ((1, 3, 2, 33, 33), (1, 0))])
-def test_a_gpu_computes_attention_by_cudnn_and_other_devices_do_not(bias_shape, expected):
-    arguments = half_precision(bias_shape)
+@pytest.mark.parametrize(
+    ("bias_shape", "windows", "expected", "tokens"),
+    [(None, 3, (1, 1), 34), ((1, 3, 2, 33, 33), 3, (1, 0), 34), ((1, 4, 2, 33, 33), 4, (1, 0), 66)],
+)
+def test_a_gpu_computes_attention_by_cudnn_and_other_devices_do_not(bias_shape, windows, expected, tokens):
+    arguments = half_precision(bias_shape, (2, windows))
     gradients = jax.grad(lambda *a: jnp.square(attention.attend(*a).astype(float)).sum(), tuple(range(len(arguments))))
     with jax.numpy_dtype_promotion("standard"):
         traced = jax.jit(gradients).trace(*arguments)
@@ -144,6 +159,7 @@ def test_a_gpu_computes_attention_by_cudnn_and_other_devices_do_not(bias_shape, 
             plain = jax.jit(attention.attend).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     calls = [len(re.findall(r"@__cudnn\$fmha\w*Softmax\(", texts["cuda"])), texts["cuda"].count("SoftmaxBackward(")]
     assert tuple(calls) == expected
+    assert f"x{tokens}x8xbf16>" in texts["cuda"]
     assert not any("cudnn" in text for text in (texts["cpu"], texts["tpu"], plain))
 
 
@@ -165,8 +181,9 @@ def test_a_network_can_be_exported_for_all_platforms_with_plain_attention_only()
 
 
 @pytest.mark.usefixtures("pretended_cudnn")
-def test_gradient_of_a_bias_is_summed_over_devices_and_by_mapped_example():
-    arguments = half_precision((1, 3, 2, 33, 33))
+@pytest.mark.parametrize("windows", [3, 4])  # four are computed in pairs
+def test_gradient_of_a_bias_is_summed_over_devices_and_by_mapped_example(windows):
+    arguments = half_precision((1, windows, 2, 33, 33), (2, windows))
     gradient = jax.grad(lambda *a: jnp.square(attention.attend(*a).astype(jnp.float32)).sum(), 3)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.P("data")

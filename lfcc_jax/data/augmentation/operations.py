@@ -115,7 +115,7 @@ def apply(image: Levels, what: Change, fill: Float[Array, " channels"]) -> Level
 
 
 def histogram(image: Image, needed: Bool[Array, ""]) -> Float[Array, "channels levels"]:
-    """Returns the number of pixels at each of the 256 levels, by channel; zeros or the same where it is not needed."""
+    """Returns the number of pixels at each of the 256 levels, by channel. If not `needed`, they may be zeros."""
     return jax.lax.platform_dependent(image, needed, tpu=_count_with_matmul, default=_count)
 
 
@@ -126,8 +126,9 @@ def look_up(image: Image, tables: Tables) -> Image:
 
 def _count(image: Image, needed: Array) -> Float[Array, "channels levels"]:
     channels = image.shape[-1]
-    bins = image.reshape(-1, channels).astype(jnp.int32) + 256 * jnp.arange(channels)[None, :]
-    # Under `vmap`, every image is counted. On a GPU, atomic additions take the time, and none is made out of bounds.
+    bins = image.reshape(-1, channels).astype(jnp.int32) + 256 * jnp.arange(channels, dtype=jnp.int32)[None, :]
+    # Under `vmap`, `cond` runs this for every image. On a GPU, its time is that of atomic additions, and an index out
+    # of bounds adds nothing.
     bins = jnp.where(needed, bins, 256 * channels)
     return jnp.zeros(256 * channels).at[bins.ravel()].add(1.0).reshape(channels, 256)
 
