@@ -66,11 +66,12 @@ def _tables(options: argparse.Namespace) -> str:
 def events(folder: Path) -> Iterator[tuple[str, str, float]]:
     """Yields instruction, kernel and milliseconds of what a profile in `folder` has on the first GPU."""
     (path,) = folder.glob("**/*.xplane.pb")
-    plane = jax.profiler.ProfileData.from_file(str(path)).find_plane_with_name("/device:GPU:0")
-    for line in plane.lines if plane else ():
-        if line.name.startswith("Stream"):
-            for event in line.events:
-                yield dict(event.stats).get("hlo_op", ""), event.name, event.duration_ns / 1e6
+    profile = jax.profiler.ProfileData.from_file(str(path))  # its planes must not outlive it
+    for plane in profile.planes:
+        for line in plane.lines if plane.name == "/device:GPU:0" else ():
+            if line.name.startswith("Stream"):
+                for event in line.events:
+                    yield dict(event.stats).get("hlo_op", ""), event.name, event.duration_ns / 1e6
 
 
 def slowest(found: list[tuple[str, str, float]], program: str, count: int) -> str:

@@ -19,6 +19,8 @@ def test_kernels_of_one_operation_are_added_up_and_the_slowest_is_first():
     ]
 
 
+# Of jaxlib's classes, from Python 3.12 on; as an error it aborts the process.
+@pytest.mark.filterwarnings("ignore:builtin type event_stats has no __module__ attribute:DeprecationWarning")
 def test_events_are_those_of_the_streams_of_the_first_gpu(tmp_path):
     event = "events { metadata_id: 1 duration_ps: 2000000 stats { metadata_id: 1 str_value: 'fusion.1' } }"
     names = "event_metadata { key: 1 value { id: 1 name: 'kernel' } } "
