@@ -289,8 +289,8 @@ def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     return largest, (index, jnp.zeros(x.shape[1:3], bool))
 
 
-# For rows (or columns) of each parity: the taps that read them, and of how many windows ahead.
-_TAPS = {"even": [(1, 0)], "odd": [(0, 1), (2, 0)]}
+# For even and for odd rows (or columns): the taps that read them, and of how many windows ahead.
+_TAPS = [(1, 0)], [(0, 1), (2, 0)]
 
 
 def _max_pool_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
@@ -306,7 +306,7 @@ def _max_pool_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arr
             total = total + jnp.where(chosen, ahead(gradient, rows, columns), 0)
         return total
 
-    parts = jnp.stack([jnp.stack([of_parity(i, j) for j in _TAPS.values()], 3) for i in _TAPS.values()], 2)
+    parts = jnp.stack([jnp.stack([of_parity(i, j) for j in _TAPS], 3) for i in _TAPS], 2)
     batch, rows, columns, channels = gradient.shape
     total = parts.reshape(batch, 2 * rows, 2 * columns, channels)
     return (total[:, : of_size.shape[0], : of_size.shape[1]],)
