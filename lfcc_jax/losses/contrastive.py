@@ -1,8 +1,8 @@
 """InfoNCE between the codes of two networks, with the negatives of the global batch on any number of devices."""
 
+import collections
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.errors import UserError, unknown
-from lfcc_jax.losses.numerics import MASKED_LOGIT, inverse_norm, unit, zero_masked
+from lfcc_jax.losses.numerics import MASKED_LOGIT, inverse_root, zero_masked
 from lfcc_jax.precision import widen
 
 NEGATIVES = ("teacher", "both", "symmetric")
@@ -152,33 +152,72 @@ def info_nce_many(
        [1.3863 1.3863 1.3863 1.3863]]
     """
     _check(students, teachers, temperature, negatives, axis_name, ring, chunk_size, where, labels)
+    order = sorted(range(len(students)), key=lambda code: students[code].shape[1])
+    student, teacher = (jnp.concatenate([codes[i] for i in order], axis=1) for codes in (students, teachers))
+    losses = info_nce_packed(
+        student,
+        teacher,
+        [students[code].shape[1] for code in order],
+        temperature=temperature,
+        negatives=negatives,
+        axis_name=axis_name,
+        ring=ring,
+        chunk_size=chunk_size,
+        where=where,
+        labels=labels,
+    )
+    # Slices and not a gather, whose gradient on an explicit mesh jax 0.12 rejects.
+    rows = [order.index(code) for code in range(len(order))]
+    return jnp.concatenate([losses[row : row + 1] for row in rows])
+
+
+def info_nce_packed(
+    student: Float[Array, "batch dims"],
+    teacher: Float[Array, "batch dims"],
+    lengths: Sequence[int],
+    *,
+    temperature: float | Float[Array, ""],
+    negatives: Literal["teacher", "both", "symmetric"] = "teacher",
+    axis_name: str | tuple[str, ...] | None = None,
+    ring: bool = False,
+    chunk_size: int | None = None,
+    where: Bool[Array, " batch"] | None = None,
+    labels: Int[Array, " batch"] | None = None,
+) -> Float[Array, "codes batch"]:
+    """Computes `info_nce_many` of codes that are side by side in one array.
+
+    Args:
+      student: Codes of the student, one after the other.
+      teacher: Codes of the teacher.
+      lengths: Length of each code, in ascending order: codes of equal length are one matrix product.
+      temperature: As in `info_nce`.
+      negatives: As in `info_nce`.
+      axis_name: As in `info_nce`.
+      ring: As in `info_nce`.
+      chunk_size: As in `info_nce`.
+      where: As in `info_nce`.
+      labels: As in `info_nce`.
+
+    Returns:
+      The loss of each code and example in nats, float32.
+    """
     if where is not None:
-        students, teachers = ([zero_masked(x, where) for x in codes] for codes in (students, teachers))
-    # Codes of equal dimension are one array [batch, codes, dim], and one matrix product.
-    members: dict[int, list[int]] = {}
-    for index, code in enumerate(students):
-        members.setdefault(code.shape[1], []).append(index)
-    students, teachers = (
-        [jnp.stack([codes[i] for i in indices], axis=1) for indices in members.values()]
-        for codes in (students, teachers)
-    )
-    count, batch = len(students), students[0].shape[0]
-    # Each softmax has anchors, positives, and the indices in `keys` of the codes that serve as its negatives. Student
-    # codes are keys, and are sent to other devices, only if they serve as negatives.
-    keys = [*teachers] if negatives == "teacher" else [*teachers, *students]
-    softmaxes = [(students[c], teachers[c], [c, count + c] if negatives == "both" else [c]) for c in range(count)]
+        student, teacher = (zero_masked(x, where) for x in (student, teacher))
+    batch, anchor, positive = student.shape[0], _by_length(student, lengths), _by_length(teacher, lengths)
+    # Codes that serve as negatives, and are sent to other devices: the student's only if needed.
+    keys = [teacher] if negatives == "teacher" else [teacher, student]
+    # Anchors and positives of the softmaxes, and the indices in `keys` of their negatives.
+    softmaxes = [(anchor, positive, [0, 1] if negatives == "both" else [0])]
     if negatives == "symmetric":
-        softmaxes += [(teachers[c], students[c], [count + c]) for c in range(count)]
-    # The temperature divides the anchors, [batch, codes, dim], instead of the logits, [codes, batch, batch].
-    anchors = [unit(anchor) / temperature for anchor, _, _ in softmaxes]
-    positives = jnp.concatenate(
-        [jnp.sum(anchor * unit(positive), -1).T for anchor, (_, positive, _) in zip(anchors, softmaxes, strict=True)]
-    )
-    log_sums_of = _negatives_log_sums([key_indices for _, _, key_indices in softmaxes], [key.shape[1:] for key in keys])
+        softmaxes.append((positive, anchor, [1]))
+    anchors = [(codes, _inverse_norms(codes) / temperature) for codes, _, _ in softmaxes]
+    scales = [scale * _inverse_norms(other) for (_, scale), (_, other, _) in zip(anchors, softmaxes, strict=True)]
+    positives = jnp.concatenate([_products(anchor, positive) * scale for scale in scales])
+    log_sums_of = _negatives_log_sums(lengths, [key_indices for _, _, key_indices in softmaxes])
     if chunk_size is not None:
         log_sums_of = _in_chunks(log_sums_of, chunk_size, here=axis_name is not None)
 
-    codes = jnp.concatenate([key.reshape(batch, -1) for key in keys], axis=1)
+    codes = jnp.concatenate(keys, axis=1) if len(keys) > 1 else teacher
     marks = {"index": jnp.arange(batch)}
     if where is not None:
         marks["where"] = where
@@ -200,36 +239,59 @@ def info_nce_many(
     losses = jnp.logaddexp(positives, log_sums) - positives
     if negatives == "symmetric":
         losses = sum(jnp.split(losses, 2)) / 2
-    order = list(itertools.chain(*members.values()))
-    # Slices and not a gather, whose gradient on an explicit mesh jax 0.12 rejects.
-    rows = [order.index(code) for code in range(len(order))]
-    losses = jnp.concatenate([losses[row : row + 1] for row in rows])
     return losses if where is None else jnp.where(where[None, :], losses, 0)
+
+
+# Packed codes, as one array `[batch, codes, length]` for each length.
+_Codes = list[Array]
+
+
+def _by_length(x: Float[Array, "batch dims"], lengths: Sequence[int]) -> _Codes:
+    counts = collections.Counter(lengths)
+    ends = list(itertools.accumulate(length * count for length, count in counts.items()))
+    parts = zip(jnp.split(widen(x), ends[:-1], axis=1), counts.items(), strict=True)
+    return [part.reshape(-1, count, length) for part, (length, count) in parts]
+
+
+def _products(a: _Codes, b: _Codes) -> Float[Array, "codes batch"]:
+    """Returns the inner products of the codes of equal rows."""
+    return jnp.concatenate([jnp.sum(x * y, axis=-1).T for x, y in zip(a, b, strict=True)])
+
+
+def _all_products(a: _Codes, b: _Codes) -> Float[Array, "codes rows columns"]:
+    """Returns the inner products of the codes of each row of `a` with those of each row of `b`."""
+    return jnp.concatenate([jnp.einsum("icd,jcd->cij", x, y) for x, y in zip(a, b, strict=True)])
+
+
+def _inverse_norms(codes: _Codes) -> Float[Array, "codes batch"]:
+    """Returns the inverse lengths of codes; 0 for zeros, which get no gradient."""
+    return inverse_root(_products(codes, codes))
 
 
 # Per-example arrays other than the codes: "index" in the global batch and, if given, "where" and "labels".
 _Marks = dict[str, Array]
-# (anchors [batch, codes, dim], their marks, key codes, their marks) -> logsumexp of the logits over the negatives among
-# these keys, for each softmax and anchor. Blocks of keys are combined by another logsumexp.
-_LogSums = Callable[[list[Array], _Marks, Array, _Marks], Float[Array, "softmaxes batch"]]
+# Codes, and the inverse of their lengths and the temperature, `[codes, batch]`.
+_Anchors = tuple[_Codes, Array]
+# (anchors, their marks, key codes, their marks) -> logsumexp of the logits over the negatives among these keys, for
+# each softmax and anchor. Blocks of keys are combined by another logsumexp.
+_LogSums = Callable[[list[_Anchors], _Marks, Array, _Marks], Float[Array, "softmaxes batch"]]
 
 
-def _negatives_log_sums(key_indices: list[list[int]], shapes: list[tuple[int, int]]) -> _LogSums:
-    ends = list(itertools.accumulate(map(math.prod, shapes)))
-
-    def log_sums_of(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
+def _negatives_log_sums(lengths: Sequence[int], key_indices: list[list[int]]) -> _LogSums:
+    def log_sums_of(anchors: list[_Anchors], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
         negative = anchor_marks["index"][:, None] != marks["index"][None, :]
         if "where" in marks:
             negative &= marks["where"][None, :]
         if "labels" in marks:
             negative &= anchor_marks["labels"][:, None] != marks["labels"][None, :]
-        parts = jnp.split(codes, ends[:-1], axis=1)
-        keys = [widen(part).reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-        # The logits are divided by the lengths of the keys, so that no array of scaled keys is written.
-        scales = [inverse_norm(key).transpose(1, 2, 0) for key in keys]
+        parts = jnp.split(codes, codes.shape[1] // sum(lengths), axis=1)
+        keys = [_by_length(part, lengths) for part in parts]
+        # Logits are divided by the lengths, so that no array of scaled codes is written.
+        key_scales = [_inverse_norms(key) for key in keys]
 
-        def log_sum(anchor: Array, index: int) -> Float[Array, "codes batch"]:
-            logits = jnp.einsum("icd,jcd->cij", anchor, keys[index]) * scales[index]
+        def log_sum(anchor: _Anchors, index: int) -> Float[Array, "codes batch"]:
+            codes, scale = anchor
+            logits = _all_products(codes, keys[index]) * scale[:, :, None] * key_scales[index][:, None, :]
             return jax.nn.logsumexp(jnp.where(negative[None], logits, MASKED_LOGIT), axis=2)
 
         return jnp.concatenate(
@@ -248,7 +310,7 @@ def _in_chunks(log_sums_of: _LogSums, size: int, here: bool) -> _LogSums:
     `here` is whether all keys are on this device.
     """
 
-    def chunked(anchors: list[Array], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
+    def chunked(anchors: list[_Anchors], anchor_marks: _Marks, codes: Array, marks: _Marks) -> Array:
         rows = codes.shape[0]
         padding = -rows % size
         if padding:
@@ -272,7 +334,7 @@ def _in_chunks(log_sums_of: _LogSums, size: int, here: bool) -> _LogSums:
 def _around_the_ring(
     log_sums_of: _LogSums,
     axis_name: str | tuple[str, ...],
-    anchors: list[Array],
+    anchors: list[_Anchors],
     anchor_marks: _Marks,
     codes: Array,
     marks: _Marks,

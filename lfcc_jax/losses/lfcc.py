@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lfcc_jax.errors import UserError, unknown
 from lfcc_jax.filters import KINDS, apply_operator_pairs, compact_grids
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
-from lfcc_jax.losses.contrastive import check_marks, info_nce_many
+from lfcc_jax.losses.contrastive import check_marks, info_nce_packed
 from lfcc_jax.losses.numerics import zero_masked
 from lfcc_jax.precision import wide_dtype
 
@@ -162,8 +162,8 @@ def lfcc_loss(
       where: As in `info_nce`: mask of the examples that count. Features of the others may contain NaN.
       labels: As in `info_nce`: classes, so that examples of the same class are not negatives.
       standardize: Whether to standardize each element of a code over the batch before the cosine. This removes what all
-        images have in common, which is most of a pooled map. It costs a few small all-reduces with `axis_name`. It was
-        better in our study.
+        images have in common, which is most of a pooled map. It costs a few small all-reduces with `axis_name`. The last bias of a
+        projector then has no effect. It was better in our study.
 
     Returns:
       The loss of each example in nats, float32, without a reduction. It is log(batch) if all images are identical.
@@ -183,20 +183,22 @@ def lfcc_loss(
       Wu et al, `Aligning in a Compact Space: Contrastive Knowledge Distillation between Heterogeneous Architectures
       <https://arxiv.org/abs/2405.18524>`_, 2024
     """
-    student_codes, teacher_codes = lfcc_codes(
-        params, student_features, teacher_features, kind=kind, grids=grids, where=where
+    # The mean over images is subtracted later, and a bias with it.
+    student_codes, teacher_codes = _codes(
+        params, student_features, teacher_features, kind=kind, grids=grids, where=where, last_bias=not standardize
+    )
+    names = sorted(student_codes, key=lambda name: student_codes[name].shape[1])
+    student, teacher = (
+        jnp.concatenate([codes[name] for name in names], axis=1) for codes in (student_codes, teacher_codes)
     )
     if standardize:
         # One network at a time: a teacher without a projector stays constant, and needs no collective for its gradient.
-        student_codes, teacher_codes = (_standardized(x, axis_name, where) for x in (student_codes, teacher_codes))
+        student, teacher = (_standardized(x, axis_name, where) for x in (student, teacher))
     # Standardized codes lose little by rounding, so they are sent between devices in the dtype of the maps.
-    student_codes, teacher_codes = (
-        {name: x.astype(maps[name.rpartition("/")[0]].dtype) for name, x in codes.items()}
-        for codes, maps in ((student_codes, student_features), (teacher_codes, teacher_features))
-    )
-    losses = info_nce_many(
-        list(student_codes.values()),
-        list(teacher_codes.values()),
+    losses = info_nce_packed(
+        student.astype(_dtype_of(student_features, params)),
+        teacher.astype(_dtype_of(teacher_features, params)),
+        [student_codes[name].shape[1] for name in names],
         temperature=temperature,
         negatives=negatives,
         axis_name=axis_name,
@@ -241,6 +243,20 @@ def lfcc_codes(
       >>> jax.tree.map(jnp.shape, student_codes)
       {'stage4/1': (8, 16), 'stage4/2': (8, 64), 'stage4/4': (8, 256)}
     """
+    return _codes(params, student_features, teacher_features, kind=kind, grids=grids, where=where, last_bias=True)
+
+
+def _codes(
+    params: Params,
+    student_features: Mapping[str, Array],
+    teacher_features: Mapping[str, Array],
+    *,
+    kind: str,
+    grids: Sequence[int],
+    where: Array | None,
+    last_bias: bool,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Returns `lfcc_codes`, without the bias of the last layer of projectors if not `last_bias`."""
     if kind not in LFCC_KINDS:
         raise unknown("kind of filter", kind, LFCC_KINDS, "kind")
     if "filters" in params and kind != "learned":
@@ -273,7 +289,7 @@ def lfcc_codes(
                 compacted = compact_grids(x, kind, fitting, wide)
             # One matrix product projects the points of all grids.
             points = jnp.concatenate([y.reshape(y.shape[0], -1, y.shape[-1]) for y in compacted], axis=1)
-            points = _project(params[network].get(stage, {}), points)
+            points = _project(params[network].get(stage, {}), points, last_bias)
             ends = [sum(grid**2 for grid in fitting[:i]) for i in range(1, len(fitting))]
             for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
                 codes[network][f"{stage}/{grid}"] = y.reshape(y.shape[0], -1)
@@ -281,23 +297,26 @@ def lfcc_codes(
 
 
 def _standardized(
-    codes: dict[str, Array], axis_name: str | tuple[str, ...] | None, where: Array | None
-) -> dict[str, Array]:
+    codes: Float[Array, "batch dims"], axis_name: str | tuple[str, ...] | None, where: Array | None
+) -> Float[Array, "batch dims"]:
     """Returns codes with mean 0 and variance 1 over the global batch."""
-    leaves, structure = jax.tree.flatten(codes)
-    x = jnp.concatenate(leaves, axis=1)  # one collective for all
-    counted = jnp.ones_like(x[:, :1]) if where is None else where[:, None].astype(x.dtype)
 
     def total(values: Array) -> Array:
-        here = jnp.sum(values, axis=0, keepdims=True)
-        return here if axis_name is None else jax.lax.psum(here, axis_name)
+        return values if axis_name is None else jax.lax.psum(values, axis_name)
 
-    sums = total(jnp.concatenate([counted, x * counted], axis=1))
-    count = jnp.maximum(sums[:, :1], 1)
-    x = x - sums[:, 1:] / count
-    x = x * jax.lax.rsqrt(total(jnp.square(x) * counted) / count + _VARIANCE_FLOOR)
-    ends = np.cumsum([leaf.shape[1] for leaf in leaves])[:-1]
-    return jax.tree.unflatten(structure, jnp.split(x, ends, axis=1))
+    if where is None:
+        counted, count = 1.0, codes.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    else:
+        counted = where[:, None].astype(codes.dtype)
+        count = jnp.maximum(total(jnp.sum(counted, axis=0, keepdims=True)), 1)
+    x = codes - total(jnp.sum(codes * counted, axis=0, keepdims=True)) / count
+    variance = total(jnp.sum(jnp.square(x) * counted, axis=0, keepdims=True)) / count
+    return x * jax.lax.rsqrt(variance + _VARIANCE_FLOOR)
+
+
+def _dtype_of(features: Mapping[str, Array], params: Params) -> np.dtype:
+    """Returns the widest dtype of the stages' maps."""
+    return max((features[stage].dtype for stage in params["student"]), key=lambda dtype: dtype.itemsize)
 
 
 def _samples(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in"]:
@@ -328,15 +347,14 @@ def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:
 
 
 def _project(
-    layers: Mapping[str, Mapping[str, Array]], x: Float[Array, "batch points channels"]
+    layers: Mapping[str, Mapping[str, Array]], x: Float[Array, "batch points channels"], last_bias: bool
 ) -> Float[Array, "batch points width"]:
+    if not layers:  # a teacher without a projector
+        return x
     if "hidden" in layers:
-        x = jax.nn.relu(_dense(layers["hidden"], x))
-    return _dense(layers["out"], x) if layers else x  # a teacher without a projector is unchanged
-
-
-def _dense(layer: Mapping[str, Array], x: Float[Array, "batch points channels"]) -> Float[Array, "batch points width"]:
-    return jnp.einsum("bnc,cd->bnd", x, layer["kernel"]) + layer["bias"][None, None, :]
+        x = jax.nn.relu(jnp.einsum("bnc,cd->bnd", x, layers["hidden"]["kernel"]) + layers["hidden"]["bias"][None, None])
+    x = jnp.einsum("bnc,cd->bnd", x, layers["out"]["kernel"])
+    return x + layers["out"]["bias"][None, None] if last_bias else x
 
 
 def _fitting(grids: Sequence[int], student_size: Size, teacher_size: Size, stage: str) -> list[int]:

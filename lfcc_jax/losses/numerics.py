@@ -46,12 +46,11 @@ def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
       [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     x = widen(x)
-    return x * inverse_norm(x, axis)
+    return x * inverse_root(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
 
 
-def inverse_norm(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
-    """Returns the inverse of the lengths of vectors along `axis`, kept with size 1; 0, with no gradient, for zeros."""
-    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+def inverse_root(squared: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the inverse lengths of vectors, given their squares; 0, with no gradient, for zeros."""
     nonzero = squared > _SQUARED_ZERO
     return jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, squared, 1)), 0)
 

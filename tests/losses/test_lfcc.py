@@ -68,15 +68,19 @@ def test_lfcc_projectors_give_both_networks_codes_of_the_same_length(projector):
 
 
 @pytest.mark.parametrize(("projector", "negatives"), [("both", "symmetric"), ("student", "both"), ("mlp", "teacher")])
-def test_lfcc_gradients_reach_all_inputs_except_the_teachers_features(projector, negatives):
+@pytest.mark.parametrize("standardize", [False, True])
+def test_lfcc_gradients_reach_all_inputs_except_the_teachers_features(projector, negatives, standardize):
     params = params_of(projector=projector)
     student = {stage: STUDENT[stage] for stage in CHANNELS[0]}
 
     def loss(params, student, teacher):
-        return lfcc_loss(params, student, teacher, negatives=negatives).mean()
+        return lfcc_loss(params, student, teacher, negatives=negatives, standardize=standardize).mean()
 
     of_params, of_student, of_teacher = jax.jit(jax.grad(loss, (0, 1, 2)))(params, student, TEACHER)
     assert not any(g.any() for g in jax.tree.leaves(of_teacher))
+    # Standardization subtracts what the last bias adds.
+    last_biases = [layers["out"].pop("bias") for network in of_params.values() for layers in network.values()]
+    assert all(bias.any() == (not standardize) for bias in last_biases)
     assert all(g.any() for g in jax.tree.leaves((of_params, of_student)))
 
 
@@ -162,7 +166,6 @@ def test_lfcc_loss_ignores_nan_in_masked_examples(projector, standardize):
         assert not masked[6:].any()
         assert not any(g[6:].any() for g in jax.tree.leaves(gradients[1]))
         gradients = gradients[0], jax.tree.map(lambda g: g[:6], gradients[1])
-        # The projectors' biases have no gradient but rounding where codes are standardized.
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients, expected)
 
 

@@ -85,7 +85,8 @@ def test_methods_give_finite_losses_and_gradients_for_student_and_heads_but_not_
         for path, g in jax.tree_util.tree_leaves_with_path(to_heads)
         if not np.abs(g).max() > 0
     ]
-    assert idle == []
+    # LFCC's codes are standardized, which subtracts the last bias of their projectors.
+    assert [leaf for leaf in idle if not (name == "lfcc" and leaf.endswith("['out']['bias']"))] == []
 
 
 @pytest.mark.parametrize("name", methods.list_methods())
