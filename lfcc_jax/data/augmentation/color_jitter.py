@@ -20,6 +20,8 @@ def color_jitter(key: PRNGKeyArray, image: Image, strength: float, fill: Float[A
     operations = jnp.array([NAMES.index(name) for name in ("brightness", "contrast", "color")])
     order = jax.random.permutation(order_key, operations)
     factors = jax.random.uniform(factor_key, (3,), minval=max(0.0, 1 - strength), maxval=1 + strength)
-    for i in range(3):
-        image = apply(image, change(image, order[i], factors[i]), fill)
-    return image
+
+    def step(image: Image, of_step: tuple[Array, Array]) -> tuple[Image, None]:
+        return apply(image, change(image, *of_step), fill), None
+
+    return jax.lax.scan(step, image, (order, factors))[0]
