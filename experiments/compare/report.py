@@ -1,8 +1,8 @@
 """Tables and plots of the runs of `experiments.compare`. As a command, redraws them from `results.json` alone.
 
-    python -m experiments.compare.report experiments/results/study_runlocal.json
+    python -m experiments.compare.report experiments/results/study_12_epochs.json
 
-writes `study_runlocal.md` and `study_runlocal.png` next to the file. LFCC is compared with every other method by pair
+writes `study_12_epochs.md` and `study_12_epochs.png` next to the file. LFCC is compared with every other method by pair
 and seed.
 """
 
@@ -225,10 +225,11 @@ def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[P
 
 
 def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> str:
-    """Returns a Markdown table with a row per method: its mean over the pairs, and the lead of LFCC over it.
+    """Returns a Markdown table with a row per method: its mean and rank over the pairs, and the lead of LFCC over it.
 
-    There is a column for each of LFCC with KD, with DIST (both weights), and with DIST and RSD among the methods;
-    without any of them, one for the last method.
+    A rank is the mean over the pairs, 1 is the best, and methods that lack a pair have none. There is a column for each
+    of LFCC with KD, with DIST (both weights), and with DIST and RSD among the methods; without any of them, one for the
+    last method.
 
     Args:
       rows: As in `markdown`.
@@ -236,15 +237,23 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
       pairs: Names of teacher and student; [None] for the pair of the config.
     """
     references = _references(methods)
+    accuracies = {
+        method: [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
+        for method in methods
+    }
+    means = {method: list(map(statistics.mean, by_pair)) for method, by_pair in accuracies.items() if all(by_pair)}
+    ranks = dict(zip(means, scipy.stats.rankdata([[-x for x in m] for m in means.values()], axis=0), strict=True))
     lines = []
-    for method in methods:
-        by_pair = [[100 * row["top1_last"] for row in rows_of(rows, pair, method)] for pair in pairs]
+    for method, by_pair in accuracies.items():
         line = [method, *map(spread, by_pair)]
         if pairs != [None]:
-            line.append(f"{statistics.mean(map(statistics.mean, by_pair)):.2f}" if all(by_pair) else "-")
+            complete = method in means
+            line += [f"{statistics.mean(means[method]):.2f}", f"{ranks[method].mean():.1f}"] if complete else ["-", "-"]
         ahead = ["" if method == reference else mean_error(_ahead(rows, reference, method)) for reference in references]
         lines.append([*line, *ahead])
-    names = ["mean"] if pairs == [None] else [*(f"{teacher} -> {student}" for teacher, student in pairs), "mean"]
+    names = (
+        ["mean"] if pairs == [None] else [*(f"{teacher} -> {student}" for teacher, student in pairs), "mean", "rank"]
+    )
     ahead = [f"{reference} is ahead by" for reference in references]
     return table(["top-1 at the end, %", *names, *ahead], lines)
 

@@ -195,8 +195,8 @@ def test_report_of_unfinished_pairs_leaves_gaps(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(rows))
     assert [path.name for path in report.make(tmp_path / "results.json")] == ["results.md", "results.png"]
     cells = [line.split() for line in (tmp_path / "results.md").read_text().splitlines()]
-    assert ["|", "dist", "|", "51.00", "|", "-", "|", "-", "|", "1.00", "|"] in cells
-    assert ["|", "kd", "|", "50.00", "|", "40.00", "|", "45.00", "|", "2.50", "±", "0.50", "|"] in cells
+    assert ["|", "dist", "|", "51.00", "|", "-", "|", "-", "|", "-", "|", "1.00", "|"] in cells
+    assert ["|", "kd", "|", "50.00", "|", "40.00", "|", "45.00", "|", "2.0", "|", "2.50", "±", "0.50", "|"] in cells
 
 
 def test_report_compares_seed_by_seed_with_a_confidence_interval():

@@ -47,6 +47,7 @@ def test_report_compares_equal_pairs_and_seeds(tmp_path):
         "15.00 ± 7.07",
         "55.00 ± 7.07",
         "35.00",
+        "2.0",
         f"2.00 ± {error:.2f}",
     ]
     assert "8 runs on toy, 2 seeds, 3 epochs" in text
