@@ -49,8 +49,10 @@ def variables_of(name):
     return variables | {"params": variables["params"] | {"head": head}}
 
 
-def run(model, variables, x, **settings):
-    return jax.jit(functools.partial(model.apply, **settings))(variables, x)
+@functools.cache
+def applied(name, **overrides):
+    """Returns the compiled function of a network, compiled once for all tests."""
+    return jax.jit(small(name, **overrides).apply)
 
 
 def images(seed=0, batch=4):
@@ -60,7 +62,7 @@ def images(seed=0, batch=4):
 @pytest.mark.parametrize("name", NAMES)
 def test_networks_return_logits_and_the_features_of_feature_info(name):
     model = small(name)
-    logits, features = run(model, variables_of(name), images(), train=False)
+    logits, features = applied(name)(variables_of(name), images())
     assert logits.shape == (4, 5)
     assert logits.dtype == jnp.float32
     assert set(features) == {"stage1", "stage2", "stage3", "stage4", "pooled"}
@@ -80,11 +82,11 @@ def test_variable_shapes_are_those_of_init(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_networks_keep_float32_weights_and_logits(name):
     model = small(name, dtype=jnp.bfloat16)
-    logits, features = run(model, variables_of(name), images())
+    logits, features = applied(name, dtype=jnp.bfloat16)(variables_of(name), images())
     assert {x.dtype for x in jax.tree.leaves(model.variable_shapes())} == {jnp.dtype("float32")}
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in features.values()} == {jnp.dtype("bfloat16")}
-    reference, _ = run(small(name), variables_of(name), images())
+    reference, _ = applied(name)(variables_of(name), images())
     error = jnp.linalg.norm(logits - reference) / jnp.linalg.norm(reference)
     assert 1e-4 < error < 0.05
 
@@ -92,7 +94,7 @@ def test_bfloat16_networks_keep_float32_weights_and_logits(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_of_a_bfloat16_network_are_computed_in_float32(name):
     variables = variables_of(name)
-    logits, features = run(small(name, dtype=jnp.bfloat16), variables, images())
+    logits, features = applied(name, dtype=jnp.bfloat16)(variables, images())
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["head"])
     expected = np.asarray(features["pooled"], np.float64) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
@@ -112,8 +114,8 @@ def test_dropout_is_active_in_training_only(name):
 
     assert not np.array_equal(train(0), train(1))
     np.testing.assert_array_equal(train(0), train(0))
-    evaluated = run(model, variables, images()).logits
-    np.testing.assert_array_equal(evaluated, run(small(name), variables, images()).logits)
+    evaluated = jax.jit(model.apply)(variables, images()).logits
+    np.testing.assert_array_equal(evaluated, applied(name)(variables, images()).logits)
 
 
 def test_stochastic_depth_keeps_the_mean_and_drops_whole_examples():
@@ -129,9 +131,8 @@ def test_stochastic_depth_keeps_the_mean_and_drops_whole_examples():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_of_an_image_do_not_depend_on_the_rest_of_the_batch(name):
-    apply = jax.jit(small(name).apply)
     changed = images().at[0].set(0.0)
-    before, after = apply(variables_of(name), images()), apply(variables_of(name), changed)
+    before, after = (applied(name)(variables_of(name), x) for x in (images(), changed))
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(x[1:], y[1:], rtol=1e-5, atol=1e-6)
     assert not np.allclose(before.logits[0], after.logits[0])
@@ -140,21 +141,22 @@ def test_outputs_of_an_image_do_not_depend_on_the_rest_of_the_batch(name):
 def test_networks_normalize_with_their_own_constants():
     plain = small("resnet_pico", mean=(0.0,), std=(1.0,))
     normalizing = small("resnet_pico", mean=(0.3,), std=(0.2,))
-    variables = plain.init(jax.random.key(0), images())
-    expected = plain.apply(variables, (images() - 0.3) / 0.2).logits
-    np.testing.assert_allclose(normalizing.apply(variables, images()).logits, expected, rtol=1e-5, atol=1e-6)
+    variables = jax.jit(plain.init)(jax.random.key(0), images())
+    expected = jax.jit(plain.apply)(variables, (images() - 0.3) / 0.2).logits
+    actual = jax.jit(normalizing.apply)(variables, images()).logits
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_token_features_are_at_the_positions_of_their_patches():
     model = small("vit_pico", depth=4)
-    variables = model.init(jax.random.key(0), images())
+    apply, variables = jax.jit(model.apply), jax.jit(model.init)(jax.random.key(0), images())
     # With attention and MLP silenced, a token is its patch's embedding and position.
     silent = jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.zeros_like(x) if path[-2].key in ("proj", "fc2") else x,
         variables,
     )
     moved = jnp.zeros((1, 8, 8, 1)).at[0, 2:4, 6:8].set(1.0)
-    change = model.apply(silent, moved).features["stage4"] - model.apply(silent, 0 * moved).features["stage4"]
+    change = apply(silent, moved).features["stage4"] - apply(silent, 0 * moved).features["stage4"]
     rows, columns = np.nonzero(np.abs(change[0]).sum(-1))
     assert (set(rows), set(columns)) == ({1}, {3})
 
@@ -342,7 +344,8 @@ def test_remat_does_not_change_batch_norm_networks():
     outputs = []
     for remat in (False, True):
         model = small("resnet_pico", remat=remat)
-        outputs.append(run(model, variables_of("resnet_pico"), images(), train=True, mutable=["batch_stats"]))
+        in_training = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+        outputs.append(in_training(variables_of("resnet_pico"), images()))
     jax.tree.map(np.testing.assert_array_equal, *outputs)
 
 
