@@ -162,8 +162,8 @@ def lfcc_loss(
       where: As in `info_nce`: mask of the examples that count. Features of the others may contain NaN.
       labels: As in `info_nce`: classes, so that examples of the same class are not negatives.
       standardize: Whether to standardize each element of a code over the batch before the cosine. This removes what all
-        images have in common, which is most of a pooled map. It costs a few small all-reduces with `axis_name`. The last bias of a
-        projector then has no effect. It was better in our study.
+        images have in common, which is most of a pooled map, and makes the last bias of a projector useless. It costs a
+        few small all-reduces with `axis_name`. It was better in our study.
 
     Returns:
       The loss of each example in nats, float32, without a reduction. It is log(batch) if all images are identical.
