@@ -249,8 +249,8 @@ _Codes = list[Array]
 def _by_length(x: Float[Array, "batch dims"], lengths: Sequence[int]) -> _Codes:
     counts = collections.Counter(lengths)
     ends = list(itertools.accumulate(length * count for length, count in counts.items()))
-    parts = zip(jnp.split(widen(x), ends[:-1], axis=1), counts.items(), strict=True)
-    return [part.reshape(-1, count, length) for part, (length, count) in parts]
+    parts = zip(jnp.split(x, ends[:-1], axis=1), counts.items(), strict=True)
+    return [widen(part.reshape(-1, count, length)) for part, (length, count) in parts]
 
 
 def _products(a: _Codes, b: _Codes) -> Float[Array, "codes batch"]:
