@@ -151,7 +151,7 @@ def info_nce_many(
       [[0.3408 0.3408 0.3408 0.3408]
        [1.3863 1.3863 1.3863 1.3863]]
     """
-    _check(students, teachers, temperature, negatives, axis_name, ring, chunk_size, where, labels)
+    _check_codes(students, teachers)
     order = sorted(range(len(students)), key=lambda code: students[code].shape[1])
     student, teacher = (jnp.concatenate([codes[i] for i in order], axis=1) for codes in (students, teachers))
     losses = info_nce_packed(
@@ -200,10 +200,20 @@ def info_nce_packed(
 
     Returns:
       The loss of each code and example in nats, float32.
+
+    Raises:
+      UserError: as `info_nce`, or if the lengths are not ascending or do not add up to the number of columns.
     """
+    batch = student.shape[0]
+    _check_options(batch, temperature, negatives, axis_name, ring, chunk_size, where, labels)
+    if list(lengths) != sorted(lengths) or {sum(lengths)} != {student.shape[1], teacher.shape[1]}:
+        raise UserError(
+            f"`lengths` must be ascending and add up to the columns of both codes, {student.shape[1]} and "
+            f"{teacher.shape[1]}, got {list(lengths)}"
+        )
     if where is not None:
         student, teacher = (zero_masked(x, where) for x in (student, teacher))
-    batch, anchor, positive = student.shape[0], _by_length(student, lengths), _by_length(teacher, lengths)
+    anchor, positive = _by_length(student, lengths), _by_length(teacher, lengths)
     # Codes that serve as negatives, and are sent to other devices: the student's only if needed.
     keys = [teacher] if negatives == "teacher" else [teacher, student]
     # Anchors and positives of the softmaxes, and the indices in `keys` of their negatives.
@@ -217,7 +227,7 @@ def info_nce_packed(
     if chunk_size is not None:
         log_sums_of = _in_chunks(log_sums_of, chunk_size, here=axis_name is not None)
 
-    codes = jnp.concatenate(keys, axis=1) if len(keys) > 1 else teacher
+    codes = jnp.concatenate(keys, axis=1)
     marks = {"index": jnp.arange(batch)}
     if where is not None:
         marks["where"] = where
@@ -250,7 +260,7 @@ def _by_length(x: Float[Array, "batch dims"], lengths: Sequence[int]) -> _Codes:
     counts = collections.Counter(lengths)
     ends = list(itertools.accumulate(length * count for length, count in counts.items()))
     parts = zip(jnp.split(x, ends[:-1], axis=1), counts.items(), strict=True)
-    return [widen(part.reshape(-1, count, length)) for part, (length, count) in parts]
+    return [widen(part.reshape(x.shape[0], count, length)) for part, (length, count) in parts]
 
 
 def _products(a: _Codes, b: _Codes) -> Float[Array, "codes batch"]:
@@ -416,19 +426,7 @@ def check_marks(batch: int, **marks: Array | None) -> None:
             raise UserError(f"`{name}` must have shape [{batch}], one value per example, got shape {list(given.shape)}")
 
 
-def _check(
-    students: Sequence[Array],
-    teachers: Sequence[Array],
-    temperature: Any,
-    negatives: str,
-    axis_name: str | tuple[str, ...] | None,
-    ring: bool,
-    chunk_size: int | None,
-    where: Array | None,
-    labels: Array | None,
-) -> None:
-    if negatives not in NEGATIVES:
-        raise unknown("choice of negatives", negatives, NEGATIVES, "negatives")
+def _check_codes(students: Sequence[Array], teachers: Sequence[Array]) -> None:
     if len(students) != len(teachers) or not students:
         raise UserError(
             f"`students` and `teachers` must have the same nonzero length, got {len(students)} and {len(teachers)}"
@@ -440,6 +438,20 @@ def _check(
                 "student and teacher codes must have the same shape [batch, dim], with one batch for all codes, "
                 f"got {list(student.shape)} and {list(teacher.shape)}"
             )
+
+
+def _check_options(
+    batch: int,
+    temperature: Any,
+    negatives: str,
+    axis_name: str | tuple[str, ...] | None,
+    ring: bool,
+    chunk_size: int | None,
+    where: Array | None,
+    labels: Array | None,
+) -> None:
+    if negatives not in NEGATIVES:
+        raise unknown("choice of negatives", negatives, NEGATIVES, "negatives")
     check_marks(batch, where=where, labels=labels)
     if isinstance(temperature, int | float) and not temperature > 0:
         raise UserError(f"`temperature` must be positive, got {temperature!r}")

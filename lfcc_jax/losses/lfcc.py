@@ -219,7 +219,7 @@ def lfcc_codes(
     grids: Sequence[int] = (1, 2, 4),
     where: Bool[Array, " batch"] | None = None,
 ) -> tuple[dict[str, Float[Array, "batch _"]], dict[str, Float[Array, "batch _"]]]:
-    """Returns the codes that `lfcc_loss` compares, before they are scaled to length one.
+    """Returns the codes that `lfcc_loss` compares, before they are standardized and scaled to length one.
 
     Args:
       params: As in `lfcc_loss`.
@@ -332,11 +332,16 @@ def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:
                 f"{stage} of the {network} must have shape [batch, height, width, channels], got {list(x.shape)}. "
                 "Reshape tokens to their grid, without the class token."
             )
-        layers = params[network].get(stage, {})
-        kernel = layers.get("hidden", layers.get("out", {})).get("kernel")
-        if kernel is not None and kernel.shape[0] != x.shape[-1]:
+        layers = params[network].get(stage)
+        # A teacher without a projector has the channels that the student is projected to.
+        channels = (
+            layers.get("hidden", layers["out"])["kernel"].shape[0]
+            if layers
+            else params["student"][stage]["out"]["kernel"].shape[1]
+        )
+        if channels != x.shape[-1]:
             raise UserError(
-                f"{stage} of the {network} must have {kernel.shape[0]} channels in its last axis, as in params, "
+                f"{stage} of the {network} must have {channels} channels in its last axis, as in params, "
                 f"got shape {list(x.shape)}"
             )
     if maps["student"].shape[0] != maps["teacher"].shape[0]:

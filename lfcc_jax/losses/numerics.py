@@ -50,7 +50,7 @@ def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
 
 
 def inverse_root(squared: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the inverse lengths of vectors, given their squares; 0, with no gradient, for zeros."""
+    """Returns the inverse lengths of vectors, given the squares of their lengths; 0, with no gradient, for zeros."""
     nonzero = squared > _SQUARED_ZERO
     return jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, squared, 1)), 0)
 

@@ -286,7 +286,8 @@ def test_info_nce_gradient_of_the_temperature_is_the_same_on_eight_devices(ring)
 
 @pytest.mark.parametrize("negatives", ["teacher", "both", "symmetric"])
 def test_info_nce_many_equals_info_nce_of_each_code(negatives):
-    students, teachers = [STUDENT, STUDENT[:, :4]], [TEACHER, TEACHER[:, :4] ** 2]
+    students = [STUDENT, STUDENT[:, :4], STUDENT**2]
+    teachers = [TEACHER, TEACHER[:, :4] ** 2, TEACHER[:, ::-1]]
     options = {"temperature": TAU, "negatives": negatives, "where": WHERE, "labels": LABELS}
     expected = [info_nce(s, t, **options) for s, t in zip(students, teachers, strict=True)]
     np.testing.assert_allclose(info_nce_many(students, teachers, **options), np.stack(expected), atol=VALUE)
