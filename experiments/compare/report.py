@@ -198,7 +198,7 @@ def _verdict(method: str, rival: str, ahead: Sequence[float]) -> str | None:
 
 def _references(methods: Sequence[str]) -> list[str]:
     """Returns the methods to compare the others with: LFCC with KD, DIST and RSD if present, else the last."""
-    names = ("lfcc", "lfcc_dist", "lfcc_dist_3", "lfcc_dist_rsd")
+    names = ("lfcc", "lfcc_dist", "lfcc_dist_rsd")
     return [name for name in names if name in methods] or list(methods[-1:])
 
 
@@ -228,8 +228,7 @@ def of_all_pairs(rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> s
     """Returns a Markdown table with a row per method: its mean and rank over the pairs, and the lead of LFCC over it.
 
     A rank is the mean over the pairs, 1 is the best, and methods that lack a pair have none. There is a column for each
-    of LFCC with KD, with DIST (both weights), and with DIST and RSD among the methods; without any of them, one for the
-    last method.
+    of LFCC with KD, with DIST, and with DIST and RSD among the methods; without any of them, one for the last method.
 
     Args:
       rows: As in `markdown`.
@@ -357,13 +356,14 @@ def _about(rows: Rows) -> str:
     def all_of(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values)))
 
-    seeds, days = len({row["seed"] for row in rows}), sorted(row["date"][:10] for row in rows)
+    seeds, days = len({row["seed"] for row in rows}), sorted({row["date"][:10] for row in rows})
+    days = days if len(days) == 1 else [days[0], days[-1]]
     errors = "seeds" if len({row.get("pair") for row in rows}) == 1 else "pairs"
     return (
         f"{len(rows)} runs on {all_of(row['dataset'] for row in rows)}, {seeds} seed{'s' if seeds > 1 else ''}, "
         f"{all_of(format(row['epochs'], 'g') for row in rows)} epochs. Accuracies at the last epoch, mean ± standard "
         f"deviation over seeds; differences, with the same seeds, with their standard error over {errors}. "
-        f"{all_of(row['hardware'] for row in rows)}, jax {all_of(row['jax'] for row in rows)}, {days[0]} to {days[-1]}."
+        f"{all_of(row['hardware'] for row in rows)}, jax {all_of(row['jax'] for row in rows)}, {' to '.join(days)}."
     )
 
 
