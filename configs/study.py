@@ -5,9 +5,9 @@
 `teacher` and `student` are networks for images of 32 x 32 pixels; `--pairs=all` has one pair for each direction
 between CNN, Transformer and MLP. `method` is one of `METHODS` or `ABLATION`, or `teacher`. The data set is CIFAR-100,
 or any other of 32 x 32 pixels with `--config.data.name=DIRECTORY`, and is kept in device memory. All students share one
-AdamW recipe; teachers are trained four times as long, with stronger augmentation.
+AdamW recipe; teachers are trained four times as long, with stronger augmentation (not with `runlocal`).
 
-`runlocal` shrinks a run to a minute or two on 2 CPU cores: smaller networks, 16 x 16 pixels, and a fifth of the images
+`runlocal` shrinks a run to minutes on 2 CPU cores: smaller networks, 16 x 16 pixels, and a fifth of the images
 for students. Teachers use nine tenths, so the last tenth is held out from both networks and can be used to choose
 weights (`--config.data.test_split='train[90%:]'`).
 """

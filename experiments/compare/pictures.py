@@ -64,30 +64,28 @@ def comparison(
     pictures.save(figure, path)
 
 
-def pairs(path: epath.Path, accuracies: Mapping[str, Mapping[str, Sequence[float]]], title: str = "") -> None:
-    """Plots the gain of each method over the first one: each pair of networks, their mean and its standard error.
+def pairs(path: epath.Path, gains: Mapping[str, Mapping[str, float]], base: str, title: str = "") -> None:
+    """Plots the gain of each method over another: each pair of networks, their mean and its standard error.
 
     Args:
       path: Path of the PNG.
-      accuracies: For each pair of networks and each method, by the names to show, the accuracies of its seeds in
-        percent.
+      gains: For each pair of networks and each method, by the names to show, the gain in points.
+      base: Name of the other method.
       title: Title of the figure.
     """
-    first, *methods = next(iter(accuracies.values()))
-    gains = {
-        method: np.array([np.mean(values[method]) - np.mean(values[first]) for values in accuracies.values()])
-        for method in methods
+    by_method = {
+        method: np.array([of_pair[method] for of_pair in gains.values()]) for method in next(iter(gains.values()))
     }
-    by_gain = sorted(gains, key=lambda method: -gains[method].mean())
+    by_gain = sorted(by_method, key=lambda method: -by_method[method].mean())
     figure, axis = pictures.axes(1, 1, (8, 2.2 + 0.34 * len(by_gain)))
     positions = np.arange(len(by_gain))
-    means = [gains[method].mean() for method in by_gain]
+    means = [by_method[method].mean() for method in by_gain]
     axis.barh(positions, means, color="0.88", zorder=0)
     for i, (pair, color, marker) in enumerate(
-        zip(accuracies, itertools.cycle(pictures.COLORS), itertools.cycle("os^Dv"), strict=False)
+        zip(gains, itertools.cycle(pictures.COLORS), itertools.cycle("os^Dv"), strict=False)
     ):
         axis.plot(
-            [gains[method][i] for method in by_gain],
+            [by_method[method][i] for method in by_gain],
             positions,
             marker,
             color=color,
@@ -95,14 +93,14 @@ def pairs(path: epath.Path, accuracies: Mapping[str, Mapping[str, Sequence[float
             markersize=5,
             label=pair,
         )
-    if len(accuracies) > 1:
-        errors = [_standard_error(gains[method]) for method in by_gain]
+    if len(gains) > 1:
+        errors = [_standard_error(by_method[method]) for method in by_gain]
         axis.errorbar(
             means, positions, xerr=errors, fmt="|", color="black", capsize=4, label="mean ± standard error over pairs"
         )
     axis.axvline(0, color="black", linewidth=1)
     axis.set(yticks=positions, yticklabels=by_gain, ylim=(len(by_gain) - 0.5, -0.5), title=title)
-    axis.set_xlabel(f"top-1 minus that of {first}, points")
+    axis.set_xlabel(f"top-1 minus that of {base}, points")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     pictures.save(figure, path)
 

@@ -205,22 +205,22 @@ def _references(methods: Sequence[str]) -> list[str]:
 def draw_pairs(path: Path, rows: Rows, methods: Sequence[str], pairs: Sequence[Pair]) -> bool:
     """Plots the gain of each method over KD, or over the first method; see `experiments.compare.pictures.pairs`.
 
-    Methods that lack a pair are left out. Returns whether there are two to plot.
+    Gains are over equal seeds; methods without one for each pair are left out. Returns whether there is one to plot.
     """
     methods = [method for method in methods if all(rows_of(rows, pair, method) for pair in pairs)]
-    methods = sorted(methods, key=lambda method: method != "kd")
-    if len(methods) < 2:
+    base, *others = sorted(methods, key=lambda method: method != "kd") or [""]
+    gains: dict[str, dict[str, float]] = {}
+    for method in others:
+        by_pair = _by_pair(_differences(rows, method, base))
+        if len(by_pair) == len(pairs):
+            for pair, points in by_pair.items():
+                gains.setdefault(pair.replace("->", "→"), {})[_NAMES.get(method, method)] = statistics.mean(points)
+    if not gains:
         return False
-    accuracies = {
-        f"{pair[0]} → {pair[1]}": {
-            _NAMES.get(method, method): [100 * row["top1_last"] for row in rows_of(rows, pair, method)]
-            for method in methods
-        }
-        for pair in pairs
-    }
-    first = rows[0]
-    title = f"{first['dataset']}, {first['epochs']:g} epochs: gain over {_NAMES.get(methods[0], methods[0])}"
-    drawing.pairs(path, accuracies, title)
+    base = _NAMES.get(base, base)
+    drawing.pairs(
+        path, gains, base, f"{rows[0]['dataset']}, {rows[0]['epochs']:g} epochs: gain over {base}, equal seeds"
+    )
     return True
 
 
@@ -299,12 +299,17 @@ def _differences(rows: Rows, method: str, rival: str) -> dict[tuple[str | None, 
 
 def _ahead(rows: Rows, method: str, rival: str) -> list[float]:
     """Returns the lead of a method over a rival in points: of each seed for one pair, else of each pair on average."""
-    by_pair: dict[str | None, list[float]] = {}
-    for (pair, _), points in _differences(rows, method, rival).items():
-        by_pair.setdefault(pair, []).append(points)
+    by_pair = _by_pair(_differences(rows, method, rival))
     if len(by_pair) == 1:
         return next(iter(by_pair.values()))
     return [statistics.mean(points) for points in by_pair.values()]
+
+
+def _by_pair(differences: Mapping[tuple[str | None, int], float]) -> dict[str | None, list[float]]:
+    by_pair: dict[str | None, list[float]] = {}
+    for (pair, _), points in differences.items():
+        by_pair.setdefault(pair, []).append(points)
+    return by_pair
 
 
 def mean_error(values: Sequence[float]) -> str:
