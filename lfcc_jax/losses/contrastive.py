@@ -184,7 +184,7 @@ def info_nce_packed(
     where: Bool[Array, " batch"] | None = None,
     labels: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "codes batch"]:
-    """Computes `info_nce_many` of codes that are side by side in one array.
+    """Computes `info_nce_many` of codes that are side by side in one array, which compiles to fewer operations.
 
     Args:
       student: Codes of the student, one after the other.
