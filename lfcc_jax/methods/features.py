@@ -14,7 +14,7 @@ from lfcc_jax.losses.features import VIEWS, match_sizes
 from lfcc_jax.methods.heads import BatchNorm, RunningNorm
 from lfcc_jax.methods.method import Batch, MapMethod, Method, Stages, TeacherOutput
 from lfcc_jax.models import Output
-from lfcc_jax.models.layers import gelu
+from lfcc_jax.models.layers import Dense, gelu
 from lfcc_jax.precision import widen
 
 # ScaleKD's weights of its views.
@@ -54,7 +54,7 @@ class VID(MapMethod):
     def _loss(self, student: Array, teacher: Array, stage: str) -> Array:
         channels, x = teacher.shape[-1], widen(student)
         for layer in (1, 2, 3):
-            x = nn.Dense(channels, use_bias=False, name=f"{stage}_layer{layer}")(x)
+            x = Dense(channels, use_bias=False, name=f"{stage}_layer{layer}")(x)
             x = nn.relu(x) if layer < 3 else x
         log_scale = self.param(f"{stage}_log_scale", lambda _, size: losses.vid_scale_init(size), channels)
         return losses.vid(x, teacher, log_scale)
@@ -93,7 +93,7 @@ class SRRL(Method):
         if {"kernel", "bias"} - teacher.head.keys():
             raise UserError("config.losses.srrl needs a teacher whose classifier is one linear layer called 'head'")
         ours, theirs = self.pooled(student, teacher)
-        projected = BatchNorm(name="norm")(nn.Dense(theirs.shape[-1], use_bias=False, name="projection")(ours))
+        projected = BatchNorm(name="norm")(Dense(theirs.shape[-1], use_bias=False, name="projection")(ours))
         kernel, bias, logits = jax.lax.stop_gradient((teacher.head["kernel"], teacher.head["bias"], teacher.logits))
         masked = jnp.isneginf(logits)
         errors = jnp.where(masked, 0, projected @ kernel + bias[None, :] - logits)
@@ -130,7 +130,7 @@ class DualView(Method):
                     "stages, or views=('spatial',)"
                 )
             for view in self.views:
-                projected = nn.Dense(theirs.shape[-1], use_bias=False, name=f"{stage}_{view}")(ours)
+                projected = Dense(theirs.shape[-1], use_bias=False, name=f"{stage}_{view}")(ours)
                 parts[view] += _VIEW_WEIGHTS[view] * losses.dual_view(projected, theirs, view=view)
         return parts
 
@@ -157,8 +157,8 @@ class Regression(Method):
 
         def loss(ours: Array, theirs: Array, name: str) -> Array:
             theirs = RunningNorm(name=f"{name}_statistics")(theirs)
-            x = gelu(nn.Dense(self.expansion * ours.shape[-1], name=f"{name}_expand")(ours))
-            return losses.regression(nn.Dense(theirs.shape[-1], name=f"{name}_reduce")(x), theirs)
+            x = gelu(Dense(self.expansion * ours.shape[-1], name=f"{name}_expand")(ours))
+            return losses.regression(Dense(theirs.shape[-1], name=f"{name}_reduce")(x), theirs)
 
         parts = {}
         if self.on != "maps":
@@ -173,4 +173,4 @@ def _projected(student: Array, teacher: Array, name: str) -> tuple[Array, Array]
     """Returns both maps in the smaller size, with the student's channels mapped linearly to the teacher's."""
     # Resizing commutes with a linear map of the channels, which is cheaper on the smaller map.
     student, teacher = match_sizes(student, teacher)
-    return nn.Dense(teacher.shape[-1], use_bias=False, name=name)(student), teacher
+    return Dense(teacher.shape[-1], use_bias=False, name=name)(student), teacher

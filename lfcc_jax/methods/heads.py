@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.models.convolution import Conv
-from lfcc_jax.models.layers import LayerNorm, trunc_normal
+from lfcc_jax.models.layers import Dense, LayerNorm, trunc_normal
 from lfcc_jax.models.vit import Block
 from lfcc_jax.precision import widen
 
@@ -71,7 +71,7 @@ class ConvolutionExit(nn.Module):
         while x.shape[1] > self.size:
             channels = x.shape[-1]
             x = Conv(channels, 3, 2, depthwise=True, kernel_init=nn.initializers.lecun_normal())(x)
-            x = nn.relu(BatchNorm()(nn.Dense(2 * channels, use_bias=False)(x)))
+            x = nn.relu(BatchNorm()(Dense(2 * channels, use_bias=False)(x)))
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 
 

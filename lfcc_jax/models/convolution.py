@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.layers import as_last
-from lfcc_jax.precision import wide_dtype
+from lfcc_jax.models.depthwise import depthwise_by_shifts
+from lfcc_jax.models.layers import as_last, product
 
 # PyTorch's Kaiming fan-out initialization.
 he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -69,8 +69,8 @@ class Conv(nn.Module):
             x = jax.lax.platform_dependent(x, kernel, cpu=by_shifts, default=standard)
         elif self.size == 1 and factor is not None:
             # cuDNN adds bias and shortcut, and applies ReLU, in the same kernel. XLA's matrix products may not.
-            standard, product = (functools.partial(f, stride=self.stride) for f in (_convolution, _product))
-            x = jax.lax.platform_dependent(x, kernel, cuda=standard, default=product)
+            standard, as_product = (functools.partial(f, stride=self.stride) for f in (_convolution, _product))
+            x = jax.lax.platform_dependent(x, kernel, cuda=standard, default=as_product)
         elif self.size == 1:
             x = _product(x, kernel, self.stride)
         else:
@@ -89,7 +89,7 @@ def _scaled(kernel: Array, factor: Array | None, dtype: Any) -> Array:
 def _product(x: Array, kernel: Array, stride: int) -> Array:
     for axis in (1, 2):
         x = jax.lax.slice_in_dim(x, 0, None, stride, axis)
-    return x @ kernel[0, 0]
+    return product(x, kernel[0, 0])
 
 
 def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -98,85 +98,6 @@ def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups
     )
-
-
-def depthwise_by_shifts(
-    x: Float[Array, "batch height width channels"], kernel: Float[Array, "size size 1 channels"], stride: int
-) -> Float[Array, "batch rows columns channels"]:
-    """Computes a depthwise convolution as the sum of shifted maps times the kernel's taps.
-
-    Its gradient is a custom one, so `jax.jvp` of it is an error; `jax.jvp` of its gradient is not.
-
-    Args:
-      x: Maps.
-      kernel: Kernel of an odd size, one channel for each of the map's. Maps are padded by half of it.
-      stride: Stride along both axes.
-
-    Returns:
-      Maps of the size of `x` divided by `stride`, rounded up, accumulated in float32 or wider.
-    """
-    # In `jax.shard_map`, each device has its own images and the same kernel; the gradient of this cast is a sum.
-    return _depthwise(x, _varying_as(x, kernel), stride)
-
-
-def _varying_as(x: Array, y: Array) -> Array:
-    axes = tuple(jax.typeof(x).manual_axis_type.varying - jax.typeof(y).manual_axis_type.varying)
-    return jax.lax.pcast(y, axes, to="varying") if axes else y
-
-
-def _shifted_sum(x: Array, kernel: Array, stride: int) -> Array:
-    size = kernel.shape[0]
-    wide = wide_dtype(x.dtype)
-    padded, taps = _padded(x, size).astype(wide), kernel.astype(wide)
-    rows, columns = ((n - 1) // stride + 1 for n in x.shape[1:3])
-    total = sum(
-        _every(_every(padded, stride, i, rows, 1), stride, j, columns, 2) * as_last(taps[i, j, 0], x)
-        for i in range(size)
-        for j in range(size)
-    )
-    return total.astype(x.dtype)
-
-
-_depthwise = jax.custom_vjp(_shifted_sum, nondiff_argnums=(2,))
-
-
-def _padded(x: Array, size: int) -> Array:
-    return jnp.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
-
-
-def _every(x: Array, stride: int, start: int, count: int, axis: int) -> Array:
-    """Returns `count` slices along an axis, `stride` apart."""
-    return jax.lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
-
-
-def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _shifted_sum(x, kernel, stride), (x, kernel)
-
-
-def _depthwise_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    size, columns = kernel.shape[0], gradient.shape[2]
-    if stride == 1:
-        x_gradient = _shifted_sum(gradient, kernel[::-1, ::-1], 1)
-    else:
-        (x_gradient,) = jax.linear_transpose(lambda x: _shifted_sum(x, kernel, stride), x)(gradient)
-    wide = wide_dtype(x.dtype)
-    padded = _padded(x, size)
-
-    # One row of the gradient and the rows of `x` around it stay in the cache for all taps. Images are summed last, so
-    # that devices communicate once.
-    def add_row(total: Array, row: Array) -> tuple[Array, None]:
-        above = jax.lax.dynamic_slice_in_dim(padded, row * stride, size, 1).astype(wide)
-        here = jax.lax.dynamic_slice_in_dim(gradient, row, 1, 1).astype(wide)
-        taps = [jnp.sum(_every(above, stride, j, columns, 2) * here, 2) for j in range(size)]
-        return total + jnp.stack(taps, 2), None
-
-    zeros = jnp.zeros((x.shape[0], size, size, x.shape[-1]), wide)
-    total, _ = jax.lax.scan(add_row, _varying_as(x, zeros), jnp.arange(gradient.shape[1]))
-    return x_gradient, total.sum(0)[:, :, None].astype(kernel.dtype)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def to_blocks(x: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows columns features"]:
@@ -217,7 +138,7 @@ class PatchConv(nn.Module):
             least, given = f"{self.size} x {self.size}", " x ".join(map(str, x.shape[1:3]))
             raise UserError(f"images are too small: {self.name} needs maps of at least {least}, got {given}")
         x = to_blocks(x[:, : rows * self.size, : columns * self.size], self.size)
-        return x @ kernel.reshape(-1, self.features) + as_last(bias, x)
+        return product(x, kernel.reshape(-1, self.features)) + as_last(bias, x)
 
 
 class StemConv(nn.Module):
@@ -275,7 +196,8 @@ def _max_and_index(x: Array) -> tuple[Array, Array]:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     rows, columns = ((n + 1) // 2 for n in x.shape[1:3])
     for tap in range(9):
-        value = _every(_every(padded, 2, tap // 3, rows, 1), 2, tap % 3, columns, 2)
+        row, column = divmod(tap, 3)
+        value = padded[:, row : row + 2 * rows - 1 : 2, column : column + 2 * columns - 1 : 2]
         if tap == 0:
             largest, index = value, jnp.zeros(value.shape, jnp.int8)
         else:

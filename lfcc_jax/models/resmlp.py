@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lfcc_jax.models.layers import DropPath, LayerScale, Mlp, as_last
+from lfcc_jax.models.layers import Dense, DropPath, LayerScale, Mlp, as_last
 from lfcc_jax.models.network import IMAGENET, InitialScale, Ratio, Variant
 from lfcc_jax.models.tokens import SMALL, TAPS_OF_12, TokenNetwork
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Returns the tokens, of the same shape."""
         y = jnp.swapaxes(Affine(self.dtype, name="norm1")(x), 1, 2)
-        y = nn.Dense(y.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="linear_tokens")(y)
+        y = Dense(y.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="linear_tokens")(y)
         y = LayerScale(self.layer_scale, self.dtype, name="scale1")(jnp.swapaxes(y, 1, 2))
         x = x + DropPath()(y, drop_path, train)
         y = Affine(self.dtype, name="norm2")(x)

@@ -12,7 +12,7 @@ from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.attention import attend
 from lfcc_jax.models.convolution import PatchConv
-from lfcc_jax.models.layers import DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
+from lfcc_jax.models.layers import Dense, DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
 from lfcc_jax.models.network import (
     IMAGENET,
     Depth,
@@ -57,14 +57,14 @@ class WindowAttention(nn.Module):
         padded = x.shape[1:3]
 
         x = to_windows(x, self.window)  # [batch, windows, cells, channels]
-        qkv = nn.Dense(3 * channels, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * channels, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, channels // heads), 3, 0)
         table = self.param("position_bias", trunc_normal, ((2 * rows - 1) * (2 * columns - 1), heads))
         bias = jnp.moveaxis(table[relative_positions(self.window)], 2, 0)[None, None]
         if any(self.shift):
             bias = bias + jnp.where(shift_mask(padded, self.window, self.shift), _MASKED_LOGIT, 0.0)[None, :, None]
         x = attend(query, key, value, bias).reshape(x.shape)
-        x = nn.Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x)
+        x = Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
         x = from_windows(x, self.window, padded)[:, :height, :width]
@@ -190,7 +190,7 @@ class Swin(Network):
                 x = merge_patches(x)
                 x = LayerNorm(1e-5, self.dtype, name=f"stage{s}_merge_norm")(x)
                 width = self.width * 2 ** (s - 1)
-                merge = nn.Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=f"stage{s}_merge")
+                merge = Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=f"stage{s}_merge")
                 x = merge(x)
             if x.shape[-1] % heads:
                 raise UserError(f"heads must divide the width of stage {s}, {x.shape[-1]}, got {heads}")

@@ -15,6 +15,7 @@ from lfcc_jax.arguments import Between
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.attention import attend
 from lfcc_jax.models.layers import (
+    Dense,
     DropPath,
     LayerNorm,
     LayerScale,
@@ -49,7 +50,7 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"], train: bool) -> Float[Array, "batch tokens width"]:
         """Returns the attended tokens."""
         batch, tokens, width = x.shape
-        dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         qkv = dense(3 * width, use_bias=self.qkv_bias, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         if self.rotate is not None:
@@ -75,7 +76,7 @@ class AttentionPool(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """Returns the pooled tokens."""
         batch, tokens, width = x.shape
-        dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         latent = self.param("latent", nn.initializers.truncated_normal(width**-0.5), (1, 1, width))
         query = jnp.broadcast_to(dense(width, name="q")(latent), (batch, 1, width))
         query = query.reshape(batch, 1, self.heads, width // self.heads)

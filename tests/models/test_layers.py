@@ -54,8 +54,29 @@ def test_stem_conv_equals_a_7x7_convolution_with_stride_2(height, width):
     assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 12), (7, 5), (3, 3), (1, 2)])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 5, 6), (2, 3, 5, 6)])
+def test_dense_equals_flax_forward_and_backward(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    settings = {"bias_init": nn.initializers.normal(1.0)}
+    ours, plain = layers.Dense(7, **settings), nn.Dense(7, **settings)
+    variables = plain.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(1), x))
+    assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
+
+
+def test_dense_multiplies_matrices_on_a_cpu_only():
+    x, dense = jnp.ones((4, 5, 6)), layers.Dense(7)
+    variables = dense.init(jax.random.key(0), x)
+    traced = jax.jit(jax.grad(lambda v: jnp.square(dense.apply(v, x)).sum())).trace(variables)
+    of_images = {
+        name: traced.lower(lowering_platforms=(name,)).as_text().count("contracting_dims = [0, 1] x [0, 1]")
+        for name in ("cpu", "cuda", "tpu")
+    }
+    assert of_images == {"cpu": 0, "cuda": 1, "tpu": 1}
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (7, 5), (3, 3), (1, 2), (3, 61)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("size", "groups"), [(1, 1), (3, 1), (1, 6), (3, 6), (5, 6), (7, 6)])
 def test_conv_equals_flax_forward_and_backward(size, groups, stride, height, width):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 6))
@@ -214,9 +235,10 @@ def test_batch_norm_and_layer_norm_in_bfloat16_compute_in_float32():
         np.testing.assert_allclose(np.asarray(y, np.float64), normalized(x, axes)[0], rtol=2**-8, atol=1e-5)
 
 
-def test_gradients_of_depthwise_convolution_and_pooling_inside_shard_map():
+@pytest.mark.parametrize("size", [3, 5])
+def test_gradients_of_depthwise_convolution_and_pooling_inside_shard_map(size):
     x = jax.random.normal(jax.random.key(0), (16, 6, 6, 4))
-    conv = convolution.Conv(4, 3, depthwise=True)
+    conv = convolution.Conv(4, size, depthwise=True)
     variables = conv.init(jax.random.key(1), x)
 
     def loss(variables, x):
@@ -231,9 +253,10 @@ def test_gradients_of_depthwise_convolution_and_pooling_inside_shard_map():
     assert_equal_to(jax.jit(gradients)(variables, x), split)
 
 
-def test_devices_communicate_once_for_the_gradient_of_a_depthwise_kernel():
+@pytest.mark.parametrize("size", [3, 5])
+def test_devices_communicate_once_for_the_gradient_of_a_depthwise_kernel(size):
     x = jnp.ones((16, 6, 6, 4))
-    conv = convolution.Conv(4, 3, depthwise=True)
+    conv = convolution.Conv(4, size, depthwise=True)
     variables = conv.init(jax.random.key(1), x)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     shardings = [jax.NamedSharding(mesh, spec) for spec in (jax.P(), jax.P("data"))]
@@ -243,16 +266,17 @@ def test_devices_communicate_once_for_the_gradient_of_a_depthwise_kernel():
     assert entry[0].count("all-reduce(") == 0
 
 
-def test_product_of_hessian_and_vector_through_depthwise_convolution_and_pooling():
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 1)])
+def test_product_of_hessian_and_vector_through_depthwise_convolution_and_pooling(size, stride):
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
-    conv = convolution.Conv(3, 3, depthwise=True)
+    conv = convolution.Conv(3, size, stride, depthwise=True)
     variables = conv.init(jax.random.key(1), x)
 
     def product(by_shifts):
         def gradient(x):
             pool = convolution.max_pool if by_shifts else lambda x: nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
             kernel = variables["params"]["kernel"]
-            y = conv.apply(variables, x) if by_shifts else convolution._convolution(x, kernel, 1, 3)
+            y = conv.apply(variables, x) if by_shifts else convolution._convolution(x, kernel, stride, 3)
             return jnp.sum(pool(y) ** 3)
 
         return jax.jit(lambda x: jax.jvp(jax.grad(gradient), (x,), (jnp.ones_like(x),))[1])(x)
