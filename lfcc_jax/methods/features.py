@@ -93,7 +93,7 @@ class SRRL(Method):
         if {"kernel", "bias"} - teacher.head.keys():
             raise UserError("config.losses.srrl needs a teacher whose classifier is one linear layer called 'head'")
         ours, theirs = self.pooled(student, teacher)
-        projected = BatchNorm(name="norm")(Dense(theirs.shape[-1], use_bias=False, name="projection")(ours))
+        projected = BatchNorm(name="norm")(nn.Dense(theirs.shape[-1], use_bias=False, name="projection")(ours))
         kernel, bias, logits = jax.lax.stop_gradient((teacher.head["kernel"], teacher.head["bias"], teacher.logits))
         masked = jnp.isneginf(logits)
         errors = jnp.where(masked, 0, projected @ kernel + bias[None, :] - logits)

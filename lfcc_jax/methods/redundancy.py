@@ -11,7 +11,7 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.methods.heads import BatchNorm
 from lfcc_jax.methods.method import Batch, Method, TeacherOutput, Weight
 from lfcc_jax.models import Output
-from lfcc_jax.models.layers import Dense, gelu, trunc_normal
+from lfcc_jax.models.layers import gelu, trunc_normal
 
 
 class RSD(Method):
@@ -66,6 +66,6 @@ class _Projector(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch channels"]:
         """Returns the projected features."""
-        x = Dense(self.hidden, use_bias=False, kernel_init=trunc_normal, name="expand")(x)
+        x = nn.Dense(self.hidden, use_bias=False, kernel_init=trunc_normal, name="expand")(x)
         x = gelu(BatchNorm(name="norm")(x))
-        return Dense(self.channels, use_bias=False, kernel_init=trunc_normal, name="reduce")(x)
+        return nn.Dense(self.channels, use_bias=False, kernel_init=trunc_normal, name="reduce")(x)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.depthwise import depthwise_by_shifts
+from lfcc_jax.models.depthwise import depthwise_by_shifts, interleaved, part_of
 from lfcc_jax.models.layers import as_last, product
 
 # PyTorch's Kaiming fan-out initialization.
@@ -31,8 +31,7 @@ class Conv(nn.Module):
     """A convolution of an odd size, padded as in PyTorch: on all sides, where XLA's `SAME` may pad one side only.
 
     Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product, except in evaluation on
-    NVIDIA GPUs; a depthwise one by `depthwise_by_shifts` on a CPU, where XLA's own code, and that of both gradients, is
-    much slower.
+    NVIDIA GPUs; a depthwise one by `depthwise_by_shifts` on a CPU.
 
     Attributes:
       features: Number of output channels.
@@ -196,8 +195,7 @@ def _max_and_index(x: Array) -> tuple[Array, Array]:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     rows, columns = ((n + 1) // 2 for n in x.shape[1:3])
     for tap in range(9):
-        row, column = divmod(tap, 3)
-        value = padded[:, row : row + 2 * rows - 1 : 2, column : column + 2 * columns - 1 : 2]
+        value = part_of(padded, divmod(tap, 3), (rows, columns), 2)
         if tap == 0:
             largest, index = value, jnp.zeros(value.shape, jnp.int8)
         else:
@@ -228,9 +226,7 @@ def _max_pool_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arr
             total = total + jnp.where(chosen, ahead(gradient, rows, columns), 0)
         return total
 
-    parts = jnp.stack([jnp.stack([of_parity(i, j) for j in _TAPS], 3) for i in _TAPS], 2)
-    batch, rows, columns, channels = gradient.shape
-    total = parts.reshape(batch, 2 * rows, 2 * columns, channels)
+    total = interleaved([[of_parity(i, j) for j in _TAPS] for i in _TAPS])
     return (total[:, : of_size.shape[0], : of_size.shape[1]],)
 
 

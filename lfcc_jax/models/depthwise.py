@@ -1,4 +1,4 @@
-"""Depthwise convolution over shifted maps, for CPUs, where XLA's own code, and that of both gradients, is slow."""
+"""Depthwise convolution over shifted maps, for CPUs, where XLA's convolution and both of its gradients are slow."""
 
 import itertools
 
@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from lfcc_jax.models.layers import as_last
 from lfcc_jax.precision import wide_dtype
 
-# Side of the kernels whose taps are few enough to be summed again by each layer that reads the result.
+# Largest side of kernels whose taps are few enough to be summed again by each layer that reads the result.
 _SMALL_KERNEL = 3
-# Positions whose products are added in one step of the kernel's gradient: fewer are slower, more compile longer.
+# Positions whose products are added in one step of the kernel's gradient. Fewer are slower; more compile longer.
 _POSITIONS = 28
 
 
@@ -31,7 +31,8 @@ def depthwise_by_shifts(
       Maps of the size of `x` divided by `stride`, rounded up, accumulated in float32 or wider.
     """
     # In `jax.shard_map`, each device has its own images and the same kernel; the gradient of this cast is a sum.
-    return _depthwise(x, _varying_as(x, kernel), stride)
+    x, kernel = _varying_as(kernel, x), _varying_as(x, kernel)
+    return _depthwise(x, kernel, stride)
 
 
 def _varying_as(x: Array, y: Array) -> Array:
@@ -46,7 +47,8 @@ def _shifted_sum(x: Array, kernel: Array, stride: int) -> Array:
         return _sum_of_taps(padded, kernel, stride)
     # A loop over the two halves of the rows writes its result. Without one, XLA fuses the sum into each of the layers
     # that read it, and repeats it in each: a ConvNeXt trains half as fast.
-    start = x[:, ::stride, ::stride]
+    # All of `start` is overwritten; it has the result's shape, dtype and sharding.
+    start = part_of(x, (0, 0), tuple((n - 1) // stride + 1 for n in x.shape[1:3]), stride)
     half = -(-start.shape[1] // 2)
 
     def write_half(i: Array, total: Array) -> Array:
@@ -63,12 +65,25 @@ _depthwise = jax.custom_vjp(_shifted_sum, nondiff_argnums=(2,))
 def _sum_of_taps(padded: Array, kernel: Array, stride: int) -> Array:
     size, wide = kernel.shape[0], wide_dtype(padded.dtype)
     x, taps = padded.astype(wide), kernel.astype(wide)
-    height, width = (n - size + 1 for n in padded.shape[1:3])
+    counts = tuple((n - size) // stride + 1 for n in padded.shape[1:3])
     total = sum(
-        x[:, i : i + height : stride, j : j + width : stride] * as_last(taps[i, j, 0], x)
+        part_of(x, (i, j), counts, stride) * as_last(taps[i, j, 0], x)
         for i, j in itertools.product(range(size), repeat=2)
     )
     return total.astype(padded.dtype)
+
+
+def part_of(x: Array, start: tuple[int, int], counts: tuple[int, int], stride: int = 1) -> Array:
+    """Returns `counts` rows and columns of maps, `stride` apart; a slice even where the batch is symbolic."""
+    ends = (i + (n - 1) * stride + 1 for i, n in zip(start, counts, strict=True))
+    return jax.lax.slice(x, (0, *start, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
+
+
+def interleaved(parts: list[list[Array]]) -> Array:
+    """Returns maps whose row `n * i + r` and column `n * j + c` are row i and column j of `parts[r][c]`."""
+    x = jnp.stack([jnp.stack(row, 3) for row in parts], 2)
+    batch, rows, row_parts, columns, column_parts, channels = x.shape
+    return x.reshape(batch, rows * row_parts, columns * column_parts, channels)
 
 
 def _padded(x: Array, before: int, after_rows: int, after_columns: int) -> Array:
@@ -94,24 +109,21 @@ _depthwise.defvjp(_forward, _backward)
 def _strided_input_gradient(gradient: Array, kernel: Array, stride: int, shape: tuple[int, int]) -> Array:
     """Returns the gradient of maps of `shape`: rows (and columns) that are `stride` apart have the same taps."""
     size, wide = kernel.shape[0], wide_dtype(gradient.dtype)
-    # With the map's padding, row `stride * m + i` is read by tap i + stride * n of the output's row m - n.
+    # Row `stride * m + row` of the padded map is read by tap `row + stride * n` of the output's row m - n.
     rows, columns = ((n - 1 + size // 2) // stride + 1 for n in shape)
     most = (size - 1) // stride
     padded = _padded(gradient, most, rows - gradient.shape[1], columns - gradient.shape[2]).astype(wide)
     taps = kernel.astype(wide)
 
     def of_offset(row: int, column: int) -> Array:
-        total = jnp.zeros_like(padded[:, :rows, :columns])
+        total = jnp.zeros_like(part_of(padded, (0, 0), (rows, columns)))
         for i, j in itertools.product(range(row, size, stride), range(column, size, stride)):
-            first_row, first_column = most - i // stride, most - j // stride
-            part = padded[:, first_row : first_row + rows, first_column : first_column + columns]
+            part = part_of(padded, (most - i // stride, most - j // stride), (rows, columns))
             total = total + part * as_last(taps[i, j, 0], part)
         return total
 
-    parts = jnp.stack([jnp.stack([of_offset(i, j) for j in range(stride)], 3) for i in range(stride)], 2)
-    total = parts.reshape(parts.shape[0], stride * rows, stride * columns, parts.shape[-1])
-    start = size // 2
-    return total[:, start : start + shape[0], start : start + shape[1]].astype(gradient.dtype)
+    total = interleaved([[of_offset(row, column) for column in range(stride)] for row in range(stride)])
+    return part_of(total, (size // 2, size // 2), shape).astype(gradient.dtype)
 
 
 def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int) -> Array:
@@ -134,11 +146,11 @@ def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int) -> Array
         here = jax.lax.dynamic_slice(gradient, (0, row, column, 0), (batch, tile_height, tile_width, channels))
         here = here.astype(wide)
         for i, j in itertools.product(range(tile_height), range(tile_width)):
-            window = around[:, stride * i : stride * i + size, stride * j : stride * j + size]
-            total = total + window * here[:, i : i + 1, j : j + 1]
+            window = part_of(around, (stride * i, stride * j), (size, size))
+            total = total + window * part_of(here, (i, j), (1, 1))
         return total, None
 
     # Images are summed last, so that devices communicate once.
-    zeros = jnp.zeros((batch, size, size, channels), wide)
-    total, _ = jax.lax.scan(add_tile, _varying_as(x, zeros), jnp.arange(rows * columns))
+    zeros = jnp.zeros_like(part_of(padded, (0, 0), (size, size)), wide)
+    total, _ = jax.lax.scan(add_tile, zeros, jnp.arange(rows * columns))
     return total.sum(0)[:, :, None]

@@ -1,14 +1,19 @@
 """Layers that compute a standard operation in another way, against the standard one."""
 
+import functools
+
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 
-from lfcc_jax.models import convolution, layers
+from lfcc_jax.models import convolution, depthwise, layers
 from tests.models.comparison import assert_equal_to, value_and_gradients
+
+CASES = pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 
 
 def test_gelu_equals_the_exact_formula_forward_and_backward():
@@ -64,6 +69,12 @@ def test_dense_equals_flax_forward_and_backward(shape):
     assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
 
 
+def test_dense_has_the_precision_that_it_is_given():
+    x, dense = jnp.ones((4, 5, 6)), layers.Dense(7, precision="highest")
+    text = jax.jit(dense.init_with_output).lower(jax.random.key(0), x).as_text()
+    assert text.count("dot_general") == text.count("precision = [HIGHEST, HIGHEST]") == 1
+
+
 def test_dense_multiplies_matrices_on_a_cpu_only():
     x, dense = jnp.ones((4, 5, 6)), layers.Dense(7)
     variables = dense.init(jax.random.key(0), x)
@@ -96,6 +107,33 @@ def test_max_pool_equals_flax_forward_and_backward(height, width):
     plain = lambda x: nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # noqa: E731
     for ours in (convolution.max_pool, convolution.max_pool_by_shifts):
         assert_equal_to(value_and_gradients(plain, x), value_and_gradients(ours, x))
+
+
+@CASES
+def test_gradients_of_a_depthwise_convolution_in_bfloat16_are_summed_in_float32(size, stride):
+    # Values and taps that bfloat16 has, and sums of up to 4,096 of them that it has not.
+    x = jax.random.randint(jax.random.key(0), (4, 32, 32, 2), -8, 8).astype(jnp.bfloat16)
+    kernel = jax.random.randint(jax.random.key(1), (size, size, 1, 2), -8, 8).astype(jnp.bfloat16)
+
+    def gradients(dtype):
+        f = functools.partial(depthwise.depthwise_by_shifts, stride=stride)
+        y, pull_back = jax.vjp(f, x.astype(dtype), kernel.astype(dtype))
+        return pull_back(jnp.ones_like(y) * 3)
+
+    expected = jax.tree.map(lambda g: g.astype(jnp.bfloat16), gradients(jnp.float32))
+    jax.tree.map(np.testing.assert_array_equal, expected, gradients(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_depthwise_convolution_and_pooling_of_a_symbolic_batch_gather_nothing(size):
+    x = jax.random.normal(jax.random.key(0), (3, 9, 11, 4))
+    conv = convolution.Conv(4, size, 2, depthwise=True)
+    variables = conv.init(jax.random.key(1), x)
+    function = jax.jit(lambda x: convolution.max_pool(conv.apply(variables, x)))
+    (batch,) = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(function, platforms=["cpu"])(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype))
+    assert "gather" not in exported.mlir_module()
+    assert_equal_to(function(x), exported.call(x))
 
 
 def test_depthwise_convolution_is_a_convolution_except_on_a_cpu():
@@ -235,10 +273,10 @@ def test_batch_norm_and_layer_norm_in_bfloat16_compute_in_float32():
         np.testing.assert_allclose(np.asarray(y, np.float64), normalized(x, axes)[0], rtol=2**-8, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [3, 5])
-def test_gradients_of_depthwise_convolution_and_pooling_inside_shard_map(size):
+@CASES
+def test_gradients_of_depthwise_convolution_and_pooling_inside_shard_map(size, stride):
     x = jax.random.normal(jax.random.key(0), (16, 6, 6, 4))
-    conv = convolution.Conv(4, size, depthwise=True)
+    conv = convolution.Conv(4, size, stride, depthwise=True)
     variables = conv.init(jax.random.key(1), x)
 
     def loss(variables, x):
@@ -253,33 +291,37 @@ def test_gradients_of_depthwise_convolution_and_pooling_inside_shard_map(size):
     assert_equal_to(jax.jit(gradients)(variables, x), split)
 
 
-@pytest.mark.parametrize("size", [3, 5])
-def test_devices_communicate_once_for_the_gradient_of_a_depthwise_kernel(size):
+@CASES
+def test_devices_communicate_once_for_the_gradient_of_a_depthwise_kernel(size, stride):
     x = jnp.ones((16, 6, 6, 4))
-    conv = convolution.Conv(4, size, depthwise=True)
+    conv = convolution.Conv(4, size, stride, depthwise=True)
     variables = conv.init(jax.random.key(1), x)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     shardings = [jax.NamedSharding(mesh, spec) for spec in (jax.P(), jax.P("data"))]
-    gradient = jax.jit(jax.grad(lambda v, x: jnp.square(conv.apply(v, x)).sum()), in_shardings=shardings)
+    gradient = jax.jit(jax.grad(lambda v, x: jnp.square(conv.apply(v, x)).sum(), (0, 1)), in_shardings=shardings)
     entry = gradient.lower(variables, x).compile().as_text().partition("\nENTRY ")
     assert entry[2].count("all-reduce(") == 1
     assert entry[0].count("all-reduce(") == 0
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 1)])
+@CASES
 def test_product_of_hessian_and_vector_through_depthwise_convolution_and_pooling(size, stride):
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
     conv = convolution.Conv(3, size, stride, depthwise=True)
     variables = conv.init(jax.random.key(1), x)
 
     def product(by_shifts):
-        def gradient(x):
+        def loss(kernel, x):
             pool = convolution.max_pool if by_shifts else lambda x: nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
-            kernel = variables["params"]["kernel"]
-            y = conv.apply(variables, x) if by_shifts else convolution._convolution(x, kernel, stride, 3)
+            y = (
+                conv.apply({"params": {"kernel": kernel}}, x)
+                if by_shifts
+                else convolution._convolution(x, kernel, stride, 3)
+            )
             return jnp.sum(pool(y) ** 3)
 
-        return jax.jit(lambda x: jax.jvp(jax.grad(gradient), (x,), (jnp.ones_like(x),))[1])(x)
+        at = variables["params"]["kernel"], x
+        return jax.jit(lambda *at: jax.jvp(jax.grad(loss, (0, 1)), at, jax.tree.map(jnp.ones_like, at))[1])(*at)
 
     assert_equal_to(product(False), product(True), 1e-5)
 
