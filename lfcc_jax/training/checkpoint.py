@@ -35,11 +35,11 @@ class Checkpoints:
         self._directory = epath.Path(directory)
         self._best = _Best(_accuracies(self._directory))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), self._best]),
-            cleanup_tmp_directories=True,
+            preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), self._best])
         )
         storage.drop_background_errors()
         with storage.errors_in_one_line(f"cannot read {self._directory}"):
+            _delete_unfinished(self._directory)
             self._manager = _CheckpointManager(self._directory, options=options)
 
     @property
@@ -176,6 +176,16 @@ class _Best(_policy.PreservationPolicy):
         del context
         known = [(value, c.step) for c in checkpoints if (value := self.accuracies.get(c.step)) is not None]
         return [bool(known) and checkpoint.step == max(known)[1] for checkpoint in checkpoints]
+
+
+def _delete_unfinished(directory: epath.Path) -> None:
+    """Deletes what interrupted saves left behind.
+
+    Orbax would delete it in the background, and a save would fail if two managers of one directory did so at once.
+    """
+    if jax.process_index() == 0 and storage.exists(directory):
+        for path in ocp.utils.tmp_checkpoints(directory):
+            path.get().rmtree(missing_ok=True)
 
 
 def _accuracies(directory: epath.Path) -> dict[int, float | None]:

@@ -205,3 +205,16 @@ def test_checkpoints_ignore_other_directories_and_files(tmp_path, name):
     checkpoints.save(3, state(3), {"next_index": 3})
     checkpoints.close()
     assert 3 in steps_in(tmp_path / "c")
+
+
+def test_checkpoints_delete_what_an_interrupted_save_left_before_they_return(tmp_path):
+    saved(tmp_path / "c", {1: None}).close()
+    unfinished = tmp_path / "c" / "2.orbax-checkpoint-tmp" / "state"
+    unfinished.mkdir(parents=True)
+    (unfinished / "data").write_text("half")
+    Checkpoints(tmp_path / "c")  # not closed, as after an interrupted cell of a notebook
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"]
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(2, state(2), {})
+    checkpoints.close()
+    assert steps_in(tmp_path / "c") == [1, 2]
