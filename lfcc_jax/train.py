@@ -147,7 +147,7 @@ def _train_and_evaluate(
     log("compiling ...")
     view = {"crop_fraction": student.crop_fraction, "interpolation": student.interpolation}
     prepare, test_batches = inputs.prepare_test(**view), inputs.test_batches(run.batch_size, **view)
-    evaluate = Evaluator(student, teachers, teacher_variables, test_batches, mesh, prepare)
+    evaluate = Evaluator(student, teachers, teacher_variables, test_batches, mesh, prepare, run.images_at_once)
     probe = probe_images and Probe(probe_images, student, teachers, teacher_variables, run.batch_size, mesh)
 
     def results_at(step: int, state: TrainState) -> dict[str, float]:

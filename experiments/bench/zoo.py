@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tests" / "goldens"))
 from timm_networks import build
 
 from experiments.bench.timing import best_seconds
+from experiments.cost import count_macs
 from lfcc_jax import models
 from lfcc_jax.losses import cross_entropy
 
@@ -116,24 +117,6 @@ def theirs_to_run(name, images, device):
         return loss.item()
 
     return forward, gradient
-
-
-def count_macs(jaxpr) -> float:
-    """Returns the number of multiplications in the convolutions and matrix products of a program."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        out = equation.outvars[0].aval
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += out.size * np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            total += out.size * kernel.size / kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-        inner = [value for value in equation.params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
-        inner += equation.params.get("branches", ())[-1:]  # the default of `jax.lax.platform_dependent`
-        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += repeats * sum(count_macs(getattr(value, "jaxpr", value)) for value in inner)
-    return total
 
 
 if __name__ == "__main__":

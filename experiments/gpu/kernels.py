@@ -13,7 +13,6 @@ be fused with what follows; here it cannot. The flag makes it use cuBLAS.
 import argparse
 import collections
 import dataclasses
-import math
 import re
 import sys
 import time
@@ -24,6 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from experiments.bench import steps
+from experiments.cost import array_bytes, instructions
 from lfcc_jax.errors import UserError
 from lfcc_jax.models import attention
 from lfcc_jax.training.report import table
@@ -131,43 +131,16 @@ def kernels(text: str) -> list[Kernel]:
 
     Those of a loop are repeated as often as it runs, if XLA knows.
     """
-    computations = {}
-    for part in re.split(r"\n(?=ENTRY|%)", text):
-        if match := re.match(r"(ENTRY )?%([\w.-]+) ", part):
-            computations["" if match[1] else match[2]] = part.splitlines()[1:]
-    return _of_computation(computations, "")
-
-
-def _of_computation(computations: dict[str, list[str]], name: str) -> list[Kernel]:
-    shapes: dict[str, str] = {}
-    found = []
-    for line in computations[name]:
-        match = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\(([^)]*)\)", line)
-        if match is None:
-            continue
-        name, shape, kind, operands = match.groups()
-        shapes[name] = shape
-        if kind == "while":
-            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            body = _of_computation(computations, re.search(r"body=%([\w.-]+)", line)[1])
-            found += body * (int(count[1]) if count else 1)
-        elif kind not in _NO_KERNELS:
-            if target := re.search(r'custom_call_target="([^"]*)"', line):
-                kind = target[1]
-            size = _size(shape) + sum(_size(shapes.get(other, "")) for other in re.findall(r"%([\w.-]+)", operands))
-            operation = re.search(r'op_name="([^"]*)"', line)
-            results = re.sub(r"\{[^}]*\}", "", shape)
-            found.append(Kernel(kind, size, results, re.sub(r"\d+", "#", operation[1]) if operation else ""))
-    return found
-
-
-def _size(shapes: str) -> int:
-    """Returns the bytes of shapes such as `(bf16[2,3]{1,0}, pred[])`; tokens have none."""
-    size = 0
-    for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-        bits = re.match(r"[a-z]+(\d*)", dtype)[1] or ("0" if dtype == "token" else "8")
-        size += math.prod(int(n) for n in sides.split(",") if n) * int(bits) // 8
-    return size
+    return [
+        Kernel(
+            each.kind,
+            sum(map(array_bytes, (each.result, *each.operands))),
+            re.sub(r"\{[^}]*\}", "", each.result),
+            re.sub(r"\d+", "#", each.operation),
+        )
+        for each in instructions(text)
+        if each.kind not in _NO_KERNELS
+    ]
 
 
 def _largest(found: list[Kernel], count: int) -> str:

@@ -1,11 +1,12 @@
-"""Compiles a config's training step for a TPU slice, without a TPU: memory, FLOPs and collectives per chip.
+"""Compiles a config's training step for a TPU slice, without a TPU: memory, FLOPs, bytes and collectives per chip.
 
     pip install "jax[tpu]"
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m experiments.tpu.compile --topology=v5e:4x4 \
         --config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc --config.batch_size=1024
 
 Needs neither the data set nor the teacher's checkpoint. A step of a ResNet-50 compiles in five minutes on two cores;
-reports are kept in `--reports` and reused. FLOPs and bytes are XLA's count for the program of one chip.
+reports are kept in `--reports` and reused. FLOPs are those of matrix products and convolutions, bytes those that are
+read from HBM and written there: see `experiments.cost` and `experiments.tpu.memory`.
 """
 
 import hashlib
@@ -20,7 +21,9 @@ from absl import flags
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from experiments.cost import count_macs
 from experiments.tpu.collectives import KINDS, collectives
+from experiments.tpu.memory import hbm_bytes
 from lfcc_jax import main as cli
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import Images, augmentation, random_images
@@ -85,8 +88,9 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
       topology: Name of the slice, for example `v5e:4x4`.
 
     Returns:
-      `parameters`; per chip, the bytes of `arguments` and `temporaries` in HBM, `flops` and `bytes_accessed`; for each
-      kind of collective, its count and the bytes of its results; and `compile_seconds`.
+      `parameters`; per chip, the bytes of `arguments` and `temporaries` in HBM, `flops` of products and `hbm_bytes`,
+      which are read from HBM and written there; for each kind of collective, its count and the bytes of its results;
+      and `compile_seconds`.
 
     Raises:
       UserError: if the config or the topology is invalid.
@@ -98,9 +102,8 @@ def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
     augment = augmentation.create(**checked_arguments(augmentation.create, settings, "config.data.augmentation", sizes))
     from_host = fixed_size or images.size
     batch = batch_shapes(mesh, run.batch_size, (from_host, from_host, 3))
-    began = time.monotonic()
-    program = distillation.train_step(mesh, augment).lower(*distillation.step_arguments(mesh), batch).compile()
-    return _report(run, distillation, topology, program, time.monotonic() - began)
+    step = distillation.train_step(mesh, augment)
+    return _report(run, distillation, mesh, topology, step, (*distillation.step_arguments(mesh), batch))
 
 
 def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
@@ -116,10 +119,8 @@ def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
     batch = batch_shapes(mesh, run.batch_size, (images.size, images.size, images.channels))
     batch["mask"] = jax.ShapeDtypeStruct((run.batch_size,), bool, sharding=batch["label"].sharding)
     step = make_comparison_step(distillation.student, distillation.teachers, mesh)
-    began = time.monotonic()
-    placement = (replicated(mesh), batch_sharding(mesh))
-    program = jax.jit(step, out_shardings=placement).lower(state.evaluated, teachers, batch).compile()
-    return _report(run, distillation, topology, program, time.monotonic() - began)
+    step = jax.jit(step, out_shardings=(replicated(mesh), batch_sharding(mesh)))
+    return _report(run, distillation, mesh, topology, step, (state.evaluated, teachers, batch))
 
 
 def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Distillation, Images, int]:
@@ -139,8 +140,14 @@ def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Dist
     return run, mesh, build(run, images), images, size
 
 
-def _report(run: RunConfig, distillation: Distillation, topology: str, program: Any, seconds: float) -> dict[str, Any]:
-    memory, cost = program.memory_analysis(), program.cost_analysis()
+def _report(
+    run: RunConfig, distillation: Distillation, mesh: Mesh, topology: str, step: Any, arguments: tuple[Any, ...]
+) -> dict[str, Any]:
+    began = time.monotonic()
+    traced = step.trace(*arguments)
+    program = traced.lower().compile()
+    seconds = time.monotonic() - began
+    memory, text = program.memory_analysis(), program.as_text()
     report = {
         "teacher": " + ".join(run.teacher_networks.values()) or "none",
         "student": run.student["name"],
@@ -151,10 +158,10 @@ def _report(run: RunConfig, distillation: Distillation, topology: str, program: 
         "parameters": sum(x.size for x in jax.tree.leaves(distillation.state_shapes().student["params"])),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "flops": int(cost["flops"]),
-        "bytes_accessed": int(cost["bytes accessed"]),
+        "flops": int(2 * count_macs(traced.jaxpr.jaxpr) / mesh.size),
+        "hbm_bytes": hbm_bytes(text),
     }
-    for kind, (count, size) in sorted(collectives(program.as_text()).items()):
+    for kind, (count, size) in sorted(collectives(text).items()):
         report |= {kind: count, f"{kind} bytes": size}
     return report | {"compile_seconds": round(seconds), "jax": jax.__version__}
 
@@ -179,16 +186,16 @@ def _all_reports(directory: Path) -> str:
                 *(report[key] for key in ("topology", "batch", "dtype")),
                 *(f"{report[key] / 2**30:.2f}" for key in ("arguments", "temporaries")),
                 f"{report['flops'] / 1e9:,.1f}",
-                f"{report['bytes_accessed'] / 1e9:,.2f}",
+                f"{report['hbm_bytes'] / 1e9:,.2f}",
                 "; ".join(sent),
                 *(report[key] for key in ("compile_seconds", "jax")),
             ]
         )
     header = ["networks", "losses", "slice", "batch", "dtype", "arguments, GiB", "temporaries, GiB", "GFLOPs"]
-    header += ["GB accessed", "collectives, bytes of their results", "compiled in, s", "jax"]
+    header += ["GB from and to HBM", "collectives, bytes of their results", "compiled in, s", "jax"]
     return (
-        "Training steps compiled for TPU slices, XLA's report per chip (`python -m "
-        "experiments.tpu.compile --topology=SLICE --config=...`).\n\n" + table(header, sorted(rows)) + "\n"
+        "Training steps compiled for TPU slices, per chip (`python -m experiments.tpu.compile --topology=SLICE "
+        "--config=...`).\n\n" + table(header, sorted(rows)) + "\n"
     )
 
 

@@ -1,6 +1,6 @@
 """The interface of distillation methods: trainable heads and losses between any two networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -43,9 +43,21 @@ class TeacherOutput(NamedTuple):
     head: dict[str, Array]
 
 
-def teach(teacher: Network | Adapter, variables: Any, images: Array) -> TeacherOutput:
-    """Runs a teacher in evaluation mode and stops the gradient."""
-    output = teacher.apply(variables, images, train=False)
+def teach(
+    teacher: Network | Adapter,
+    variables: Any,
+    images: Array,
+    over_images: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+) -> TeacherOutput:
+    """Runs a teacher in evaluation mode and stops the gradient.
+
+    Args:
+      teacher: Network to run.
+      variables: Its variables.
+      images: Images, `[batch, height, width, channels]`.
+      over_images: Wraps the function that is applied to the images; see `lfcc_jax.training.parts`.
+    """
+    output = over_images(lambda images: teacher.apply(variables, images, train=False))(images)
     return jax.lax.stop_gradient(TeacherOutput(*output, _head(variables)))
 
 

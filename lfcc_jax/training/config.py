@@ -35,6 +35,8 @@ class RunConfig:
       dtype: Compute dtype of the networks, `float32` or `bfloat16`; weights and losses are float32.
       ema_decay: Decay of the moving average of the student's variables, which is evaluated instead of them; 0 turns it
         off. There is no warm-up: after n steps, the initial weights have weight ema_decay^n in the average.
+      images_at_once: Images that each device augments, and passes through a teacher, at a time; must divide the images
+        of a device. 0 takes all; -1 takes 8, or a few less, on TPUs, and all elsewhere.
       mesh: Arguments of `training.sharding.create_mesh`.
       probe: Arguments of `training.probe.open_probe`: labeled images by which the features of student and teacher are
         judged. Without a `name`, there is none.
@@ -53,6 +55,7 @@ class RunConfig:
     seed: Annotated[int, Between(0, 2**32 - 1)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     ema_decay: Annotated[float, HalfOpenFraction] = 0.0
+    images_at_once: Annotated[int, Between(-1, 10**6)] = -1
     mesh: Block = dataclasses.field(default_factory=dict)
     probe: Block = dataclasses.field(default_factory=dict)
     log_every_steps: Annotated[int, Between(1, 10**5)] = 50

@@ -13,14 +13,16 @@ from jax.sharding import Mesh
 from lfcc_jax import methods, models
 from lfcc_jax.arguments import NonNegative, check_value, checked_arguments
 from lfcc_jax.data import Images
+from lfcc_jax.data.augmentation import Augmentation
 from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
 from lfcc_jax.training.config import Block, RunConfig, at, teacher_key, teacher_of
+from lfcc_jax.training.parts import in_parts
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.sharding import on_host, placed, replicated, weight_shardings
 from lfcc_jax.training.state import TrainState, init_state
-from lfcc_jax.training.step import Augment, make_train_step
+from lfcc_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Distillation:
       learning_rate: Learning rate, as a function of the step.
       ema_decay: Decay of the student's moving average; 0 turns it off.
       total_steps: Number of training steps.
+      images_at_once: Images that each device augments, and passes through a teacher, at a time; see `parts.in_parts`.
     """
 
     student: models.Network | models.Adapter
@@ -46,6 +49,7 @@ class Distillation:
     learning_rate: Schedule
     ema_decay: float
     total_steps: int
+    images_at_once: int = -1
 
     def without(self, missing: Collection[str]) -> "Distillation":
         """Returns the same without some teachers, if they would only be used for comparison.
@@ -94,19 +98,22 @@ class Distillation:
     def train_step(
         self,
         mesh: Mesh,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         program: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda step: step,
     ) -> Any:
         """Returns the jitted training step, which donates the state.
 
         Args:
           mesh: Devices to train on, which need not exist.
-          augment: As in `make_train_step`.
+          augment: Augmentation of the batch, for both networks; only `to_float` if None.
           program: Wraps the step before compilation; see `Feed.program`.
         """
         losses = {name: method.for_run(mesh=mesh) for name, method in self.losses.items()}
+        over_images = in_parts(mesh, self.images_at_once)
+        if augment is not None:
+            augment = dataclasses.replace(augment, over_images=over_images)
         step = make_train_step(
-            self.student, self.teachers, losses, self.weights, self.optimizer, self.ema_decay, augment
+            self.student, self.teachers, losses, self.weights, self.optimizer, self.ema_decay, augment, over_images
         )
         placement = weight_shardings(self.state_shapes(), mesh)
         return jax.jit(program(step), donate_argnums=0, out_shardings=(placement, replicated(mesh)))
@@ -201,7 +208,9 @@ def build(
     block = checked_arguments(optimizers.create, run.optimizer, "config.optimizer", {"decays": student.decays})
     learning_rate = schedules.create(block.pop("learning_rate"), **timing, where="config.optimizer.learning_rate")
     optimizer = optimizers.create(**block, learning_rate=learning_rate)
-    return Distillation(student, teachers, losses, weights, optimizer, learning_rate, run.ema_decay, total_steps)
+    return Distillation(
+        student, teachers, losses, weights, optimizer, learning_rate, run.ema_decay, total_steps, run.images_at_once
+    )
 
 
 def check_blocks(run: RunConfig) -> None:

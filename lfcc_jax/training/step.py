@@ -11,6 +11,7 @@ from lfcc_jax.data import to_float
 from lfcc_jax.methods import Method, teach
 from lfcc_jax.models import Adapter, Network
 from lfcc_jax.training.config import teacher_of
+from lfcc_jax.training.parts import OverImages
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.state import TrainState
 
@@ -28,6 +29,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float = 0.0,
     augment: Augment | None = None,
+    over_images: OverImages = lambda function: function,
 ) -> Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, Metrics]]:
     """Returns `step(state, teacher_variables, batch) -> (state, metrics)`.
 
@@ -42,6 +44,7 @@ def make_train_step(
       optimizer: Updates `state.params`.
       ema_decay: Decay of the moving average in `state.ema`, if that is not None.
       augment: Returns the batch for both networks, with float images in [0, 1]; only `to_float` if None.
+      over_images: Wraps the function of images that a teacher is; see `parts.in_parts`.
 
     Returns:
       The step. Its metrics are float32 scalars: `loss`, the unweighted loss of each method (`at`, or `ofa/exits` for
@@ -51,7 +54,9 @@ def make_train_step(
     def step(state: TrainState, teacher_variables: Mapping[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
         student_key, heads_key, augment_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
         batch = {**batch, "image": to_float(batch["image"])} if augment is None else augment(augment_key, batch)
-        targets = {name: teach(each, teacher_variables[name], batch["image"]) for name, each in teachers.items()}
+        targets = {
+            name: teach(each, teacher_variables[name], batch["image"], over_images) for name, each in teachers.items()
+        }
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             collections = state.collections["student"]

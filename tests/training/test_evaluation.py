@@ -49,6 +49,20 @@ def outputs(pair, parts):
     return [jax.jit(m.apply)(v, images) for m, v in zip(*pair, strict=True)]
 
 
+def test_evaluation_in_parts_gives_the_same(pair):
+    batches = [batch(seed) for seed in range(3)]
+    (student, teacher), (variables, of_teacher) = pair
+
+    def evaluated(size):
+        given = {"": teacher}, {"": of_teacher}, lambda: batches, create_mesh(2)
+        return Evaluator(student, *given, images_at_once=size)(variables)
+
+    whole, in_parts = evaluated(0), evaluated(4)
+    assert in_parts.keys() == whole.keys()
+    for name, value in whole.items():
+        np.testing.assert_allclose(in_parts[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_evaluation_matches_its_definitions_over_all_examples(pair):
     parts = [batch(seed, used=used) for seed, used in enumerate((16, 16, 8))]
     got = evaluator(pair, parts)(pair[1][0])

@@ -39,6 +39,8 @@ class Augmentation:
     mix: Mix
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # Wraps functions of images; see `lfcc_jax.training.parts`.
+    over_images: Callable[[Callable[..., Array]], Callable[..., Array]] = lambda function: function
 
     def __call__(self, key: PRNGKeyArray, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Returns the augmented batch.
@@ -85,8 +87,8 @@ class Augmentation:
                 x = jitter_color(keys["jitter"], x, self.color_jitter, fill)
             return x / 255
 
-        over_images = _one_by_one_on_a_cpu if self.policy else jax.vmap
-        return over_images(one)(index, images)
+        batched = _one_by_one_on_a_cpu(one) if self.policy else jax.vmap(one)
+        return self.over_images(batched)(index, images)
 
     def erase(
         self, key: PRNGKeyArray, index: Int[Array, " batch"], images: Float[Array, "batch height width channels"]
@@ -97,7 +99,7 @@ class Augmentation:
         def one(index: Array, image: Array) -> Array:
             return random_erasing(self._keys(key, index)["erasing"], image, self.erasing, mean, std)
 
-        return _one_by_one_on_a_cpu(one)(index, images)
+        return self.over_images(_one_by_one_on_a_cpu(one))(index, images)
 
     @staticmethod
     def _keys(key: PRNGKeyArray, index: Array) -> dict[str, Array]:
