@@ -69,7 +69,7 @@ def _one(settings: str, cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     cli.collect_garbage_rarely()  # as all commands do
-    options = argparse.Namespace(**json.loads(settings))
+    options = argparse.Namespace(**json.loads(settings), images_at_once=-1)
     step = JaxStep(options, create_mesh(1), Row(options.pair, options.method, "ours"))
     began = time.perf_counter()
     lowered = step.lower()

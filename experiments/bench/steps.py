@@ -39,6 +39,8 @@ import numpy as np
 
 from configs import imagenet
 from experiments.bench.timing import best_seconds
+from experiments.cost import count_macs
+from experiments.tpu.memory import hbm_bytes
 from lfcc_jax import models
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import Images, augmentation
@@ -99,7 +101,8 @@ class JaxStep:
         shape = self._size, self._size, 3
         batch = batch_shapes(self._mesh, self._batch_size, shape)
         step = self._distillation.train_step(self._mesh, self._augment)
-        self._lowered = step.lower(*self._distillation.step_arguments(self._mesh), batch)
+        self._traced = step.trace(*self._distillation.step_arguments(self._mesh), batch)
+        self._lowered = self._traced.lower()
         return self._lowered
 
     def compile(self, compiler_options: dict[str, Any] | None = None) -> None:
@@ -109,6 +112,9 @@ class JaxStep:
         self.row.compile_seconds = time.monotonic() - began
         cost, memory = self._program.cost_analysis(), self._program.memory_analysis()
         self.row.flops, self.row.bytes_accessed = cost.get("flops"), cost.get("bytes accessed")
+        if self._mesh.devices.flat[0].platform == "tpu":  # of a loop's turns, XLA counts one
+            self.row.flops = 2 * count_macs(self._traced.jaxpr.jaxpr) / self._mesh.size
+            self.row.bytes_accessed = hbm_bytes(self._program.as_text())
         self.row.temporary_bytes = memory.temp_size_in_bytes
         # Initialization runs once; unoptimized code compiles faster.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -198,10 +204,10 @@ class TorchStep:
 
 
 def run_config(options: argparse.Namespace, pair: str, method: str) -> dict[str, Any]:
-    """Returns a config of configs/imagenet.py with this benchmark's batch size and dtype."""
+    """Returns a config of configs/imagenet.py with this benchmark's options."""
     teacher, student = pair.split(":")
     config = as_dict(imagenet.get_config(f"teacher={teacher},student={student},method={method}"))
-    return config | {"batch_size": options.batch_size, "dtype": options.dtype}
+    return config | {key: getattr(options, key) for key in ("batch_size", "dtype", "images_at_once")}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -443,6 +449,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("recipe", "flip"),
         default="recipe",
         help="the recipe's augmentation or only the flip (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images-at-once",
+        type=int,
+        default=-1,
+        help="images of a device that are augmented, and pass through the teacher, at a time; 0: all, -1: as in a run "
+        "(default: %(default)s)",
     )
 
 
