@@ -20,6 +20,7 @@ from lfcc_jax.training.config import as_dict, at, read_config, teacher_key, with
 from lfcc_jax.training.distillation import build
 from lfcc_jax.training.evaluation import Evaluator
 from lfcc_jax.training.metrics import StepMetrics, first_not_finite
+from lfcc_jax.training.parts import check_parts
 from lfcc_jax.training.preemption import Preempted, watch_signals
 from lfcc_jax.training.probe import Probe, open_probe
 from lfcc_jax.training.processes import check_agreement, software
@@ -76,6 +77,7 @@ def _train_and_evaluate(
     mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_agreement({"config": as_dict(config), "software": software()})
     check_batch_size(run.batch_size, mesh, "config.batch_size")
+    check_parts(run.images_at_once, run.batch_size, mesh)
     # Networks that are Python objects are compared first, below.
     if not given and (summary := finished_summary(workdir, config)) is not None:
         log(f"this run has already finished; see {workdir / 'summary.json'}")

@@ -48,6 +48,7 @@ from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import as_dict, read_config
 from lfcc_jax.training.distillation import build
 from lfcc_jax.training.feeds import batch_shapes
+from lfcc_jax.training.parts import check_parts
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
@@ -219,6 +220,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     mesh = create_mesh()
     check_batch_size(options.batch_size, mesh, "--batch-size")
+    check_parts(options.images_at_once, options.batch_size, mesh, "--images-at-once")
     jax_steps = [
         JaxStep(options, mesh, Row(pair, method, "lfcc_jax")) for method in options.methods for pair in options.pairs
     ]

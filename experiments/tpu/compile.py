@@ -32,6 +32,7 @@ from lfcc_jax.training.config import RunConfig, as_dict, read_config
 from lfcc_jax.training.distillation import Distillation, build
 from lfcc_jax.training.evaluation import make_comparison_step
 from lfcc_jax.training.feeds import batch_shapes
+from lfcc_jax.training.parts import check_parts
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
@@ -128,6 +129,7 @@ def _built(config: dict[str, Any], topology: str) -> tuple[RunConfig, Mesh, Dist
     run = read_config(config)
     mesh = topology_mesh(topology, **checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_batch_size(run.batch_size, mesh, "config.batch_size")
+    check_parts(run.images_at_once, run.batch_size, mesh)
     name = run.data["name"]
     if sizes := random_images.parse_name(name):
         classes, count, size = sizes[0], 1024, sizes[1]

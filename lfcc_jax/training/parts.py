@@ -32,19 +32,16 @@ def in_parts(mesh: Mesh, size: int = -1) -> OverImages:
       A function that takes and returns a function of arrays `[batch, ...]`, whose results are arrays `[batch, ...]`.
 
     Raises:
-      UserError: if the wrapped function gets a batch that cannot be divided.
+      UserError: if the wrapped function gets a batch that cannot be divided so.
     """
 
     def over_images(function: Callable[..., Any]) -> Callable[..., Any]:
         def in_turn(*arrays: jax.Array) -> Any:
+            check_parts(size, arrays[0].shape[0], mesh)
             count = arrays[0].shape[0] // mesh.size
             part = _automatic(count, mesh) if size == -1 else size
             if part in (0, count):
                 return function(*arrays)
-            if count % part:
-                raise UserError(
-                    f"config.images_at_once must divide the number of images of each device, {count}, got {part}"
-                )
             parts = [_split(x, count // part, mesh) for x in arrays]
             results = jax.lax.map(lambda one: function(*one), parts)
             return jax.tree.map(lambda x: _joined(x, mesh), results)
@@ -52,6 +49,16 @@ def in_parts(mesh: Mesh, size: int = -1) -> OverImages:
         return in_turn
 
     return over_images
+
+
+def check_parts(size: int, batch_size: int, mesh: Mesh, where: str = "config.images_at_once") -> None:
+    """Raises `UserError` if a number of images of each device in a part does not divide their number."""
+    count = batch_size // mesh.size
+    if size > 0 and count % size:
+        fits = max(n for n in range(1, min(size, count) + 1) if count % n == 0)
+        raise UserError(
+            f"{where} must divide the number of images of each device, {count}, got {size}; use {fits}, or 0 for all"
+        )
 
 
 def _automatic(count: int, mesh: Mesh) -> int:

@@ -10,9 +10,10 @@ import pytest
 from experiments.tpu.collectives import collectives
 from lfcc_jax.data import Images, augmentation
 from lfcc_jax.errors import UserError
+from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.distillation import build
-from lfcc_jax.training.parts import in_parts
+from lfcc_jax.training.parts import check_parts, in_parts
 from lfcc_jax.training.sharding import batch_sharding, create_mesh, to_global
 
 
@@ -45,8 +46,18 @@ def test_all_images_are_one_part_if_asked_or_not_on_a_tpu(size):
 
 def test_size_must_divide_the_images_of_a_device():
     mesh = create_mesh()
-    with pytest.raises(UserError, match="images_at_once must divide the number of images of each device, 6, got 4"):
+    with pytest.raises(
+        UserError, match="must divide the number of images of each device, 6, got 4; use 3, or 0 for all"
+    ):
         in_parts(mesh, 4)(lambda x: x)(jnp.zeros((6 * mesh.size, 2)))
+    with pytest.raises(UserError, match="config.images_at_once must .*, 6, got 100; use 6"):
+        check_parts(100, 6 * mesh.size, mesh)
+
+
+def test_run_whose_parts_do_not_divide_writes_nothing(tiny, tmp_path):
+    with pytest.raises(UserError, match="config.images_at_once must divide .*, 4, got 3; use 2"):
+        train_and_evaluate(tiny(images_at_once=3), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
