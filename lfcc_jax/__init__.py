@@ -13,5 +13,6 @@ from lfcc_jax.losses import info_nce as info_nce
 from lfcc_jax.losses import lfcc_codes as lfcc_codes
 from lfcc_jax.losses import lfcc_init as lfcc_init
 from lfcc_jax.losses import lfcc_loss as lfcc_loss
+from lfcc_jax.losses import lfcc_points as lfcc_points
 from lfcc_jax.spectrum import energy_below as energy_below
 from lfcc_jax.spectrum import radial_spectrum as radial_spectrum

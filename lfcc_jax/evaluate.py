@@ -20,7 +20,7 @@ from lfcc_jax.main import cache_programs
 from lfcc_jax.models import Output
 from lfcc_jax.training import pictures
 from lfcc_jax.training.evaluation import Evaluator
-from lfcc_jax.training.parts import in_parts
+from lfcc_jax.training.parts import Parts
 from lfcc_jax.training.sharding import create_mesh, replicated, to_global
 
 # Number of classes that the confusion picture labels, and that the command prints.
@@ -104,7 +104,7 @@ def _evaluate(network: Any, variables: Any, source: Source, batch_size: int) -> 
 
     @jax.jit
     def predict(variables: Any, images: jax.Array) -> jax.Array:
-        return in_parts(mesh)(lambda images: network.apply(variables, prepare(images), train=False)[0])(images)
+        return Parts(mesh)(lambda images: network.apply(variables, prepare(images), train=False)[0])(images)
 
     def predicted() -> Iterator[dict[str, np.ndarray]]:
         for batch in eval_batches(source, batch_size, image_size=network.image_size, **crop):

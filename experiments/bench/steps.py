@@ -113,9 +113,10 @@ class JaxStep:
         self.row.compile_seconds = time.monotonic() - began
         cost, memory = self._program.cost_analysis(), self._program.memory_analysis()
         self.row.flops, self.row.bytes_accessed = cost.get("flops"), cost.get("bytes accessed")
-        if self._mesh.devices.flat[0].platform == "tpu":  # of a loop's turns, XLA counts one
-            self.row.flops = 2 * count_macs(self._traced.jaxpr.jaxpr) / self._mesh.size
-            self.row.bytes_accessed = hbm_bytes(self._program.as_text())
+        platform = self._mesh.devices.flat[0].platform
+        if platform == "tpu" or self._distillation.images_at_once > 0:  # XLA counts the body of a loop once
+            self.row.flops = 2 * count_macs(self._traced.jaxpr.jaxpr, platform) / self._mesh.size
+            self.row.bytes_accessed = hbm_bytes(self._program.as_text()) if platform == "tpu" else None
         self.row.temporary_bytes = memory.temp_size_in_bytes
         # Initialization runs once; unoptimized code compiles faster.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

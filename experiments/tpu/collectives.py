@@ -10,7 +10,10 @@ _ARRAY = re.compile(r"\b([a-z]+)(\d+)(?:e\w+)?\[([\d,]*)\]")
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Returns the number of collectives of each kind in a program's HLO, and the bytes of their results."""
+    """Returns the number of collectives of each kind in a program's HLO, and the bytes of their results.
+
+    Those of a loop count once.
+    """
     sizes: dict[str, dict[str, int]] = collections.defaultdict(dict)
     for i, (shape, kind, end, chain) in enumerate(_COLLECTIVE.findall(text)):
         # Of an asynchronous pair, only the end is counted: its shape is that of the result alone.

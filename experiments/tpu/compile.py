@@ -32,7 +32,7 @@ from lfcc_jax.training.config import RunConfig, as_dict, read_config
 from lfcc_jax.training.distillation import Distillation, build
 from lfcc_jax.training.evaluation import make_comparison_step
 from lfcc_jax.training.feeds import batch_shapes
-from lfcc_jax.training.parts import check_parts
+from lfcc_jax.training.parts import Parts, check_parts
 from lfcc_jax.training.report import table
 from lfcc_jax.training.sharding import batch_sharding, check_batch_size, create_mesh, replicated
 
@@ -82,7 +82,7 @@ def topology_mesh(topology: str, data: int = -1, fsdp: int = 1) -> Mesh:
 
 
 def compile_step(config: dict[str, Any], topology: str) -> dict[str, Any]:
-    """Compiles the training step of a config for a slice and returns XLA's report.
+    """Compiles the training step of a config for a slice and returns what it takes.
 
     Args:
       config: Config of a run, as plain dicts.
@@ -119,7 +119,8 @@ def compile_evaluation(config: dict[str, Any], topology: str) -> dict[str, Any]:
     state, teachers = distillation.step_arguments(mesh)
     batch = batch_shapes(mesh, run.batch_size, (images.size, images.size, images.channels))
     batch["mask"] = jax.ShapeDtypeStruct((run.batch_size,), bool, sharding=batch["label"].sharding)
-    step = make_comparison_step(distillation.student, distillation.teachers, mesh)
+    parts = Parts(mesh, run.images_at_once)
+    step = make_comparison_step(distillation.student, distillation.teachers, mesh, parts=parts)
     step = jax.jit(step, out_shardings=(replicated(mesh), batch_sharding(mesh)))
     return _report(run, distillation, mesh, topology, step, (state.evaluated, teachers, batch))
 
@@ -157,10 +158,11 @@ def _report(
         "batch": run.batch_size,
         "dtype": run.dtype,
         "topology": topology,
+        "images_at_once": run.images_at_once,
         "parameters": sum(x.size for x in jax.tree.leaves(distillation.state_shapes().student["params"])),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "flops": int(2 * count_macs(traced.jaxpr.jaxpr) / mesh.size),
+        "flops": int(2 * count_macs(traced.jaxpr.jaxpr, "tpu") / mesh.size),
         "hbm_bytes": hbm_bytes(text),
     }
     for kind, (count, size) in sorted(collectives(text).items()):
@@ -186,6 +188,7 @@ def _all_reports(directory: Path) -> str:
                 f"{report['teacher']} -> {report['student']}",
                 report["losses"],
                 *(report[key] for key in ("topology", "batch", "dtype")),
+                {-1: "few", 0: "all"}.get(report["images_at_once"], report["images_at_once"]),
                 *(f"{report[key] / 2**30:.2f}" for key in ("arguments", "temporaries")),
                 f"{report['flops'] / 1e9:,.1f}",
                 f"{report['hbm_bytes'] / 1e9:,.2f}",
@@ -193,7 +196,17 @@ def _all_reports(directory: Path) -> str:
                 *(report[key] for key in ("compile_seconds", "jax")),
             ]
         )
-    header = ["networks", "losses", "slice", "batch", "dtype", "arguments, GiB", "temporaries, GiB", "GFLOPs"]
+    header = [
+        "networks",
+        "losses",
+        "slice",
+        "batch",
+        "dtype",
+        "images at once",
+        "arguments, GiB",
+        "temporaries, GiB",
+        "GFLOPs",
+    ]
     header += ["GB from and to HBM", "collectives, bytes of their results", "compiled in, s", "jax"]
     return (
         "Training steps compiled for TPU slices, per chip (`python -m experiments.tpu.compile --topology=SLICE "

@@ -11,11 +11,11 @@ _Array = tuple[int, tuple[int, ...], str]
 
 
 def hbm_bytes(text: str) -> int:
-    """Returns the bytes that a compiled program reads from HBM and writes there, nearly as an upper bound.
+    """Returns the bytes that a compiled program reads from HBM and writes there, close to an upper bound.
 
     Arrays have the size that they have there, with their last two sides padded to tiles. Those that XLA keeps on the
-    chip count nothing. What reads a part of an array counts as reading all of it, except slices, and arrays of a loop
-    that have a first side of as many parts as the loop has turns: a turn reads or writes one.
+    chip count nothing. What reads a part of an array counts as reading all of it, except slices, and arrays of a loop's
+    state with a first side of as many parts as the loop has turns: a turn reads or writes one.
 
     Args:
       text: The program, as `jax.stages.Compiled.as_text` prints it.
@@ -31,8 +31,13 @@ def hbm_bytes(text: str) -> int:
             (_, _, of_whole), (bits, sides, of_part) = results[:2]
             total += _in_hbm((bits, sides, of_part)) + (0 if _on_chip(of_whole) else _padded((bits, sides, of_part)))
         else:
-            for array in (*results, *(array for shape in each.operands for array in arrays(shape))):
-                stacked = each.turns > 1 and array[1][:1] == (each.turns,)
+            read = [
+                (array, state)
+                for shape, state in zip(each.operands, each.from_state, strict=True)
+                for array in arrays(shape)
+            ]
+            for array, state in (*zip(results, each.to_state, strict=True), *read):
+                stacked = state and array[1][:1] == (each.turns,)
                 total += _in_hbm(array) // (each.turns if stacked else 1)
     return total
 

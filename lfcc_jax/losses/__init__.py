@@ -13,6 +13,7 @@ from lfcc_jax.losses.features import vid_scale_init as vid_scale_init
 from lfcc_jax.losses.lfcc import lfcc_codes as lfcc_codes
 from lfcc_jax.losses.lfcc import lfcc_init as lfcc_init
 from lfcc_jax.losses.lfcc import lfcc_loss as lfcc_loss
+from lfcc_jax.losses.lfcc import lfcc_points as lfcc_points
 from lfcc_jax.losses.logits import cross_entropy as cross_entropy
 from lfcc_jax.losses.logits import dist as dist
 from lfcc_jax.losses.logits import dkd as dkd

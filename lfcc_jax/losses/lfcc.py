@@ -149,8 +149,8 @@ def lfcc_loss(
       params: Parameters from `lfcc_init`, which define the stages and their projectors.
       student_features: Feature map `[batch, height, width, channels]` of each stage. Stages not in `params` are
         ignored.
-      teacher_features: Feature maps of the teacher for the same images. Sizes and channels may differ. No gradient
-        reaches them.
+      teacher_features: Feature maps of the teacher for the same images, or their `lfcc_points` of the same `kind` and
+        `grids`. Sizes and channels may differ. No gradient reaches them.
       kind: Low-pass filter: one of `lfcc_jax.filters.KINDS`; "learned" (see `lfcc_init`); or "none", an ablation that
         samples the unfiltered maps at the centers of the cells.
       grids: Grid sizes k. Each stage uses those that fit into both maps.
@@ -195,9 +195,10 @@ def lfcc_loss(
         # One network at a time: a teacher without a projector stays constant, and needs no collective for its gradient.
         student, teacher = (_standardized(x, axis_name, where) for x in (student, teacher))
     # Standardized codes lose little by rounding, so they are sent between devices in the dtype of the maps.
+    of_points = any(teacher_features[stage].ndim == 3 for stage in params["student"])
     losses = info_nce_packed(
         student.astype(_dtype_of(student_features, params)),
-        teacher.astype(_dtype_of(teacher_features, params)),
+        teacher.astype(_dtype_of(student_features if of_points else teacher_features, params)),
         [student_codes[name].shape[1] for name in names],
         temperature=temperature,
         negatives=negatives,
@@ -208,6 +209,64 @@ def lfcc_loss(
         labels=labels,
     )
     return losses.mean(axis=0)
+
+
+def lfcc_points(
+    maps: Float[Array, "batch height width channels"], *, kind: str = "box", grids: Sequence[int] = (1, 2, 4)
+) -> Float[Array, "batch points channels"]:
+    """Returns what `lfcc_loss` reads of feature maps: the points of all grids that fit into them, grid after grid.
+
+    It is a few percent of the maps, float32 or wider, and depends on each image alone. Compute it where the teacher
+    runs, and give it to `lfcc_loss` in place of the teacher's maps, if those should not be kept.
+
+    Args:
+      maps: Feature maps of one stage.
+      kind: As in `lfcc_loss`, but not "learned".
+      grids: As in `lfcc_loss`.
+
+    Raises:
+      UserError: if no grid fits into the maps, or the kind is unknown.
+
+    Examples:
+      >>> lfcc_points(jnp.ones((8, 14, 14, 48))).shape  # 1 + 4 + 16 points
+      (8, 21, 48)
+    """
+    if kind not in LFCC_KINDS or kind == "learned":
+        raise unknown("kind of filter", kind, [known for known in LFCC_KINDS if known != "learned"], "kind")
+    smallest = min(maps.shape[1:3])
+    fitting = [grid for grid in grids if grid <= smallest]
+    if not fitting:
+        raise UserError(
+            f"`grids` must contain a size up to {smallest} for maps of {'x'.join(map(str, maps.shape[1:3]))}, "
+            f"got {list(grids)}"
+        )
+    return _points(maps, kind, fitting)
+
+
+def _points(maps: Array, kind: str, fitting: Sequence[int]) -> Array:
+    # The mean over images can be far larger than their differences, and is subtracted later. Rounding to bfloat16
+    # before that would lose the differences.
+    wide = wide_dtype(maps.dtype)
+    if kind == "none":
+        pairs = [tuple(_samples(n, grid) for n in maps.shape[1:3]) for grid in fitting]
+        return _joined(apply_operator_pairs(pairs, maps, wide))
+    return _joined(compact_grids(maps, kind, fitting, wide))
+
+
+def _joined(compacted: Sequence[Array]) -> Array:
+    return jnp.concatenate([y.reshape(y.shape[0], -1, y.shape[-1]) for y in compacted], axis=1)
+
+
+def _grids_of(points: Array, grids: Sequence[int], stage: str) -> list[int]:
+    """Returns the grids whose points `lfcc_points` has joined, in order: all up to the largest that fits."""
+    for largest in sorted(grids):
+        fitting = [grid for grid in grids if grid <= largest]
+        if sum(grid**2 for grid in fitting) == points.shape[1]:
+            return fitting
+    raise UserError(
+        f"{stage} of the teacher must have shape [batch, height, width, channels], or be the `lfcc_points` of grids "
+        f"{list(grids)}, got {list(points.shape)}"
+    )
 
 
 def lfcc_codes(
@@ -273,22 +332,23 @@ def _codes(
         if where is not None:
             check_marks(maps["student"].shape[0], where=where)
             maps = {network: zero_masked(x, where) for network, x in maps.items()}
-        fitting = _fitting(grids, maps["student"].shape[1:3], maps["teacher"].shape[1:3], stage)
+        there = _grids_of(maps["teacher"], grids, stage) if maps["teacher"].ndim == 3 else None
+        teacher_size = maps["teacher"].shape[1:3] if there is None else (max(there),) * 2
+        fitting = _fitting(grids, maps["student"].shape[1:3], teacher_size, stage)
         for network, x in maps.items():
-            # The mean over images can be far larger than their differences, and is subtracted later. Rounding to
-            # bfloat16 before that would lose the differences.
-            wide = wide_dtype(x.dtype)
-            if kind == "learned":
+            if network == "teacher" and there is not None:
+                ends = np.cumsum([grid**2 for grid in there])
+                parts = jnp.split(x, ends[:-1], axis=1)
+                points = _joined([part for grid, part in zip(there, parts, strict=True) if grid in fitting])
+            elif kind == "learned":
                 if "filters" not in params:
                     raise UserError("`params` must contain filters for kind='learned': pass learned_sizes to lfcc_init")
-                compacted = learned_compact_grids(params["filters"][network][stage], x, fitting, wide)
-            elif kind == "none":
-                pairs = [tuple(_samples(n, grid) for n in x.shape[1:3]) for grid in fitting]
-                compacted = apply_operator_pairs(pairs, x, wide)
+                points = _joined(
+                    learned_compact_grids(params["filters"][network][stage], x, fitting, wide_dtype(x.dtype))
+                )
             else:
-                compacted = compact_grids(x, kind, fitting, wide)
+                points = _points(x, kind, fitting)
             # One matrix product projects the points of all grids.
-            points = jnp.concatenate([y.reshape(y.shape[0], -1, y.shape[-1]) for y in compacted], axis=1)
             points = _project(params[network].get(stage, {}), points, last_bias)
             ends = [sum(grid**2 for grid in fitting[:i]) for i in range(1, len(fitting))]
             for grid, y in zip(fitting, jnp.split(points, ends, axis=1), strict=True):
@@ -327,7 +387,7 @@ def _samples(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in
 
 def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:
     for network, x in maps.items():
-        if x.ndim != 4:
+        if x.ndim != 4 and not (network == "teacher" and x.ndim == 3):
             raise UserError(
                 f"{stage} of the {network} must have shape [batch, height, width, channels], got {list(x.shape)}. "
                 "Reshape tokens to their grid, without the class token."

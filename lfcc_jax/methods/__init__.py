@@ -6,13 +6,23 @@ from lfcc_jax.methods.contrastive import CRD, CRDBank
 from lfcc_jax.methods.features import AT, HCL, NST, SRRL, VID, DualView, FitNet, Regression
 from lfcc_jax.methods.lfcc import LFCC
 from lfcc_jax.methods.logits import DIST, DKD, KD, RLD, TTM, WTTM, CrossEntropy
-from lfcc_jax.methods.method import Batch, Method, TeacherOutput, teach, teach_shapes
+from lfcc_jax.methods.method import Batch, Method, TeacherOutput, teach, teach_in_parts, teach_shapes
 from lfcc_jax.methods.ofa import OFA
 from lfcc_jax.methods.queue import Queue
 from lfcc_jax.methods.redundancy import RSD
 from lfcc_jax.methods.relations import CC, PKT, RKD, SP
 
-__all__ = ["METHODS", "Batch", "Method", "TeacherOutput", "create", "list_methods", "teach", "teach_shapes"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Method",
+    "TeacherOutput",
+    "create",
+    "list_methods",
+    "teach",
+    "teach_in_parts",
+    "teach_shapes",
+]
 
 METHODS = {
     "at": AT,

@@ -57,8 +57,34 @@ def teach(
       images: Images, `[batch, height, width, channels]`.
       over_images: Wraps the function that is applied to the images; see `lfcc_jax.training.parts`.
     """
-    output = over_images(lambda images: teacher.apply(variables, images, train=False))(images)
+    output = over_images(lambda images: Output(*teacher.apply(variables, images, train=False)))(images)
     return jax.lax.stop_gradient(TeacherOutput(*output, _head(variables)))
+
+
+def teach_in_parts(
+    teacher: Network | Adapter,
+    variables: Any,
+    images: Array,
+    over_images: Callable[[Callable[..., Any]], Callable[..., Any]],
+    students: Mapping[str, "Method"],
+) -> dict[str, Any]:
+    """Runs a teacher as `teach` does, and returns what each of some methods reads of its output.
+
+    Args:
+      teacher: As in `teach`.
+      variables: As in `teach`.
+      images: As in `teach`.
+      over_images: As in `teach`.
+      students: The methods, by name.
+    """
+
+    def read(images: Array) -> dict[str, Any]:
+        output = Output(*teacher.apply(variables, images, train=False))
+        return {name: method.of_teacher(output) for name, method in students.items()}
+
+    outputs = jax.lax.stop_gradient(over_images(read)(images))
+    head = _head(variables)
+    return {name: TeacherOutput(*x, head) if isinstance(x, Output) else x for name, x in outputs.items()}
 
 
 def teach_shapes(teacher: Network | Adapter) -> TeacherOutput:
@@ -107,6 +133,15 @@ class Method(nn.Module):
         """
         del num_examples, mesh
         return self
+
+    def of_teacher(self, output: Output) -> Any:
+        """Returns what the loss reads of a teacher's output, a tree of arrays `[batch, ...]`, or all of it.
+
+        A method may overwrite it if it reads much less than the maps. Where images pass through the teacher a few at a
+        time, it is computed there, so that the maps need not be kept, and `__call__` gets it in place of the teacher's
+        output; elsewhere `__call__` gets all. It must see each image alone, and use no parameters.
+        """
+        return output
 
     @property
     def config_path(self) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: its state, and a record of what else is needed to resume, with digests of both."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import sys
@@ -16,6 +17,7 @@ from jax.experimental import multihost_utils
 from lfcc_jax import storage
 from lfcc_jax.digest import changes, digests, not_finite, some
 from lfcc_jax.errors import UserError
+from lfcc_jax.training.processes import in_first_process
 from lfcc_jax.training.report import log
 
 _policy = ocp.checkpoint_managers
@@ -39,7 +41,7 @@ class Checkpoints:
         )
         storage.drop_background_errors()
         with storage.errors_in_one_line(f"cannot read {self._directory}"):
-            _delete_unfinished(self._directory)
+            in_first_process(functools.partial(_delete_unfinished, self._directory))
             self._manager = _CheckpointManager(self._directory, options=options)
 
     @property
@@ -183,8 +185,8 @@ def _delete_unfinished(directory: epath.Path) -> None:
 
     Orbax would delete it in the background, and a save would fail if two managers of one directory did so at once.
     """
-    if jax.process_index() == 0 and storage.exists(directory):
-        for path in ocp.utils.tmp_checkpoints(directory):
+    with storage.errors_in_one_line(f"cannot delete unfinished checkpoints in {directory}"):
+        for path in ocp.utils.tmp_checkpoints(directory) if storage.exists(directory) else ():
             path.get().rmtree(missing_ok=True)
 
 

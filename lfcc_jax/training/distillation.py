@@ -18,7 +18,7 @@ from lfcc_jax.errors import UserError, shown, unknown
 from lfcc_jax.training import optimizer as optimizers
 from lfcc_jax.training import schedules
 from lfcc_jax.training.config import Block, RunConfig, at, teacher_key, teacher_of
-from lfcc_jax.training.parts import in_parts
+from lfcc_jax.training.parts import Parts
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.sharding import on_host, placed, replicated, weight_shardings
 from lfcc_jax.training.state import TrainState, init_state
@@ -38,7 +38,7 @@ class Distillation:
       learning_rate: Learning rate, as a function of the step.
       ema_decay: Decay of the student's moving average; 0 turns it off.
       total_steps: Number of training steps.
-      images_at_once: Images that each device augments, and passes through a teacher, at a time; see `parts.in_parts`.
+      images_at_once: Images that each device augments, and passes through a teacher, at a time; see `parts.Parts`.
     """
 
     student: models.Network | models.Adapter
@@ -109,11 +109,11 @@ class Distillation:
           program: Wraps the step before compilation; see `Feed.program`.
         """
         losses = {name: method.for_run(mesh=mesh) for name, method in self.losses.items()}
-        over_images = in_parts(mesh, self.images_at_once)
+        parts = Parts(mesh, self.images_at_once)
         if augment is not None:
-            augment = dataclasses.replace(augment, over_images=over_images)
+            augment = dataclasses.replace(augment, over_images=parts)
         step = make_train_step(
-            self.student, self.teachers, losses, self.weights, self.optimizer, self.ema_decay, augment, over_images
+            self.student, self.teachers, losses, self.weights, self.optimizer, self.ema_decay, augment, parts
         )
         placement = weight_shardings(self.state_shapes(), mesh)
         return jax.jit(program(step), donate_argnums=0, out_shardings=(placement, replicated(mesh)))

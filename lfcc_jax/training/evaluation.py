@@ -15,7 +15,7 @@ from lfcc_jax.losses import cross_entropy, kd
 from lfcc_jax.methods import teach
 from lfcc_jax.models import Adapter, Network
 from lfcc_jax.training.config import at
-from lfcc_jax.training.parts import OverImages, in_parts
+from lfcc_jax.training.parts import Parts
 from lfcc_jax.training.sharding import batch_sharding, replicated, to_global
 from lfcc_jax.training.step import Batch, Metrics
 
@@ -52,7 +52,7 @@ class Evaluator:
       read_batches: Returns an iterable over this process's part of each padded global batch: `image`, `label`, `mask`.
       mesh: Devices to evaluate on.
       prepare: Converts uint8 images to floats in [0, 1].
-      images_at_once: Images that each device passes through a network at a time; see `parts.in_parts`.
+      images_at_once: Images that each device passes through a network at a time; see `parts.Parts`.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Evaluator:
         images_at_once: int = -1,
     ):
         self._teacher_variables, self._read_batches, self._mesh = teacher_variables, read_batches, mesh
-        over_images = in_parts(mesh, images_at_once)
-        compare = make_comparison_step(student, teachers, mesh, prepare, over_images) if teachers else None
+        parts = Parts(mesh, images_at_once)
+        compare = make_comparison_step(student, teachers, mesh, prepare, parts) if teachers else None
         placement = (replicated(mesh), batch_sharding(mesh))
         self._compare = compare and jax.jit(compare, out_shardings=placement)
-        self._evaluate = jax.jit(make_eval_step(student, prepare, over_images), out_shardings=replicated(mesh))
+        self._evaluate = jax.jit(make_eval_step(student, prepare, parts), out_shardings=replicated(mesh))
         self._predicts = any(teacher.num_classes > 0 for teacher in teachers.values())
         self._predictions: list[dict[str, jax.Array]] = []  # the teachers' logits, for each batch
 
@@ -103,7 +103,7 @@ class Evaluator:
 def make_eval_step(
     student: Network | Adapter,
     prepare: Callable[[jax.Array], jax.Array] = to_float,
-    over_images: OverImages = lambda function: function,
+    parts: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
 ) -> Callable[[Any, Batch], Metrics]:
     """Returns `step(variables, batch) -> sums` over the examples whose `mask` is True.
 
@@ -113,11 +113,11 @@ def make_eval_step(
     Args:
       student: Network to evaluate.
       prepare: Converts uint8 images to floats in [0, 1].
-      over_images: Wraps the function of images that a network is; see `parts.in_parts`.
+      parts: A `parts.Parts`, which says how many images pass through a network at a time; by default all.
     """
 
     def step(variables: Any, batch: Batch) -> Metrics:
-        logits = over_images(lambda images: student.apply(variables, prepare(images), train=False)[0])(batch["image"])
+        logits = parts(lambda images: student.apply(variables, prepare(images), train=False)[0])(batch["image"])
         return _sums(logits, batch.get("teacher_logits", {}), batch)
 
     return step
@@ -128,7 +128,7 @@ def make_comparison_step(
     teachers: Mapping[str, Network | Adapter],
     mesh: Mesh,
     prepare: Callable[[jax.Array], jax.Array] = to_float,
-    over_images: OverImages = lambda function: function,
+    parts: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
 ) -> Callable[[Any, Mapping[str, Any], Batch], tuple[Metrics, dict[str, jax.Array]]]:
     """Returns `step(variables, teacher_variables, batch) -> (sums, teacher_logits)`, with dicts by teacher.
 
@@ -139,17 +139,15 @@ def make_comparison_step(
       teachers: Networks to compare it with, by name; a single one is called "".
       mesh: Devices that the batch is split over.
       prepare: Converts uint8 images to floats in [0, 1].
-      over_images: As in `make_eval_step`.
+      parts: As in `make_eval_step`.
     """
 
     def step(
         variables: Any, teacher_variables: Mapping[str, Any], batch: Batch
     ) -> tuple[Metrics, dict[str, jax.Array]]:
         images = prepare(batch["image"])
-        logits, features = over_images(lambda images: student.apply(variables, images, train=False))(images)
-        targets = {
-            name: teach(teacher, teacher_variables[name], images, over_images) for name, teacher in teachers.items()
-        }
+        logits, features = parts(lambda images: student.apply(variables, images, train=False))(images)
+        targets = {name: teach(teacher, teacher_variables[name], images, parts) for name, teacher in teachers.items()}
         teacher_logits = {name: target.logits for name, target in targets.items() if target.logits is not None}
         sums = _sums(logits, teacher_logits, batch)
         for teacher, target in targets.items() if images.shape[0] >= 4 else ():

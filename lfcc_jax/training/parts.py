@@ -1,5 +1,6 @@
 """Functions of images, computed for a few images of each device at a time."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,45 +11,62 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.sharding import batch_sharding
 
-# What is computed from so few images between the layers of a network fits into the on-chip memory of a TPU.
-_ON_A_TPU = 8
-
-# Wraps a function of arrays `[batch, ...]`.
-OverImages = Callable[[Callable[..., Any]], Callable[..., Any]]
+# What the layers of a network compute from so many pixels fits into the on-chip memory of a TPU: 8 images of 224 x 224.
+_PIXELS_ON_A_TPU = 8 * 224**2
 
 
-def in_parts(mesh: Mesh, size: int = -1) -> OverImages:
-    """Returns a wrapper that makes a function of images run once for each part of the batch, one part after the other.
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Makes a function of images run once for each part of the batch, one part after the other.
 
-    Use it for functions that see each image alone and have no gradient. On a TPU, XLA then keeps their intermediate
-    results on the chip instead of in its main memory.
+    `Parts(mesh)(function)` is a function of the same arrays `[batch, ...]`, the last of which holds the images, and
+    returns the same. Use it for functions that see each image alone and have no gradient. On a TPU, XLA then keeps
+    their intermediate results on the chip instead of in its main memory.
 
-    Args:
+    Attributes:
       mesh: Devices that the batch is split over. A part has the same number of images from each.
-      size: Number of images of each device in a part; must divide their number. 0 computes all at once. -1 chooses: on
-        TPUs the largest divisor from 4 to 8 if there is one, otherwise 0; 0 too if weights are split over devices.
-
-    Returns:
-      A function that takes and returns a function of arrays `[batch, ...]`, whose results are arrays `[batch, ...]`.
-
-    Raises:
-      UserError: if the wrapped function gets a batch that cannot be divided so.
+      size: Number of images of each device in a part; must divide their number. 0 takes all at once. -1 chooses: on
+        TPUs up to 8 images of 224 x 224, or as many pixels; elsewhere all, and also if weights are split over devices.
     """
 
-    def over_images(function: Callable[..., Any]) -> Callable[..., Any]:
+    mesh: Mesh
+    size: int = -1
+
+    def count(self, images: Any) -> int:
+        """Returns the number of parts of some images `[batch, height, width, channels]`; 1 for arrays of other shapes.
+
+        Raises:
+          UserError: if the batch cannot be divided so.
+        """
+        if images.ndim != 4:
+            return 1
+        check_parts(self.size, images.shape[0], self.mesh)
+        of_device = images.shape[0] // self.mesh.size
+        size = self._automatic(of_device, *images.shape[1:3]) if self.size == -1 else self.size
+        return of_device // size if size else 1
+
+    def _automatic(self, of_device: int, height: int, width: int) -> int:
+        if self.mesh.devices.flat[0].platform != "tpu" or self.mesh.shape["fsdp"] > 1:
+            return 0
+        most = max(1, _PIXELS_ON_A_TPU // (height * width))
+        if of_device <= most:
+            return 0
+        return next((n for n in range(most, (most - 1) // 2, -1) if of_device % n == 0), 0)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function of whole batches."""
+
         def in_turn(*arrays: jax.Array) -> Any:
-            check_parts(size, arrays[0].shape[0], mesh)
-            count = arrays[0].shape[0] // mesh.size
-            part = _automatic(count, mesh) if size == -1 else size
-            if part in (0, count):
+            count = self.count(arrays[-1])
+            if count == 1:
                 return function(*arrays)
-            parts = [_split(x, count // part, mesh) for x in arrays]
-            results = jax.lax.map(lambda one: function(*one), parts)
-            return jax.tree.map(lambda x: _joined(x, mesh), results)
+            parts = [_split(x, count, self.mesh) for x in arrays]
+            results = jax.lax.map(lambda part: function(*part), parts)
+            if any(x.shape[1:2] != parts[-1].shape[1:2] for x in jax.tree.leaves(results)):
+                return function(*arrays)  # a network of another library returns something that is not per image
+            return jax.tree.map(lambda x: _joined(x, self.mesh), results)
 
         return in_turn
-
-    return over_images
 
 
 def check_parts(size: int, batch_size: int, mesh: Mesh, where: str = "config.images_at_once") -> None:
@@ -59,12 +77,6 @@ def check_parts(size: int, batch_size: int, mesh: Mesh, where: str = "config.ima
         raise UserError(
             f"{where} must divide the number of images of each device, {count}, got {size}; use {fits}, or 0 for all"
         )
-
-
-def _automatic(count: int, mesh: Mesh) -> int:
-    if mesh.devices.flat[0].platform != "tpu" or mesh.shape["fsdp"] > 1:
-        return 0
-    return next((n for n in range(_ON_A_TPU, _ON_A_TPU // 2 - 1, -1) if count % n == 0), 0)
 
 
 def _split(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:

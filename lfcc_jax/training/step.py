@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from lfcc_jax.data import to_float
-from lfcc_jax.methods import Method, teach
+from lfcc_jax.methods import Method, teach, teach_in_parts
 from lfcc_jax.models import Adapter, Network
 from lfcc_jax.training.config import teacher_of
-from lfcc_jax.training.parts import OverImages
+from lfcc_jax.training.parts import Parts
 from lfcc_jax.training.schedules import Schedule
 from lfcc_jax.training.state import TrainState
 
@@ -29,7 +29,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float = 0.0,
     augment: Augment | None = None,
-    over_images: OverImages = lambda function: function,
+    parts: Parts | None = None,
 ) -> Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, Metrics]]:
     """Returns `step(state, teacher_variables, batch) -> (state, metrics)`.
 
@@ -44,19 +44,29 @@ def make_train_step(
       optimizer: Updates `state.params`.
       ema_decay: Decay of the moving average in `state.ema`, if that is not None.
       augment: Returns the batch for both networks, with float images in [0, 1]; only `to_float` if None.
-      over_images: Wraps the function of images that a teacher is; see `parts.in_parts`.
+      parts: How many images pass through a teacher at a time; all if None.
 
     Returns:
       The step. Its metrics are float32 scalars: `loss`, the unweighted loss of each method (`at`, or `ofa/exits` for
       methods with several parts), `accuracy` if there are labels, `grad_norm`.
     """
 
+    def read(teacher_variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
+        """Returns what each method gets of its teacher."""
+        targets = {}
+        for teacher, network in teachers.items():
+            given = network, teacher_variables[teacher], images
+            own = {name: each for name, each in methods.items() if each.needs_teacher and teacher_of(name) == teacher}
+            if parts is None or parts.count(images) == 1:
+                targets |= dict.fromkeys(own, teach(*given))
+            else:
+                targets |= teach_in_parts(*given, parts, own)
+        return targets
+
     def step(state: TrainState, teacher_variables: Mapping[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
         student_key, heads_key, augment_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
         batch = {**batch, "image": to_float(batch["image"])} if augment is None else augment(augment_key, batch)
-        targets = {
-            name: teach(each, teacher_variables[name], batch["image"], over_images) for name, each in teachers.items()
-        }
+        targets = read(teacher_variables, batch["image"])
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             collections = state.collections["student"]
@@ -68,9 +78,8 @@ def make_train_step(
             for name, method in methods.items():
                 memory = state.collections["heads"][name]
                 variables = {"params": params["heads"][name], **memory}
-                target = targets.get(teacher_of(name))
                 losses, memories[name] = method.apply(
-                    variables, batch, output, target, mutable=list(memory), rngs={"dropout": heads_key}
+                    variables, batch, output, targets.get(name), mutable=list(memory), rngs={"dropout": heads_key}
                 )
                 parts = losses if isinstance(losses, Mapping) else {"": losses}
                 means = {f"{name}/{part}".rstrip("/"): loss.mean() for part, loss in parts.items()}

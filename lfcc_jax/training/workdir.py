@@ -21,7 +21,7 @@ from lfcc_jax.training.summary import read_summary
 
 # Keys that may change when a run resumes, since no weight and no reported result depends on them.
 # `eval_every_epochs` is not one of them: the best checkpoint depends on it.
-_FREE = ("log_every_steps", "checkpoint_every_steps", "data.workers")
+_FREE = ("log_every_steps", "checkpoint_every_steps", "data.workers", "images_at_once")
 _VISIBILITY_TIMEOUT = 5.0
 
 # Size in bytes of a checkpoint's metadata: names, shapes, shardings and file offsets of its arrays.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from lfcc_jax import compact, lfcc_codes, lfcc_init, lfcc_loss
+from lfcc_jax import compact, lfcc_codes, lfcc_init, lfcc_loss, lfcc_points
 from lfcc_jax.errors import UserError
 from lfcc_jax.losses import info_nce, info_nce_many
 
@@ -53,6 +53,36 @@ def test_lfcc_loss_matches_its_equation():
     result = compiled_loss(params, STUDENT, TEACHER, kind="gaussian", temperature=0.2)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, np.mean(losses, axis=0), atol=5e-6)
+
+
+@pytest.mark.parametrize(("kind", "grids"), [("box", (1, 2, 4)), ("gaussian", (4, 1, 7)), ("none", (2, 3))])
+def test_lfcc_loss_of_the_teachers_points_is_that_of_its_maps(kind, grids):
+    # Of stage4, the teacher has points of grids that do not fit into the student's maps of 3 x 5.
+    params, marks = params_of(), jnp.arange(BATCH) != 3
+    points = {stage: lfcc_points(TEACHER[stage], kind=kind, grids=grids) for stage in ("stage3", "stage4")}
+    assert points["stage4"].shape == (BATCH, sum(grid**2 for grid in grids), 10)
+
+    @functools.partial(jax.jit, static_argnames=("kind", "grids"))
+    def results(params, teacher, **options):
+        return jax.value_and_grad(lambda p, s: lfcc_loss(p, s, teacher, where=marks, **options).mean(), (0, 1))(
+            params, {stage: STUDENT[stage] for stage in ("stage3", "stage4")}
+        )
+
+    of_points, of_maps = (results(params, x, kind=kind, grids=grids) for x in (points, TEACHER))
+    for x, y in zip(*map(jax.tree.leaves, (of_points, of_maps)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_lfcc_points_of_other_grids_or_of_learned_filters_are_errors():
+    points = {stage: lfcc_points(TEACHER[stage], grids=(1, 3)) for stage in ("stage3", "stage4")}
+    with pytest.raises(
+        UserError, match=r"stage3 of the teacher must .* `lfcc_points` of grids \[1, 2\], got \[8, 10, 10\]"
+    ):
+        lfcc_loss(params_of(), STUDENT, points, grids=(1, 2))
+    with pytest.raises(UserError, match="unknown kind of filter 'learned'"):
+        lfcc_points(TEACHER["stage3"], kind="learned")
+    with pytest.raises(UserError, match="`grids` must contain a size up to 7 for maps of 7x7, got"):
+        lfcc_points(TEACHER["stage4"], grids=(8,))
 
 
 @pytest.mark.parametrize("projector", ["both", "student", "mlp"])

@@ -10,7 +10,8 @@ import pytest
 from lfcc_jax import models
 from lfcc_jax.cka import cka_from_terms, hsic_terms
 from lfcc_jax.training import evaluation
-from lfcc_jax.training.evaluation import Evaluator, make_comparison_step
+from lfcc_jax.training.evaluation import Evaluator, make_comparison_step, make_eval_step
+from lfcc_jax.training.parts import Parts
 from lfcc_jax.training.sharding import batch_sharding, create_mesh
 
 SMALL = {"mixer_pico": {"width": 12}, "vit_pico": {"width": 12}}
@@ -49,7 +50,10 @@ def outputs(pair, parts):
     return [jax.jit(m.apply)(v, images) for m, v in zip(*pair, strict=True)]
 
 
-def test_evaluation_in_parts_gives_the_same(pair):
+def test_evaluation_in_parts_gives_the_same(pair, monkeypatch):
+    monkeypatch.setattr(evaluation, "_CKA_IMAGES", 16)  # the later batches are evaluated without the teacher
+    sizes = []
+    monkeypatch.setattr(evaluation, "Parts", lambda mesh, size: sizes.append(size) or Parts(mesh, size))
     batches = [batch(seed) for seed in range(3)]
     (student, teacher), (variables, of_teacher) = pair
 
@@ -58,9 +62,29 @@ def test_evaluation_in_parts_gives_the_same(pair):
         return Evaluator(student, *given, images_at_once=size)(variables)
 
     whole, in_parts = evaluated(0), evaluated(4)
+    assert sizes == [0, 4]
     assert in_parts.keys() == whole.keys()
     for name, value in whole.items():
         np.testing.assert_allclose(in_parts[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_evaluation_steps_pass_a_part_through_both_networks(pair):
+    mesh = create_mesh(2)
+    given = {name: jnp.asarray(x) for name, x in batch().items()}
+    (student, teacher), (variables, of_teacher) = pair
+
+    def loops(step, *arguments):
+        return jax.jit(step).lower(*arguments, given).as_text().count("stablehlo.while")
+
+    def alone(size):
+        return loops(make_eval_step(student, parts=Parts(mesh, size)), variables)
+
+    def both(size):
+        step = make_comparison_step(student, {"": teacher}, mesh, parts=Parts(mesh, size))
+        return loops(step, variables, {"": of_teacher})
+
+    assert alone(4) == alone(0) + 1
+    assert both(4) == both(0) + 2
 
 
 def test_evaluation_matches_its_definitions_over_all_examples(pair):
