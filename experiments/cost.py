@@ -12,7 +12,7 @@ def count_macs(jaxpr: Any, platform: str = "") -> float:
     Args:
       jaxpr: The program.
       platform: For example "tpu", if `jax.lax.platform_dependent` has a branch for it. Of other branches, the last
-        counts.
+        counts; that is right for GPUs, where the others are calls of cuDNN.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -49,7 +49,7 @@ class Instruction:
       result: Shape of its result, with the layout: `f32[2,3]{1,0}`, or a tuple of shapes.
       operands: Shapes of its operands.
       operation: What it is part of in the traced program; empty if XLA does not say.
-      turns: How often the innermost loop runs that it is in; 1 outside of loops.
+      turns: Number of turns of the innermost loop around it; 1 outside of loops.
       from_state: For each operand, whether it is a part of the loop's state.
       to_state: For each array of the result, whether it is a part of the loop's next state.
     """
@@ -81,17 +81,17 @@ _LINE = re.compile(r"\s+(?P<root>ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<
 _Computations = dict[str, list[re.Match]]
 
 
-def _of_computation(computations: _Computations, name: str, turns: int) -> list[Instruction]:
+def _of_computation(computations: _Computations, name: str, turns: int, body: bool = False) -> list[Instruction]:
     lines = computations[name]
-    read, written = _state(lines) if turns > 1 else (set(), set())
+    read, written = _state(lines) if body else (set(), set())
     shapes: dict[str, str] = {}
     found = []
     for line in lines:
         kind, shape = line["kind"], line["shape"]
         shapes[line["name"]] = shape
         if kind == "while":
-            body, count = re.search(r"body=%([\w.-]+)", line[0])[1], _turns(computations, line[0])
-            found += _of_computation(computations, body, count) * count
+            inner, count = re.search(r"body=%([\w.-]+)", line[0])[1], _turns(computations, line[0])
+            found += _of_computation(computations, inner, count, body=True) * count
             continue
         if kind == "call":
             found += _of_computation(computations, re.search(r"to_apply=%([\w.-]+)", line[0])[1], turns)
@@ -115,7 +115,10 @@ def _of_computation(computations: _Computations, name: str, turns: int) -> list[
 
 
 def _state(lines: list[re.Match]) -> tuple[set[str], set[tuple[str, int]]]:
-    """Returns the names of the parts of a loop's state, and the results, by name and position, of which it becomes."""
+    """Returns the names in a loop's body that hold parts of its state, and the results that form its next state.
+
+    Results are pairs of a name and a position, which is 0 unless the result is a tuple.
+    """
     by_name = {line["name"]: line for line in lines}
 
     def first_operand(line: re.Match) -> str:

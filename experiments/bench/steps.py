@@ -346,8 +346,9 @@ def _report(
             "images_per_second": options.batch_size / row.best,
             "relative_to_kd": row.best / kd[row.pair] if row.pair in kd else None,
         }
-        if row.flops and row.bytes_accessed:
+        if row.flops:
             entry["matmul_fraction"] = row.flops / row.best / ceilings["matmul_flops_per_second"]
+        if row.bytes_accessed:
             entry["copy_fraction"] = row.bytes_accessed / row.best / ceilings["copy_bytes_per_second"]
         measured.append(entry)
     versions = {"python": platform.python_version()}

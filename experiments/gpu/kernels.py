@@ -129,7 +129,7 @@ def gpu_mesh() -> Mesh:
 def kernels(text: str) -> list[Kernel]:
     """Returns the kernels of a compiled program, as `jax.stages.Compiled.as_text` prints it.
 
-    Those of a loop are repeated as often as it runs, if XLA knows.
+    Those of a loop are repeated as often as it runs, if that can be read.
     """
     return [
         Kernel(

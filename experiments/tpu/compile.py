@@ -188,7 +188,7 @@ def _all_reports(directory: Path) -> str:
                 f"{report['teacher']} -> {report['student']}",
                 report["losses"],
                 *(report[key] for key in ("topology", "batch", "dtype")),
-                {-1: "few", 0: "all"}.get(report["images_at_once"], report["images_at_once"]),
+                report["images_at_once"],
                 *(f"{report[key] / 2**30:.2f}" for key in ("arguments", "temporaries")),
                 f"{report['flops'] / 1e9:,.1f}",
                 f"{report['hbm_bytes'] / 1e9:,.2f}",

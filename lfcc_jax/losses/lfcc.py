@@ -4,6 +4,8 @@ A reconstruction. The equations of the paper (Wu et al, arXiv 2405.18524) are no
 names multi-scale low-pass filters, a compact space and a sample-level contrastive loss. Everything else is our choice.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +24,8 @@ from lfcc_jax.precision import wide_dtype
 LFCC_KINDS = (*KINDS, "learned", "none")
 PROJECTORS = ("both", "student", "mlp")
 
+_RESHAPE = "Reshape tokens to their grid, without the class token."
+
 # Added to variances, as in batch normalization.
 _VARIANCE_FLOOR = 1e-5
 
@@ -29,6 +33,31 @@ _VARIANCE_FLOOR = 1e-5
 # learned filters, {"filters": {"student": {stage: filter}, "teacher": {stage: filter}}}.
 Params = dict[str, Any]
 Size = tuple[int, int]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """What `lfcc_loss` reads of the maps of a stage; made by `lfcc_points`.
+
+    Attributes:
+      values: The points of all grids, grid after grid, `[batch, points, channels]`, float32 or wider.
+      kind: Low-pass filter that made them.
+      grids: Grids that were asked for.
+      fitting: Those that fit into the maps, in the order of `values`.
+      dtype: Dtype of the maps.
+    """
+
+    values: Array
+    kind: str = dataclasses.field(metadata={"static": True})
+    grids: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    fitting: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    dtype: Any = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of `values`."""
+        return self.values.shape
 
 
 def lfcc_init(
@@ -114,7 +143,7 @@ def lfcc_init(
 def lfcc_loss(
     params: Params,
     student_features: Mapping[str, Float[Array, "batch ..."]],
-    teacher_features: Mapping[str, Float[Array, "batch ..."]],
+    teacher_features: Mapping[str, Float[Array, "batch ..."] | Points],
     *,
     kind: str = "box",
     grids: Sequence[int] = (1, 2, 4),
@@ -195,10 +224,9 @@ def lfcc_loss(
         # One network at a time: a teacher without a projector stays constant, and needs no collective for its gradient.
         student, teacher = (_standardized(x, axis_name, where) for x in (student, teacher))
     # Standardized codes lose little by rounding, so they are sent between devices in the dtype of the maps.
-    of_points = any(teacher_features[stage].ndim == 3 for stage in params["student"])
     losses = info_nce_packed(
         student.astype(_dtype_of(student_features, params)),
-        teacher.astype(_dtype_of(student_features if of_points else teacher_features, params)),
+        teacher.astype(_dtype_of(teacher_features, params)),
         [student_codes[name].shape[1] for name in names],
         temperature=temperature,
         negatives=negatives,
@@ -213,11 +241,11 @@ def lfcc_loss(
 
 def lfcc_points(
     maps: Float[Array, "batch height width channels"], *, kind: str = "box", grids: Sequence[int] = (1, 2, 4)
-) -> Float[Array, "batch points channels"]:
-    """Returns what `lfcc_loss` reads of feature maps: the points of all grids that fit into them, grid after grid.
+) -> Points:
+    """Returns what `lfcc_loss` reads of feature maps: the points of all grids that fit into them.
 
-    It is a few percent of the maps, float32 or wider, and depends on each image alone. Compute it where the teacher
-    runs, and give it to `lfcc_loss` in place of the teacher's maps, if those should not be kept.
+    For maps of 56 x 56 that is 1% of them, for 7 x 7 about half. It depends on each image alone. Compute it where the
+    teacher runs, and give it to `lfcc_loss` in place of the teacher's maps, if those should not be kept.
 
     Args:
       maps: Feature maps of one stage.
@@ -225,22 +253,24 @@ def lfcc_points(
       grids: As in `lfcc_loss`.
 
     Raises:
-      UserError: if no grid fits into the maps, or the kind is unknown.
+      UserError: if the maps have another number of axes, no grid fits into them, or the kind is unknown.
 
     Examples:
-      >>> lfcc_points(jnp.ones((8, 14, 14, 48))).shape  # 1 + 4 + 16 points
+      >>> lfcc_points(jnp.ones((8, 14, 14, 48))).values.shape  # 1 + 4 + 16 points
       (8, 21, 48)
     """
     if kind not in LFCC_KINDS or kind == "learned":
         raise unknown("kind of filter", kind, [known for known in LFCC_KINDS if known != "learned"], "kind")
+    if maps.ndim != 4:
+        raise UserError(f"`maps` must have shape [batch, height, width, channels], got {list(maps.shape)}. {_RESHAPE}")
     smallest = min(maps.shape[1:3])
-    fitting = [grid for grid in grids if grid <= smallest]
+    fitting = tuple(grid for grid in grids if grid <= smallest)
     if not fitting:
         raise UserError(
             f"`grids` must contain a size up to {smallest} for maps of {'x'.join(map(str, maps.shape[1:3]))}, "
             f"got {list(grids)}"
         )
-    return _points(maps, kind, fitting)
+    return Points(_points(maps, kind, fitting), kind, tuple(grids), fitting, maps.dtype)
 
 
 def _points(maps: Array, kind: str, fitting: Sequence[int]) -> Array:
@@ -257,22 +287,10 @@ def _joined(compacted: Sequence[Array]) -> Array:
     return jnp.concatenate([y.reshape(y.shape[0], -1, y.shape[-1]) for y in compacted], axis=1)
 
 
-def _grids_of(points: Array, grids: Sequence[int], stage: str) -> list[int]:
-    """Returns the grids whose points `lfcc_points` has joined, in order: all up to the largest that fits."""
-    for largest in sorted(grids):
-        fitting = [grid for grid in grids if grid <= largest]
-        if sum(grid**2 for grid in fitting) == points.shape[1]:
-            return fitting
-    raise UserError(
-        f"{stage} of the teacher must have shape [batch, height, width, channels], or be the `lfcc_points` of grids "
-        f"{list(grids)}, got {list(points.shape)}"
-    )
-
-
 def lfcc_codes(
     params: Params,
     student_features: Mapping[str, Float[Array, "batch ..."]],
-    teacher_features: Mapping[str, Float[Array, "batch ..."]],
+    teacher_features: Mapping[str, Float[Array, "batch ..."] | Points],
     *,
     kind: str = "box",
     grids: Sequence[int] = (1, 2, 4),
@@ -308,7 +326,7 @@ def lfcc_codes(
 def _codes(
     params: Params,
     student_features: Mapping[str, Array],
-    teacher_features: Mapping[str, Array],
+    teacher_features: Mapping[str, Array | Points],
     *,
     kind: str,
     grids: Sequence[int],
@@ -331,15 +349,23 @@ def _codes(
         maps["teacher"] = jax.lax.stop_gradient(maps["teacher"])
         if where is not None:
             check_marks(maps["student"].shape[0], where=where)
-            maps = {network: zero_masked(x, where) for network, x in maps.items()}
-        there = _grids_of(maps["teacher"], grids, stage) if maps["teacher"].ndim == 3 else None
-        teacher_size = maps["teacher"].shape[1:3] if there is None else (max(there),) * 2
+            masked = functools.partial(zero_masked, where=where)
+            maps = {network: jax.tree.map(masked, x) for network, x in maps.items()}
+        if isinstance(given := maps["teacher"], Points):
+            if (given.kind, set(given.grids)) != (kind, set(grids)):
+                raise UserError(
+                    f"{stage} of the teacher must be maps, or points of kind '{kind}' and grids {list(grids)}, got "
+                    f"points of kind '{given.kind}' and grids {list(given.grids)}"
+                )
+            teacher_size = (max(given.fitting),) * 2
+        else:
+            teacher_size = given.shape[1:3]
         fitting = _fitting(grids, maps["student"].shape[1:3], teacher_size, stage)
         for network, x in maps.items():
-            if network == "teacher" and there is not None:
-                ends = np.cumsum([grid**2 for grid in there])
-                parts = jnp.split(x, ends[:-1], axis=1)
-                points = _joined([part for grid, part in zip(there, parts, strict=True) if grid in fitting])
+            if isinstance(x, Points):
+                ends = np.cumsum([grid**2 for grid in x.fitting])
+                of_grid = dict(zip(x.fitting, jnp.split(x.values, ends[:-1], axis=1), strict=True))
+                points = _joined([of_grid[grid] for grid in fitting])
             elif kind == "learned":
                 if "filters" not in params:
                     raise UserError("`params` must contain filters for kind='learned': pass learned_sizes to lfcc_init")
@@ -374,7 +400,7 @@ def _standardized(
     return x * jax.lax.rsqrt(variance + _VARIANCE_FLOOR)
 
 
-def _dtype_of(features: Mapping[str, Array], params: Params) -> np.dtype:
+def _dtype_of(features: Mapping[str, Array | Points], params: Params) -> np.dtype:
     """Returns the widest dtype of the stages' maps."""
     return max((features[stage].dtype for stage in params["student"]), key=lambda dtype: dtype.itemsize)
 
@@ -385,12 +411,12 @@ def _samples(size_in: int, size_out: int) -> Float[np.ndarray, "size_out size_in
     return np.eye(size_in, dtype=np.float32)[centers.astype(int)]
 
 
-def _check_maps(stage: str, maps: Mapping[str, Array], params: Params) -> None:
+def _check_maps(stage: str, maps: Mapping[str, Array | Points], params: Params) -> None:
     for network, x in maps.items():
-        if x.ndim != 4 and not (network == "teacher" and x.ndim == 3):
+        if not isinstance(x, Points) and x.ndim != 4:
             raise UserError(
                 f"{stage} of the {network} must have shape [batch, height, width, channels], got {list(x.shape)}. "
-                "Reshape tokens to their grid, without the class token."
+                f"{_RESHAPE}"
             )
         layers = params[network].get(stage)
         # A teacher without a projector has the channels that the student is projected to.

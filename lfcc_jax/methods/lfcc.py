@@ -51,11 +51,12 @@ class LFCC(Method):
         """Returns the points of each stage, unless the filters are learned."""
         if self.kind == "learned":
             return output
+        # That all stages are there was seen when the projectors were created.
         maps = {stage: output.features[stage] for stage in self.stages}
         return {stage: losses.lfcc_points(x, kind=self.kind, grids=self.grids) for stage, x in maps.items()}
 
     @nn.compact
-    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | dict[str, Array] | None) -> Array:
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | dict[str, Any] | None) -> Array:
         """Returns the loss `[batch]`."""
         if isinstance(teacher, dict):  # from `of_teacher`
             ours, theirs = {stage: student.features[stage] for stage in self.stages}, teacher
@@ -63,14 +64,16 @@ class LFCC(Method):
             maps = self.maps(self.stages, student, teacher)
             ours, theirs = ({stage: pair[i] for stage, pair in maps.items()} for i in (0, 1))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]
-        sizes = {stage: (ours[stage].shape[1:3], theirs[stage].shape[1:3]) for stage in self.stages}
+        sizes = None
+        if self.kind == "learned":
+            sizes = {stage: (ours[stage].shape[1:3], theirs[stage].shape[1:3]) for stage in self.stages}
         params = self.param(
             "lfcc",
             losses.lfcc_init,
             *channels,
             self.width,
             projector=self.projector,
-            learned_sizes=sizes if self.kind == "learned" else None,
+            learned_sizes=sizes,
             grids=self.grids,
         )
         loss = functools.partial(

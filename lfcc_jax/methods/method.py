@@ -66,7 +66,7 @@ def teach_in_parts(
     variables: Any,
     images: Array,
     over_images: Callable[[Callable[..., Any]], Callable[..., Any]],
-    students: Mapping[str, "Method"],
+    methods: Mapping[str, "Method"],
 ) -> dict[str, Any]:
     """Runs a teacher as `teach` does, and returns what each of some methods reads of its output.
 
@@ -75,16 +75,18 @@ def teach_in_parts(
       variables: As in `teach`.
       images: As in `teach`.
       over_images: As in `teach`.
-      students: The methods, by name.
+      methods: The methods, by name.
     """
 
-    def read(images: Array) -> dict[str, Any]:
+    def read(images: Array) -> tuple[Output | None, dict[str, Any]]:
         output = Output(*teacher.apply(variables, images, train=False))
-        return {name: method.of_teacher(output) for name, method in students.items()}
+        parts = {name: method.of_teacher(output) for name, method in methods.items()}
+        parts = {name: part for name, part in parts.items() if part is not output}
+        return (None if len(parts) == len(methods) else output), parts  # the output once, whoever reads it
 
-    outputs = jax.lax.stop_gradient(over_images(read)(images))
-    head = _head(variables)
-    return {name: TeacherOutput(*x, head) if isinstance(x, Output) else x for name, x in outputs.items()}
+    output, parts = jax.lax.stop_gradient(over_images(read)(images))
+    whole = output and TeacherOutput(*output, _head(variables))
+    return {name: parts.get(name, whole) for name in methods}
 
 
 def teach_shapes(teacher: Network | Adapter) -> TeacherOutput:
@@ -135,11 +137,12 @@ class Method(nn.Module):
         return self
 
     def of_teacher(self, output: Output) -> Any:
-        """Returns what the loss reads of a teacher's output, a tree of arrays `[batch, ...]`, or all of it.
+        """Returns what the loss reads of a teacher's output: a tree of arrays `[batch, ...]`, by default all of it.
 
-        A method may overwrite it if it reads much less than the maps. Where images pass through the teacher a few at a
-        time, it is computed there, so that the maps need not be kept, and `__call__` gets it in place of the teacher's
-        output; elsewhere `__call__` gets all. It must see each image alone, and use no parameters.
+        Override it in a method that reads much less than the maps. Where images pass through the teacher a few at a
+        time, `of_teacher` runs there, the maps are not kept, and `__call__` gets its result in place of the teacher's
+        output. Elsewhere `__call__` gets the output, so it must accept both. `of_teacher` must treat each image on its
+        own and use no parameters.
         """
         return output
 

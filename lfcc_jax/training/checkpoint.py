@@ -40,8 +40,8 @@ class Checkpoints:
             preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), self._best])
         )
         storage.drop_background_errors()
+        in_first_process(functools.partial(_delete_unfinished, self._directory))
         with storage.errors_in_one_line(f"cannot read {self._directory}"):
-            in_first_process(functools.partial(_delete_unfinished, self._directory))
             self._manager = _CheckpointManager(self._directory, options=options)
 
     @property

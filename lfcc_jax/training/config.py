@@ -36,7 +36,7 @@ class RunConfig:
       ema_decay: Decay of the moving average of the student's variables, which is evaluated instead of them; 0 turns it
         off. There is no warm-up: after n steps, the initial weights have weight ema_decay^n in the average.
       images_at_once: Images that each device augments, and passes through a teacher, at a time; must divide the images
-        of a device. 0 takes all. -1 takes up to 8 of 224 x 224 pixels, or as many pixels, on TPUs, and all elsewhere.
+        of a device. 0 takes all. -1 takes all, except on TPUs: there about 8 of 224 x 224 pixels, or as many pixels.
       mesh: Arguments of `training.sharding.create_mesh`.
       probe: Arguments of `training.probe.open_probe`: labeled images by which the features of student and teacher are
         judged. Without a `name`, there is none.

@@ -19,14 +19,15 @@ _PIXELS_ON_A_TPU = 8 * 224**2
 class Parts:
     """Makes a function of images run once for each part of the batch, one part after the other.
 
-    `Parts(mesh)(function)` is a function of the same arrays `[batch, ...]`, the last of which holds the images, and
-    returns the same. Use it for functions that see each image alone and have no gradient. On a TPU, XLA then keeps
-    their intermediate results on the chip instead of in its main memory.
+    `Parts(mesh)(function)` takes the same arrays `[batch, ...]`, the last of which are the images, and returns what
+    `function` returns for the whole batch. Use it for functions that treat each image on its own and have no gradient.
+    On a TPU, XLA then keeps their intermediate results on the chip instead of in its main memory.
 
     Attributes:
       mesh: Devices that the batch is split over. A part has the same number of images from each.
-      size: Number of images of each device in a part; must divide their number. 0 takes all at once. -1 chooses: on
-        TPUs up to 8 images of 224 x 224, or as many pixels; elsewhere all, and also if weights are split over devices.
+      size: Number of images of each device in a part; must divide their number. 0 takes all at once. -1 takes all,
+        except on TPUs without `fsdp`: there, the largest divisor that has at most the pixels of 8 images of 224 x 224
+        and at least about half as many; all if there is none.
     """
 
     mesh: Mesh

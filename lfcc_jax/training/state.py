@@ -91,8 +91,9 @@ def init_state(
     heads = {}
     for i, name in enumerate(sorted(methods)):
         teacher = teacher_of(name)
+        target = targets.get(teacher) if methods[name].needs_teacher else None
         try:
-            heads[name] = _split(methods[name].init(keys[i], batch, student_output, targets.get(teacher)))
+            heads[name] = _split(methods[name].init(keys[i], batch, student_output, target))
         except UserError as error:
             if not teacher:
                 raise

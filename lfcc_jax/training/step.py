@@ -57,10 +57,10 @@ def make_train_step(
         for teacher, network in teachers.items():
             given = network, teacher_variables[teacher], images
             own = {name: each for name, each in methods.items() if each.needs_teacher and teacher_of(name) == teacher}
-            if parts is None or parts.count(images) == 1:
-                targets |= dict.fromkeys(own, teach(*given))
-            else:
+            if own and parts is not None and parts.count(images) > 1:
                 targets |= teach_in_parts(*given, parts, own)
+            elif own:  # a teacher may only be compared with
+                targets |= dict.fromkeys(own, teach(*given))
         return targets
 
     def step(state: TrainState, teacher_variables: Mapping[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
@@ -81,8 +81,8 @@ def make_train_step(
                 losses, memories[name] = method.apply(
                     variables, batch, output, targets.get(name), mutable=list(memory), rngs={"dropout": heads_key}
                 )
-                parts = losses if isinstance(losses, Mapping) else {"": losses}
-                means = {f"{name}/{part}".rstrip("/"): loss.mean() for part, loss in parts.items()}
+                values = losses if isinstance(losses, Mapping) else {"": losses}
+                means = {f"{name}/{part}".rstrip("/"): loss.mean() for part, loss in values.items()}
                 terms |= means
                 total += weights[name](state.step) * sum(means.values())
             return total, (terms, output.logits, {"student": collections, "heads": memories})

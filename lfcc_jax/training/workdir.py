@@ -19,7 +19,7 @@ from lfcc_jax.training.config import as_dict, differences
 from lfcc_jax.training.processes import gather, in_first_process
 from lfcc_jax.training.summary import read_summary
 
-# Keys that may change when a run resumes, since no weight and no reported result depends on them.
+# Keys that may change when a run resumes, since no weight and no reported result depends on them, but by rounding.
 # `eval_every_epochs` is not one of them: the best checkpoint depends on it.
 _FREE = ("log_every_steps", "checkpoint_every_steps", "data.workers", "images_at_once")
 _VISIBILITY_TIMEOUT = 5.0

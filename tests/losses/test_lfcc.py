@@ -60,7 +60,7 @@ def test_lfcc_loss_of_the_teachers_points_is_that_of_its_maps(kind, grids):
     # Of stage4, the teacher has points of grids that do not fit into the student's maps of 3 x 5.
     params, marks = params_of(), jnp.arange(BATCH) != 3
     points = {stage: lfcc_points(TEACHER[stage], kind=kind, grids=grids) for stage in ("stage3", "stage4")}
-    assert points["stage4"].shape == (BATCH, sum(grid**2 for grid in grids), 10)
+    assert points["stage4"].values.shape == (BATCH, sum(grid**2 for grid in grids), 10)
 
     @functools.partial(jax.jit, static_argnames=("kind", "grids"))
     def results(params, teacher, **options):
@@ -73,16 +73,39 @@ def test_lfcc_loss_of_the_teachers_points_is_that_of_its_maps(kind, grids):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
-def test_lfcc_points_of_other_grids_or_of_learned_filters_are_errors():
-    points = {stage: lfcc_points(TEACHER[stage], grids=(1, 3)) for stage in ("stage3", "stage4")}
-    with pytest.raises(
-        UserError, match=r"stage3 of the teacher must .* `lfcc_points` of grids \[1, 2\], got \[8, 10, 10\]"
-    ):
-        lfcc_loss(params_of(), STUDENT, points, grids=(1, 2))
+def test_lfcc_points_keep_the_dtype_of_the_maps_and_the_order_of_the_grids():
+    maps = {stage: TEACHER[stage].astype(jnp.bfloat16) for stage in ("stage3", "stage4")}
+    points = {stage: lfcc_points(x, grids=(2, 4, 1)) for stage, x in maps.items()}
+    assert points["stage3"].values.dtype == jnp.float32
+    assert points["stage3"].dtype == jnp.bfloat16
+    expected = compiled_loss(params_of(), STUDENT, maps, grids=(1, 2, 4))
+    np.testing.assert_allclose(compiled_loss(params_of(), STUDENT, points, grids=(1, 2, 4)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked"),
+    [
+        ({"grids": (1, 2)}, {"grids": (1, 3)}),
+        ({"grids": (1, 2)}, {"grids": (1, 2, 4)}),
+        ({"kind": "box"}, {"kind": "gaussian"}),
+    ],
+)
+def test_lfcc_points_of_others_than_the_loss_asks_for_are_an_error(made, asked):
+    points = {stage: lfcc_points(TEACHER[stage], **made) for stage in ("stage3", "stage4")}
+    with pytest.raises(UserError, match="stage3 of the teacher must be maps, or points of kind '.*' and grids .*, got"):
+        lfcc_loss(params_of(), STUDENT, points, **asked)
+
+
+def test_lfcc_points_reject_what_they_cannot_be_of():
     with pytest.raises(UserError, match="unknown kind of filter 'learned'"):
         lfcc_points(TEACHER["stage3"], kind="learned")
-    with pytest.raises(UserError, match="`grids` must contain a size up to 7 for maps of 7x7, got"):
+    with pytest.raises(UserError, match="must contain a size up to 7 for maps of 7x7, got"):
         lfcc_points(TEACHER["stage4"], grids=(8,))
+
+
+def test_lfcc_points_of_tokens_are_an_error(types_unchecked):
+    with pytest.raises(UserError, match=r"`maps` must have shape .*, got \[8, 49, 10\]. Reshape tokens"):
+        lfcc_points(TEACHER["stage4"].reshape(8, 49, 10))
 
 
 @pytest.mark.parametrize("projector", ["both", "student", "mlp"])

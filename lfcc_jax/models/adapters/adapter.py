@@ -28,8 +28,8 @@ class Adapter:
     The network may return logits, `(logits, features)`, a dict of features that may contain `logits`, or an `Output`.
     Features are maps `[batch, height, width, channels]`, tokens `[batch, tokens, channels]`, which are put on a square
     grid, or vectors `[batch, channels]`. Methods look for maps called `stage1` to `stage4`, unless their `stages` name
-    others, and for a vector called `pooled`, the input of the classifier. In evaluation, a network must see each image
-    alone: on TPUs, it gets a few at a time.
+    others, and for a vector called `pooled`, the input of the classifier. With `train=False`, a network must treat each
+    image on its own: on TPUs, it gets a few at a time.
 
     A subclass runs the network in `run`.
 
