@@ -24,8 +24,9 @@ def test_collectives_counts_chains_and_asynchronous_pairs_once():
 
 def test_tpu_compile_of_a_small_step_reports_one_all_gather(tmp_path):
     pytest.importorskip("libtpu", reason="needs pip install 'jax[tpu]'")
-    command = [sys.executable, "-m", "experiments.tpu.compile", f"--reports={tmp_path}", "--config.batch_size=64"]
+    command = [sys.executable, "-m", "experiments.tpu.compile", f"--reports={tmp_path}"]
     command.append("--config=configs/imagenet.py:teacher=swin_tiny,student=resnet18,method=lfcc,runlocal")
+    command += ["--config.batch_size=64", "--config.images_at_once=2"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     for _ in range(2):  # the second call reads the report
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -34,3 +35,4 @@ def test_tpu_compile_of_a_small_step_reports_one_all_gather(tmp_path):
         rows = {key.strip(): value.strip() for key, value in rows.items()}
         assert rows["all-gather"] == "1"
         assert int(rows["flops"].replace(",", "")) > 1e7
+        assert int(rows["hbm_bytes"].replace(",", "")) > 1e6
