@@ -5,6 +5,9 @@ import math
 import re
 from typing import Any
 
+_LINE = re.compile(r"\s+(?P<root>ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<kind>[\w-]+)\((?P<operands>[^)]*)\).*")
+_Computations = dict[str, list[re.Match]]
+
 
 def count_macs(jaxpr: Any, platform: str = "") -> float:
     """Returns the number of multiplications in the convolutions and matrix products of a program, on all devices.
@@ -75,10 +78,6 @@ def instructions(text: str) -> list[Instruction]:
             lines = [_LINE.match(line) for line in part.splitlines()[1:]]
             computations["" if match[1] else match[2]] = [line for line in lines if line]
     return _of_computation(computations, "", 1)
-
-
-_LINE = re.compile(r"\s+(?P<root>ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<kind>[\w-]+)\((?P<operands>[^)]*)\).*")
-_Computations = dict[str, list[re.Match]]
 
 
 def _of_computation(computations: _Computations, name: str, turns: int, body: bool = False) -> list[Instruction]:

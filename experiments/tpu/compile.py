@@ -206,8 +206,11 @@ def _all_reports(directory: Path) -> str:
         "arguments, GiB",
         "temporaries, GiB",
         "GFLOPs",
+        "GB from and to HBM",
+        "collectives, bytes of their results",
+        "compiled in, s",
+        "jax",
     ]
-    header += ["GB from and to HBM", "collectives, bytes of their results", "compiled in, s", "jax"]
     return (
         "Training steps compiled for TPU slices, per chip (`python -m experiments.tpu.compile --topology=SLICE "
         "--config=...`). Images at once: -1 is the default, about 8 of 224 x 224; 0 takes all.\n\n"

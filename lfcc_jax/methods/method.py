@@ -109,6 +109,7 @@ class Method(nn.Module):
 
     # Name of the config block, if it is not the lowercase name of the class.
     block: ClassVar[str] = ""
+    # Whether the loss compares with a teacher; without, it gets None.
     needs_teacher: ClassVar[bool] = True
     # Whether the loss reads the teacher's logits.
     needs_logits: ClassVar[bool] = False
