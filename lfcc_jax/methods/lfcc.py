@@ -1,7 +1,7 @@
 """LFCC, as reconstructed here: low-frequency codes of four stages, contrasted between the images of a batch."""
 
 import functools
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -47,22 +47,20 @@ class LFCC(Method):
         """Sets `mesh`."""
         return self if mesh is None else self.clone(mesh=mesh)
 
-    def of_teacher(self, output: Output) -> Any:
+    def of_teacher(self, output: Output) -> Output:
         """Returns the points of each stage, unless the filters are learned."""
         if self.kind == "learned":
             return output
         # That all stages are there was seen when the projectors were created.
         maps = {stage: output.features[stage] for stage in self.stages}
-        return {stage: losses.lfcc_points(x, kind=self.kind, grids=self.grids) for stage, x in maps.items()}
+        points = {stage: losses.lfcc_points(x, kind=self.kind, grids=self.grids) for stage, x in maps.items()}
+        return Output(None, points)
 
     @nn.compact
-    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | dict[str, Any] | None) -> Array:
+    def __call__(self, batch: Batch, student: Output, teacher: TeacherOutput | None) -> Array:
         """Returns the loss `[batch]`."""
-        if isinstance(teacher, dict):  # from `of_teacher`
-            ours, theirs = {stage: student.features[stage] for stage in self.stages}, teacher
-        else:
-            maps = self.maps(self.stages, student, teacher)
-            ours, theirs = ({stage: pair[i] for stage, pair in maps.items()} for i in (0, 1))
+        maps = self.maps(self.stages, student, teacher)
+        ours, theirs = ({stage: pair[i] for stage, pair in maps.items()} for i in (0, 1))
         channels = [{stage: x.shape[-1] for stage, x in features.items()} for features in (ours, theirs)]
         sizes = None
         if self.kind == "learned":

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from lfcc_jax.arguments import Between, Distinct, NonNegative
 from lfcc_jax.errors import UserError, unknown
+from lfcc_jax.losses.lfcc import Points
 from lfcc_jax.models import Adapter, Network, Output
 from lfcc_jax.precision import widen
 
@@ -67,7 +68,7 @@ def teach_in_parts(
     images: Array,
     over_images: Callable[[Callable[..., Any]], Callable[..., Any]],
     methods: Mapping[str, "Method"],
-) -> dict[str, Any]:
+) -> dict[str, TeacherOutput]:
     """Runs a teacher as `teach` does, and returns what each of some methods reads of its output.
 
     Args:
@@ -78,15 +79,15 @@ def teach_in_parts(
       methods: The methods, by name.
     """
 
-    def read(images: Array) -> tuple[Output | None, dict[str, Any]]:
+    def read(images: Array) -> tuple[Output | None, dict[str, Output]]:
         output = Output(*teacher.apply(variables, images, train=False))
         parts = {name: method.of_teacher(output) for name, method in methods.items()}
         parts = {name: part for name, part in parts.items() if part is not output}
         return (None if len(parts) == len(methods) else output), parts  # the output once, whoever reads it
 
     output, parts = jax.lax.stop_gradient(over_images(read)(images))
-    whole = output and TeacherOutput(*output, _head(variables))
-    return {name: parts.get(name, whole) for name in methods}
+    head = _head(variables)
+    return {name: TeacherOutput(*parts.get(name, output), head) for name in methods}
 
 
 def teach_shapes(teacher: Network | Adapter) -> TeacherOutput:
@@ -137,13 +138,13 @@ class Method(nn.Module):
         del num_examples, mesh
         return self
 
-    def of_teacher(self, output: Output) -> Any:
-        """Returns what the loss reads of a teacher's output: a tree of arrays `[batch, ...]`, by default all of it.
+    def of_teacher(self, output: Output) -> Output:
+        """Returns what the loss reads of a teacher's output, by default all of it.
 
         Override it in a method that reads much less than the maps. Where images pass through the teacher a few at a
-        time, `of_teacher` runs there, the maps are not kept, and `__call__` gets its result in place of the teacher's
-        output. Elsewhere `__call__` gets the output, so it must accept both. `of_teacher` must treat each image on its
-        own and use no parameters.
+        time, `of_teacher` runs there, and the maps are not kept. Elsewhere `__call__` gets all of the output, so it
+        must accept both. Features may be other trees of arrays `[batch, ...]`, such as LFCC's `Points`. `of_teacher`
+        must treat each image on its own and use no parameters.
         """
         return output
 
@@ -152,14 +153,16 @@ class Method(nn.Module):
         """The config block, for error messages."""
         return f"config.losses.{self.block or type(self).__name__.lower()}"
 
-    def maps(self, stages: Sequence[str], student: Output, teacher: TeacherOutput) -> dict[str, tuple[Array, Array]]:
+    def maps(self, stages: Sequence[str], student: Output, teacher: TeacherOutput) -> dict[str, tuple[Array, Any]]:
         """Returns the student's and the teacher's feature map at each stage, the latter without a gradient.
+
+        The teacher's may be `Points`, if the method's `of_teacher` returns them.
 
         Raises:
           UserError: if either network lacks a stage.
         """
         for role, output in (("student", student), ("teacher", teacher)):
-            known = [name for name, x in output.features.items() if x.ndim == 4]
+            known = [name for name, x in output.features.items() if isinstance(x, Points) or x.ndim == 4]
             for stage in stages:
                 if stage not in known:
                     error = unknown("stage", stage, known, f"{self.config_path}.stages")
