@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lfcc_jax import data, models, storage
+from lfcc_jax import data, models, runtime, storage
 from lfcc_jax.data import Inputs
 from lfcc_jax.errors import UserError
 from lfcc_jax.main import end_interrupted, guarded
@@ -25,6 +25,7 @@ from lfcc_jax.train import train_and_evaluate
 from lfcc_jax.training.config import read_config
 from lfcc_jax.training.distillation import check_blocks, network
 from lfcc_jax.training.preemption import answer_interrupts
+from lfcc_jax.training.processes import is_first
 from lfcc_jax.training.report import log
 
 # Number of images, with repetition, that a run takes unless `epochs` is given, and bounds on the epochs.
@@ -93,7 +94,7 @@ def distill(
     config, given, choices = choose(teacher, student, data, **settings)
     for line in choices:
         log(line)
-    if not given and jax.process_index() == 0 and not storage.exists(directory / "config.json"):
+    if not given and is_first() and not storage.exists(directory / "config.json"):
         storage.check_writable(directory, "--out")
         storage.make_directory(directory)
         storage.write_text(directory / "config.py", _file(config))
@@ -146,6 +147,8 @@ def choose(
     inputs = _open(block, image_size, made and made["image_size"])
     block = block | _sizes(inputs)
     images = inputs.images
+    most = min(_LARGEST_BATCH, max(images.count * _FRACTION, 1))
+    runtime.keep_freed_memory(int(batch_size or most) * inputs.image_size**2)
 
     choices = [_about_data(inputs, block["name"])]
     classes, use_logits, about = _teacher_logits(blocks.get("teacher"), given.get("teacher"), made, inputs, dtype)
@@ -159,7 +162,6 @@ def choose(
 
     devices = jax.device_count()
     if batch_size is None:
-        most = min(_LARGEST_BATCH, max(images.count * _FRACTION, 1))
         batch_size = max(devices, 2 ** int(most).bit_length() // 2 // devices * devices)
     if epochs is None:
         epochs = float(min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_IMAGES / images.count))))

@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from lfcc_jax import models, storage
+from lfcc_jax import models, runtime, storage
 from lfcc_jax.data import Source, device_crop, eval_batches, full_name, open_source
 from lfcc_jax.errors import UserError, shown
-from lfcc_jax.main import cache_programs
 from lfcc_jax.models import Output
 from lfcc_jax.training import pictures
 from lfcc_jax.training.evaluation import Evaluator
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="images per step (default: 256)")
     parser.add_argument("--out", help="directory of the results (default: evaluation_SPLIT in RUN)")
     args = parser.parse_args(arguments)
-    cache_programs()
+    runtime.cache_programs()
     try:
         if args.batch_size < 1:
             raise UserError(f"--batch-size must be positive, got {args.batch_size}")
@@ -49,8 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         run = storage.resolve(args.run, "RUN")
         out = storage.resolve(args.out, "--out") if args.out else run / f"evaluation_{split}"
         storage.check_writable(out, "--out")
-        network, variables, class_names = _load(args.run)
         source = open_source(full_name(args.data), args.split, args.data_dir)
+        runtime.keep_freed_memory(args.batch_size * (source.image_size or 224) ** 2)
+        network, variables, class_names = _load(args.run)
         _check_sizes(network, source)
         if source.class_names and class_names and list(source.class_names) != list(class_names):
             raise UserError(

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from lfcc_jax import models, storage
+from lfcc_jax import models, runtime, storage
 from lfcc_jax.convert import to_timm
 from lfcc_jax.convert.create_model import create_model_call
 from lfcc_jax.convert.files import write_safetensors
 from lfcc_jax.errors import UserError
-from lfcc_jax.main import cache_programs
 from lfcc_jax.models.attention import plain_attention
 
 # Batch sizes of the check, and the largest difference from the network, relative to the largest output.
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--format", required=True, choices=("onnx", "stablehlo", "timm"), help="what to write")
     parser.add_argument("--out", required=True, help="a new file")
     args = parser.parse_args(arguments)
-    cache_programs()
+    runtime.cache_programs()
     write = {"onnx": _write_onnx, "stablehlo": _write_stablehlo, "timm": _write_timm}[args.format]
     try:
         if storage.is_remote(args.out):

@@ -1,9 +1,7 @@
 """Command line: `python -m lfcc_jax.main --config=configs/digits.py:method=teacher --workdir=runs/teacher`."""
 
 import errno
-import gc
 import importlib.util
-import os
 import re
 import sys
 import textwrap
@@ -13,6 +11,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from lfcc_jax import runtime
 from lfcc_jax.config_files import OptionsHelp, load_config
 from lfcc_jax.errors import UserError, shown
 from lfcc_jax.training import processes
@@ -123,29 +122,6 @@ def _flat(config: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def cache_programs() -> None:
-    """Enables JAX's compilation cache, in the user's cache directory unless JAX has another one.
-
-    Resumed runs, and runs with another seed, then do not compile again.
-    """
-    import jax
-
-    if jax.config.jax_compilation_cache_dir:
-        return
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lfcc_jax"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home only costs compile time
-        return
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def collect_garbage_rarely() -> None:
-    """Raises Python's thresholds: with its defaults, collections slow down the tracing of a step."""
-    gc.set_threshold(200_000, 100, 100)
-
-
 def _one_line(error: BaseException) -> str:
     cause = error
     while cause and not isinstance(cause, UserError):  # absl and ml_collections wrap exceptions of parsers
@@ -171,8 +147,8 @@ def guarded(main: Callable[[], object], distributed: bool = False) -> None:
         except (ValueError, RuntimeError) as error:
             sys.exit(f"error: --distributed: no cluster found: {' '.join(str(error).split())}")
         processes.watch_peers()
-    cache_programs()
-    collect_garbage_rarely()
+    runtime.cache_programs()
+    runtime.collect_garbage_rarely()
     try:
         main()
     except UserError as error:

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lfcc_jax import models, storage
+from lfcc_jax import models, runtime, storage
 from lfcc_jax.data import host_crops
 from lfcc_jax.data.files import list_images
 from lfcc_jax.errors import UserError
-from lfcc_jax.main import cache_programs
 
 _BATCH, _TOP = 32, 5
 
@@ -57,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--features", help="a .npz file for the vectors before the classifier (`pooled`) and the paths")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
-    cache_programs()
+    runtime.cache_programs()
     try:
         if args.features and not args.features.endswith(".npz"):
             raise UserError(f"--features must end in .npz, got '{args.features}'")

@@ -10,7 +10,7 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from lfcc_jax import data, models, storage
+from lfcc_jax import data, models, runtime, storage
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.digest import not_finite, some
 from lfcc_jax.errors import UserError
@@ -74,17 +74,18 @@ def _train_and_evaluate(
     config = with_given(config, given)
     run = read_config(config)
     workdir = storage.resolve(workdir, "--workdir")
-    mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
     check_agreement({"config": as_dict(config), "software": software()})
-    check_batch_size(run.batch_size, mesh, "config.batch_size")
-    check_parts(run.images_at_once, run.batch_size, mesh)
     # Networks that are Python objects are compared first, below.
     if not given and (summary := finished_summary(workdir, config)) is not None:
         log(f"this run has already finished; see {workdir / 'summary.json'}")
         return summary
 
-    # -- Images, networks, losses, optimizer: validate the whole config before reading any large file ------------------
+    # -- Images, devices, networks, losses, optimizer: validate the whole config before reading any large file ---------
     inputs = data.open_inputs(**checked_arguments(data.open_inputs, run.data, "config.data"))
+    runtime.keep_freed_memory(run.batch_size * inputs.image_size**2)
+    mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
+    check_batch_size(run.batch_size, mesh, "config.batch_size")
+    check_parts(run.images_at_once, run.batch_size, mesh)
     probe_images = open_probe(**checked_arguments(open_probe, run.probe, "config.probe", {"inputs": inputs}))
     saved_teachers = {name: _Saved(block, teacher_key(name)) for name, block in run.teachers.items()}
     saved_student = _Saved(run.student, "config.student")

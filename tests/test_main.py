@@ -53,26 +53,6 @@ def test_help_shows_options_keys_and_names(flag):
     assert "cross_entropy, dist, dkd" in text
 
 
-def test_cache_programs_uses_the_users_cache_directory_unless_jax_has_one(tmp_path):
-    code = (
-        "import jax; from lfcc_jax.main import cache_programs; "
-        "cache_programs(); print(jax.config.jax_compilation_cache_dir)"
-    )
-
-    def cache_dir(**variables):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment | variables)
-        return done.stdout.strip()
-
-    assert cache_dir(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "lfcc_jax")
-    assert (tmp_path / "lfcc_jax").is_dir()
-    assert cache_dir(XDG_CACHE_HOME="", HOME=str(tmp_path)) == str(tmp_path / ".cache" / "lfcc_jax")
-    assert cache_dir(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "other")) == str(tmp_path / "other")
-    (tmp_path / "file").touch()
-    assert cache_dir(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"  # not writable: no cache, no error
-
-
 def test_main_reports_an_invalid_config_in_one_line_before_creating_a_work_directory(tmp_path, data_dir):
     workdir = tmp_path / "run"
     done = run(f"--workdir={workdir}", f"--config.data.data_dir={data_dir}", "--config.student.name=resnt_pico")

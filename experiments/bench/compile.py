@@ -63,12 +63,12 @@ def _one(settings: str, cache: str) -> None:
     import jax
 
     from experiments.bench.steps import JaxStep, Row
-    from lfcc_jax import main as cli
+    from lfcc_jax import runtime
     from lfcc_jax.training.sharding import create_mesh
 
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    cli.collect_garbage_rarely()  # as all commands do
+    runtime.collect_garbage_rarely()  # as all commands do
     options = argparse.Namespace(**json.loads(settings), images_at_once=-1)
     step = JaxStep(options, create_mesh(1), Row(options.pair, options.method, "ours"))
     began = time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lfcc_jax import storage
 from lfcc_jax.data import files, hugging_face, random_images
 from lfcc_jax.data.source import Source
-from lfcc_jax.data.tfds_sets import open_tfds
+from lfcc_jax.data.tfds_sets import open_tfds, prepared_directory
 from lfcc_jax.errors import UserError, unknown
 
 # Number of noise images in each split.
@@ -75,5 +75,4 @@ def full_name(name: str) -> str:
     if name.endswith(".csv"):
         return f"csv:{path}"
     is_path = os.path.isdir(path) or name.startswith((".", "/", "~"))
-    is_tfds = os.path.exists(os.path.join(path, "dataset_info.json"))
-    return f"folder:{path}" if is_path and not is_tfds else name
+    return f"folder:{path}" if is_path and not prepared_directory(path) else name

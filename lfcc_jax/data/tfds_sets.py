@@ -142,6 +142,8 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise UserError(f"data set '{name}' has several configs; pass the path of one: {', '.join(map(str, matches))}")
     if matches:
         return _from_directory(max(matches, key=lambda path: tfds.core.Version(path.name)))
+    if name and (directory := prepared_directory(name)):
+        return _from_directory(directory)
     error = unknown(
         "data set", name, {*_BUILT_IN, *(p.relative_to(root).parts[0] for p in prepared)}, f"data_dir {root}"
     )
@@ -152,6 +154,16 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         f"{error} There is no folder '{name}' either. To download a data set of TFDS, run python -m "
         "lfcc_jax.data.prepare NAME."
     )
+
+
+def prepared_directory(path: epath.PathLike) -> epath.Path | None:
+    """Returns the directory of the newest version of a data set, if `path` is that or the one above it."""
+    path = epath.Path(path).expanduser()
+    if (path / "dataset_info.json").exists():
+        return path
+    versions = [info.parent for info in path.glob("*/dataset_info.json")]
+    versions = [directory for directory in versions if tfds.core.Version.is_valid(directory.name)]
+    return max(versions, key=lambda directory: tfds.core.Version(directory.name), default=None)
 
 
 def _digits(data_dir: str) -> tfds.core.DatasetBuilder:

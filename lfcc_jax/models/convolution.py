@@ -31,7 +31,8 @@ class Conv(nn.Module):
     """A convolution of an odd size, padded as in PyTorch: on all sides, where XLA's `SAME` may pad one side only.
 
     Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product, except in evaluation on
-    NVIDIA GPUs; a depthwise one by `depthwise_by_shifts` on a CPU.
+    NVIDIA GPUs. On a CPU, a depthwise one is computed by `depthwise_by_shifts`; and one whose result is smaller than
+    the kernel as a matrix product, since XLA takes up to a hundred times as long.
 
     Attributes:
       features: Number of output channels.
@@ -72,6 +73,9 @@ class Conv(nn.Module):
             x = jax.lax.platform_dependent(x, kernel, cuda=standard, default=as_product)
         elif self.size == 1:
             x = _product(x, kernel, self.stride)
+        elif any((n - 1) // self.stride + 1 < self.size for n in x.shape[1:3]):
+            standard, by_taps = (functools.partial(f, stride=self.stride) for f in (_convolution, _by_taps))
+            x = jax.lax.platform_dependent(x, kernel, cpu=by_taps, default=standard)
         else:
             x = _convolution(x, kernel, self.stride)
         if self.use_bias:
@@ -97,6 +101,17 @@ def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups
     )
+
+
+def _by_taps(x: Array, kernel: Array, stride: int) -> Array:
+    """Computes `_convolution` as one matrix product over the pixels that each pixel of the result reads."""
+    reach = kernel.shape[0] // 2
+    rows, columns = ([i for i in range(kernel.shape[0]) if abs(i - reach) < n] for n in x.shape[1:3])
+    counts = tuple((n - 1) // stride + 1 for n in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    patches = [part_of(padded, tap, counts, stride) for tap in itertools.product(rows, columns)]
+    kernel = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # other taps would read zeros only
+    return product(jnp.concatenate(patches, -1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def to_blocks(x: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows columns features"]:

@@ -66,6 +66,11 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
             raise UserError(f"all processes must have the same config, software and inputs, but {values}")
 
 
+def is_first() -> bool:
+    """Returns whether this is process 0. Unlike `jax.process_index`, it does not start JAX's devices."""
+    return _service().process_id == 0
+
+
 def in_first_process(action: Callable[[], None]) -> None:
     """Calls `action` in process 0 only.
 
@@ -73,11 +78,11 @@ def in_first_process(action: Callable[[], None]) -> None:
       UserError: in every process, if `action` raises it.
     """
     message = None
-    if jax.process_index() == 0:
+    if is_first():
         try:
             action()
         except UserError as error:
-            if jax.process_count() == 1:
+            if _service().client is None:
                 raise
             message = str(error)
     if message := gather(message)[0]:

@@ -6,15 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
 from lfcc_jax import storage
+from lfcc_jax.training.processes import is_first
 
 
 def log(text: str) -> None:
     """Prints a line without buffering, in process 0 only."""
-    if jax.process_index() == 0:
+    if is_first():
         print(text, flush=True)
 
 
@@ -94,7 +94,7 @@ class MetricsWriter:
     def __init__(self, workdir: epath.Path, step: int):
         self._path = workdir / "metrics.jsonl"
         self._tensorboard = None
-        if jax.process_index() != 0:
+        if not is_first():
             return
         kept = [row for row in read_metrics(workdir) if 0 < step >= row["step"]]
         storage.write_text(self._path, "".join(storage.to_json(row) + "\n" for row in kept))
@@ -108,7 +108,7 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes and flushes the metrics of `step`."""
-        if jax.process_index() == 0:
+        if is_first():
             storage.append_line(self._path, storage.to_json({"step": step, **metrics}))
         if self._tensorboard is not None:
             with storage.errors_in_one_line(f"cannot write {self._path.parent / 'tensorboard'}"):

@@ -32,6 +32,18 @@ def test_read_decodes_images_of_one_size(make_data_set):
     np.testing.assert_array_equal(data.read(source, 0)["image"], PIXELS)
 
 
+def test_open_source_accepts_the_directory_above_the_versions(make_data_set, tmp_path):
+    made = make_data_set(EXAMPLES, F.Image(shape=(8, 8, 3)))
+    above = tmp_path / "above"
+    for version in ("1.2.0", "1.10.0", "notes"):
+        (above / version).mkdir(parents=True)
+        (above / version / "dataset_info.json").write_text("damaged")
+    shutil.rmtree(above / "1.10.0")
+    shutil.copytree(made, above / "1.10.0")  # the newest
+    assert len(data.open_source(str(above), "test").examples) == 4
+    assert data.full_name(str(above)) == str(above)
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [

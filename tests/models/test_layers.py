@@ -88,7 +88,7 @@ def test_dense_multiplies_matrices_on_a_cpu_only():
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (7, 5), (3, 3), (1, 2), (3, 61)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize(("size", "groups"), [(1, 1), (3, 1), (1, 6), (3, 6), (5, 6), (7, 6)])
+@pytest.mark.parametrize(("size", "groups"), [(1, 1), (3, 1), (7, 1), (1, 6), (3, 6), (5, 6), (7, 6)])
 def test_conv_equals_flax_forward_and_backward(size, groups, stride, height, width):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 6))
     init = {"kernel_init": nn.initializers.lecun_normal()}
@@ -98,6 +98,18 @@ def test_conv_equals_flax_forward_and_backward(size, groups, stride, height, wid
     variables = plain.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(1), x))
     assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
+
+
+def test_conv_of_maps_smaller_than_its_kernel_is_a_product_on_a_cpu():
+    def convolutions(platform, size, stride, width):
+        layer, maps = convolution.Conv(5, size, stride), jnp.ones((2, 9, width, 4))
+        function = jax.jit(jax.grad(lambda v: layer.apply(v, maps).sum()))
+        traced = function.trace(layer.init(jax.random.key(0), maps))
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
+
+    cases = [(3, 1, 3), (3, 1, 2), (3, 2, 5), (3, 2, 4), (5, 1, 5), (5, 1, 4)]
+    assert [convolutions("cpu", *case) > 0 for case in cases] == [True, False] * 3
+    assert all(convolutions("tpu", *case) > 0 for case in cases)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (7, 5), (2, 3), (1, 1)])
