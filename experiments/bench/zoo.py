@@ -21,7 +21,7 @@ from timm_networks import build
 
 from experiments.bench.timing import best_seconds
 from experiments.cost import count_macs
-from lfcc_jax import models
+from lfcc_jax import models, runtime
 from lfcc_jax.losses import cross_entropy
 
 # The benchmark's teachers and students.
@@ -38,7 +38,7 @@ NAMES = (
     "mixer_b16_224",
     "resmlp_12_224",
 )
-CLASSES = 1000
+CLASSES, SIZE = 1000, 224
 
 
 def main() -> None:
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="number of images (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="timed calls per program (default: %(default)s)")
     options = parser.parse_args()
+    runtime.keep_freed_memory(options.batch * SIZE**2)  # as training and evaluation do; PyTorch's arrays are kept, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on {device}, "
@@ -59,7 +60,7 @@ def main() -> None:
         network = models.create(name, CLASSES)
         variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros(network.image_shape()))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-        images = np.random.RandomState(0).uniform(size=(options.batch, 224, 224, 3)).astype(np.float32)
+        images = np.random.RandomState(0).uniform(size=(options.batch, SIZE, SIZE, 3)).astype(np.float32)
         macs = count_macs(jax.make_jaxpr(network.apply)(variables, images[:1]).jaxpr) / 1e9
         start = time.perf_counter()
         ours = ours_to_run(network, variables, images)
@@ -99,7 +100,7 @@ def ours_to_run(network, variables, images):
 
 def theirs_to_run(name, images, device):
     """Returns functions that run timm's forward pass and gradient once."""
-    network = build(name, CLASSES, 224).to(device)
+    network = build(name, CLASSES, SIZE).to(device)
     images = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(len(images), dtype=torch.long, device=device)
     network = network.to(memory_format=torch.channels_last)
