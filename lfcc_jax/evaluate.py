@@ -48,8 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         run = storage.resolve(args.run, "RUN")
         out = storage.resolve(args.out, "--out") if args.out else run / f"evaluation_{split}"
         storage.check_writable(out, "--out")
+        image_size = models.describe(args.run)["image_size"]
         source = open_source(full_name(args.data), args.split, args.data_dir)
-        runtime.keep_freed_memory(args.batch_size * (source.image_size or 224) ** 2)
+        runtime.keep_freed_memory(min(args.batch_size, len(source.examples)) * image_size**2)
         network, variables, class_names = _load(args.run)
         _check_sizes(network, source)
         if source.class_names and class_names and list(source.class_names) != list(class_names):

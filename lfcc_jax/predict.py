@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"--features must end in .npz, got '{args.features}'")
         named = [Path(name).expanduser() for name in args.images]
         paths = [path for name in named for path in (list_images(name) if name.is_dir() else [name])]
-        failed = _predict(_open(args.run), paths, args.features, args.json)
+        failed = _predict(_open(args.run, len(paths)), paths, args.features, args.json)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -142,15 +142,16 @@ def _print(path: Path, predictions: list[dict[str, Any]], as_json: bool) -> None
         print(f"  {prediction['probability']:7.2%}  {prediction['name']}")
 
 
-def _open(run: str) -> _Predictor:
-    network = _open_onnx(run) if run.endswith(".onnx") else _open_saved(run)
+def _open(run: str, images: int) -> _Predictor:
+    network = _open_onnx(run) if run.endswith(".onnx") else _open_saved(run, images)
     if network.image_channels not in (1, 3):
         raise UserError(f"the network's images must have 1 or 3 channels, got {network.image_channels}")
     return network
 
 
-def _open_saved(run: str) -> _Predictor:
+def _open_saved(run: str, images: int) -> _Predictor:
     about = models.describe(run)
+    runtime.keep_freed_memory(min(_BATCH, images) * about["image_size"] ** 2)
     network, variables = models.load(run)
 
     @jax.jit
@@ -161,7 +162,7 @@ def _open_saved(run: str) -> _Predictor:
 
     names = jax.eval_shape(outputs, jax.ShapeDtypeStruct(network.image_shape(), "float32"))
     return _Predictor(
-        lambda images: jax.device_get(outputs(images)),
+        lambda images: jax.device_get(outputs(runtime.ready(jax.device_put(images)))),
         list(names),
         network.image_size,
         network.image_channels,

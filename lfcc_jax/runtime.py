@@ -7,11 +7,15 @@ import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import jax
+from jax._src import xla_bridge  # there is no public way to ask whether JAX runs already
 
 # Parameters of glibc's `mallopt`, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+# Variables of the environment, or parts of their values, that say how memory is kept.
+_SETTINGS = ("mmap_threshold", "mmap_max", "trim_threshold", "ld_preload", "cpu_enable_async_dispatch")
 # From here on, kept memory saves more than it costs: batches of 128 images of 16 x 16.
 _MANY_PIXELS = 2**15
 
@@ -38,37 +42,49 @@ def collect_garbage_rarely() -> None:
 
 
 def keep_freed_memory(pixels: int) -> bool:
-    """Lets a process that computes on a CPU keep the memory that it frees, if batches are large.
+    """Lets a process that computes on one CPU device keep the memory that it frees, if batches are large.
 
     By default, glibc returns the arrays of a step to the system, and the next step waits until each of their pages is
     mapped and zeroed again, for up to half of its time. With this, arrays of up to 1 GiB come from a pool that does not
-    shrink. Only the main thread's pool can be that large, so programs run in the thread that calls them. That costs up
-    to 3 ms of a step, as the thread cannot fetch the next batch meanwhile.
-
-    Call it before JAX computes anything; later, it has no effect.
+    shrink, so a process may hold twice the memory. Only the main thread's pool can be that large, so programs run in
+    the thread that calls them, until the process ends. That costs up to 3 ms of a step, as the thread cannot fetch the
+    next batch meanwhile.
 
     Args:
       pixels: Pixels of a batch.
 
     Returns:
-      Whether memory is kept: not for few pixels, on an accelerator, without glibc, or if the environment has settings
-      of its own.
+      Whether memory is kept. It is not for few pixels; if JAX runs already, or may have an accelerator or several
+      devices; without glibc 2.35 or later; or if the environment has settings of its own.
     """
-    if pixels < _MANY_PIXELS or not sys.platform.startswith("linux") or not _computes_on_cpu():
+    if pixels < _MANY_PIXELS or not sys.platform.startswith("linux") or not _one_cpu_device():
         return False
-    if any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ):
+    if any(setting in f"{key}={value}".lower() for key, value in os.environ.items() for setting in _SETTINGS):
+        return False
+    if xla_bridge.backends_are_initialized():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # not glibc
         return False
-    if not (mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, -1)):
+    if not (mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, -1)):  # 32 MiB at most before glibc 2.35
         return False
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return True
 
 
-def _computes_on_cpu() -> bool:
+def ready(arrays: Any) -> Any:
+    """Returns arrays; with kept memory, after waiting for their copies from the host.
+
+    A program whose arguments are not ready would run in another thread.
+    """
+    return arrays if jax.config.read("jax_cpu_enable_async_dispatch") else jax.block_until_ready(arrays)
+
+
+def _one_cpu_device() -> bool:
+    if jax.config.jax_num_cpu_devices > 1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return False
     if jax.config.jax_platforms:
         return jax.config.jax_platforms == "cpu"
-    return not entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
+    plugins = entry_points(group="jax_plugins") or any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    return not plugins

@@ -42,7 +42,8 @@ def train_and_evaluate(
 
     Without a teacher this is plain training, for teachers and baselines. Called again with the same config and work
     directory, an interrupted run resumes from its last checkpoint, and ends with the same weights, bit for bit, as an
-    uninterrupted one (on a GPU, up to rounding).
+    uninterrupted one (on a GPU, up to rounding). On a CPU, the process may keep the memory that steps free; see
+    `runtime.keep_freed_memory`.
 
     Args:
       config: An `ml_collections.ConfigDict` or a dict, with the keys of `training.config.RunConfig`.
@@ -70,10 +71,11 @@ def train_and_evaluate(
 def _train_and_evaluate(
     config: Mapping[str, Any], workdir: epath.PathLike, given: Mapping[str, Any], held: contextlib.ExitStack
 ) -> dict[str, Any]:
-    # -- The run and its devices ---------------------------------------------------------------------------------------
+    # -- The run -------------------------------------------------------------------------------------------------------
     config = with_given(config, given)
     run = read_config(config)
     workdir = storage.resolve(workdir, "--workdir")
+    mesh_settings = checked_arguments(create_mesh, run.mesh, "config.mesh")
     check_agreement({"config": as_dict(config), "software": software()})
     # Networks that are Python objects are compared first, below.
     if not given and (summary := finished_summary(workdir, config)) is not None:
@@ -83,7 +85,7 @@ def _train_and_evaluate(
     # -- Images, devices, networks, losses, optimizer: validate the whole config before reading any large file ---------
     inputs = data.open_inputs(**checked_arguments(data.open_inputs, run.data, "config.data"))
     runtime.keep_freed_memory(run.batch_size * inputs.image_size**2)
-    mesh = create_mesh(**checked_arguments(create_mesh, run.mesh, "config.mesh"))
+    mesh = create_mesh(**mesh_settings)
     check_batch_size(run.batch_size, mesh, "config.batch_size")
     check_parts(run.images_at_once, run.batch_size, mesh)
     probe_images = open_probe(**checked_arguments(open_probe, run.probe, "config.probe", {"inputs": inputs}))

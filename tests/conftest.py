@@ -26,7 +26,7 @@ STRICT = (
     *("test_learned_filter.py", "test_spectrum.py", "test_evaluation.py", "test_sharding.py", "test_step.py"),
 )
 
-gc.set_threshold(200_000, 100, 100)  # as `lfcc_jax.main.collect_garbage_rarely` does
+gc.set_threshold(200_000, 100, 100)  # as `lfcc_jax.runtime.collect_garbage_rarely` does
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

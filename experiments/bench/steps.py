@@ -41,7 +41,7 @@ from configs import imagenet
 from experiments.bench.timing import best_seconds
 from experiments.cost import count_macs
 from experiments.tpu.memory import hbm_bytes
-from lfcc_jax import models
+from lfcc_jax import models, runtime
 from lfcc_jax.arguments import checked_arguments
 from lfcc_jax.data import Images, augmentation
 from lfcc_jax.errors import UserError
@@ -219,6 +219,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def left(until: float = 1.0) -> float:
         return began + until * 60 * options.minutes - time.monotonic()
 
+    runtime.keep_freed_memory(options.batch_size * 224**2)  # as a run does
     mesh = create_mesh()
     check_batch_size(options.batch_size, mesh, "--batch-size")
     check_parts(options.images_at_once, options.batch_size, mesh, "--images-at-once")

@@ -25,7 +25,7 @@ def open_tfds(name: str, split: str, data_dir: str = "", labels: bool = True) ->
 
     Args:
       name: `digits`; the name of a data set prepared in `data_dir`; or the path of a prepared directory that contains
-        `dataset_info.json`.
+        `dataset_info.json`, or of the one above, for the newest version.
       split: Split in TFDS's notation, for example `test` or `train[:20%]`.
       data_dir: Directory of prepared data sets; TFDS's default if empty.
       labels: Whether to use the feature `label`.
@@ -157,7 +157,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def prepared_directory(path: epath.PathLike) -> epath.Path | None:
-    """Returns the directory of the newest version of a data set, if `path` is that or the one above it."""
+    """Returns `path` if it has `dataset_info.json`; else the newest version of a data set below it, if any."""
     path = epath.Path(path).expanduser()
     if (path / "dataset_info.json").exists():
         return path

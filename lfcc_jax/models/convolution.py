@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from lfcc_jax.errors import UserError
 from lfcc_jax.models.depthwise import depthwise_by_shifts, interleaved, part_of
 from lfcc_jax.models.layers import as_last, product
+from lfcc_jax.precision import wide_dtype
 
 # PyTorch's Kaiming fan-out initialization.
 he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -105,13 +106,15 @@ def _convolution(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array
 
 def _by_taps(x: Array, kernel: Array, stride: int) -> Array:
     """Computes `_convolution` as one matrix product over the pixels that each pixel of the result reads."""
+    dtype, wide = x.dtype, wide_dtype(x.dtype)
+    x, kernel = x.astype(wide), kernel.astype(wide)  # also the sums of gradients over taps
     reach = kernel.shape[0] // 2
     rows, columns = ([i for i in range(kernel.shape[0]) if abs(i - reach) < n] for n in x.shape[1:3])
     counts = tuple((n - 1) // stride + 1 for n in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     patches = [part_of(padded, tap, counts, stride) for tap in itertools.product(rows, columns)]
     kernel = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # other taps would read zeros only
-    return product(jnp.concatenate(patches, -1), kernel.reshape(-1, kernel.shape[-1]))
+    return product(jnp.concatenate(patches, -1), kernel.reshape(-1, kernel.shape[-1])).astype(dtype)
 
 
 def to_blocks(x: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch rows columns features"]:

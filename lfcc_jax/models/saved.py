@@ -66,12 +66,13 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
             raise ValueError(f"it must be an object, got {type(made).__name__}")
         if missing := [key for key in _DESCRIPTION if key not in made | {"overrides": {}}]:
             raise ValueError(f"it lacks {', '.join(missing)}")
+        recorded = made.pop("sha256", None)
+        unchanged = recorded in (None, _sha256(made))
         made = {"overrides": {}} | made
         for key, kind in _DESCRIPTION.items():
             if not isinstance(made[key], kind):
                 raise ValueError(f"`{key}` must be of type {kind.__name__}, got {made[key]!r:.100}")
-        recorded = made.pop("sha256", None)
-        if recorded not in (None, _sha256(made)):
+        if not unchanged:
             raise ValueError("it was changed after it was written")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{about} is damaged: {error}") from error

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lfcc_jax import runtime
 from lfcc_jax.arguments import AtLeast
 from lfcc_jax.errors import UserError
 
@@ -84,7 +85,8 @@ def weight_shardings(shapes: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Places this process's part of a batch on its devices, as one global array per entry."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    arrays = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    return runtime.ready(arrays)
 
 
 def placed(shapes: Any, mesh: Mesh) -> Any:

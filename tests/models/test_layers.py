@@ -100,7 +100,7 @@ def test_conv_equals_flax_forward_and_backward(size, groups, stride, height, wid
     assert_equal_to(value_and_gradients(plain.apply, variables, x), value_and_gradients(ours.apply, variables, x))
 
 
-def test_conv_of_maps_smaller_than_its_kernel_is_a_product_on_a_cpu():
+def test_conv_whose_result_is_smaller_than_its_kernel_is_a_product_on_a_cpu():
     def convolutions(platform, size, stride, width):
         layer, maps = convolution.Conv(5, size, stride), jnp.ones((2, 9, width, 4))
         function = jax.jit(jax.grad(lambda v: layer.apply(v, maps).sum()))
@@ -130,6 +130,21 @@ def test_gradients_of_a_depthwise_convolution_in_bfloat16_are_summed_in_float32(
     def gradients(dtype):
         f = functools.partial(depthwise.depthwise_by_shifts, stride=stride)
         y, pull_back = jax.vjp(f, x.astype(dtype), kernel.astype(dtype))
+        return pull_back(jnp.full_like(y, 37))
+
+    expected = jax.tree.map(lambda g: g.astype(jnp.bfloat16), gradients(jnp.float32))
+    jax.tree.map(np.testing.assert_array_equal, expected, gradients(jnp.bfloat16))
+
+
+@CASES
+def test_gradients_of_a_convolution_by_taps_in_bfloat16_are_summed_in_float32(size, stride):
+    x = jax.random.randint(jax.random.key(0), (4, 2, 2, 3), -8, 8).astype(jnp.bfloat16)
+    layer = convolution.Conv(5, size, stride, dtype=jnp.bfloat16)
+    kernel = jax.random.randint(jax.random.key(1), (size, size, 3, 5), -8, 8).astype(jnp.bfloat16)
+
+    def gradients(dtype):
+        apply = lambda kernel, x: layer.copy(dtype=dtype).apply({"params": {"kernel": kernel}}, x)  # noqa: E731
+        y, pull_back = jax.vjp(apply, kernel.astype(dtype), x.astype(dtype))
         return pull_back(jnp.full_like(y, 37))
 
     expected = jax.tree.map(lambda g: g.astype(jnp.bfloat16), gradients(jnp.float32))

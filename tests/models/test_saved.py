@@ -125,6 +125,13 @@ def test_describe_translates_fields_of_networks_saved_under_earlier_names(tmp_pa
     assert models.load(tmp_path)[0].crop_fraction == 0.9
 
 
+def test_a_description_needs_no_overrides(tmp_path):
+    network = models.create("vit_pico", 10, 8)
+    about = {key: value for key, value in DESCRIPTION.items() if key != "overrides"} | {"name": "vit_pico"}
+    models.save(tmp_path / "network", variables_of(network), about)
+    assert models.load(tmp_path / "network")[0] == network
+
+
 def test_load_detects_a_changed_description(tmp_path, network):
     models.save(tmp_path, variables_of(network), DESCRIPTION | {"overrides": OVERRIDES | {"std": (0.5,)}})
     file = tmp_path / "network.json"
