@@ -46,8 +46,7 @@ def faults():
     for _ in range(4):
         step(ready(jax.device_put(batch))).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults(), faults()
-print(kept, faults() // 4)
+print(kept, min(faults() for _ in range(5)) // 4)  # the pool grows first
 """
 
 
