@@ -45,7 +45,7 @@ def keep_freed_memory(pixels: int) -> bool:
     """Lets a process that computes on one CPU device keep the memory that it frees, if batches are large.
 
     By default, glibc returns the arrays of a step to the system, and the next step waits until each of their pages is
-    mapped and zeroed again, for up to half of its time. With this, arrays of up to 1 GiB come from a pool that does not
+    mapped and zeroed again, for up to 40% of its time. With this, arrays of up to 1 GiB come from a pool that does not
     shrink, so a process may hold twice the memory. Only the main thread's pool can be that large, so programs run in
     the thread that calls them, until the process ends. That costs up to 3 ms of a step, as the thread cannot fetch the
     next batch meanwhile.
