@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import xla_bridge  # there is no public way to ask whether JAX runs already
+from jax._src import xla_bridge
 
 # Parameters of glibc's `mallopt`, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# Variables of the environment, or parts of their values, that say how memory is kept.
-_SETTINGS = ("mmap_threshold", "mmap_max", "trim_threshold", "ld_preload", "cpu_enable_async_dispatch")
+# Variables with which users decide on memory or dispatch themselves.
+_SETTINGS = {
+    *("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH",
+}
 # From here on, kept memory saves more than it costs: batches of 128 images of 16 x 16.
 _MANY_PIXELS = 2**15
 
@@ -41,7 +44,7 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(200_000, 100, 100)
 
 
-def keep_freed_memory(pixels: int) -> bool:
+def keep_freed_memory(pixels: int) -> None:
     """Lets a process that computes on one CPU device keep the memory that it frees, if batches are large.
 
     By default, glibc returns the arrays of a step to the system, and the next step waits until each of their pages is
@@ -50,27 +53,27 @@ def keep_freed_memory(pixels: int) -> bool:
     the thread that calls them, until the process ends. That costs up to 3 ms of a step, as the thread cannot fetch the
     next batch meanwhile.
 
+    Nothing changes for few pixels; if JAX runs already, or may have an accelerator or several devices; without glibc
+    2.35 or later; or if the environment already has a setting for this.
+
     Args:
       pixels: Pixels of a batch.
-
-    Returns:
-      Whether memory is kept. It is not for few pixels; if JAX runs already, or may have an accelerator or several
-      devices; without glibc 2.35 or later; or if the environment has settings of its own.
     """
     if pixels < _MANY_PIXELS or not sys.platform.startswith("linux") or not _one_cpu_device():
-        return False
-    if any(setting in f"{key}={value}".lower() for key, value in os.environ.items() for setting in _SETTINGS):
-        return False
-    if xla_bridge.backends_are_initialized():
-        return False
+        return
+    if jax_runs() or _SETTINGS & os.environ.keys():
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # not glibc
-        return False
-    if not (mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, -1)):  # 32 MiB at most before glibc 2.35
-        return False
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return True
+        return
+    if mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, -1):  # at most 32 MiB before glibc 2.35
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def jax_runs() -> bool:
+    """Returns whether JAX has started its devices; `jax.devices` and many other functions start them."""
+    return xla_bridge.backends_are_initialized()  # there is no public API
 
 
 def ready(arrays: Any) -> Any:

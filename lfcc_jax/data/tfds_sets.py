@@ -141,7 +141,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if len({path.parent for path in matches}) > 1:
         raise UserError(f"data set '{name}' has several configs; pass the path of one: {', '.join(map(str, matches))}")
     if matches:
-        return _from_directory(max(matches, key=lambda path: tfds.core.Version(path.name)))
+        return _from_directory(_newest(matches))
     if name and (directory := prepared_directory(name)):
         return _from_directory(directory)
     error = unknown(
@@ -163,7 +163,11 @@ def prepared_directory(path: epath.PathLike) -> epath.Path | None:
         return path
     versions = [info.parent for info in path.glob("*/dataset_info.json")]
     versions = [directory for directory in versions if tfds.core.Version.is_valid(directory.name)]
-    return max(versions, key=lambda directory: tfds.core.Version(directory.name), default=None)
+    return _newest(versions) if versions else None
+
+
+def _newest(versions: Sequence[epath.Path]) -> epath.Path:
+    return max(versions, key=lambda directory: tfds.core.Version(directory.name))
 
 
 def _digits(data_dir: str) -> tfds.core.DatasetBuilder:

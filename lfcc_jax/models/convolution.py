@@ -33,7 +33,7 @@ class Conv(nn.Module):
 
     Same parameters and results as `nn.Conv`. A 1x1 convolution is computed as a matrix product, except in evaluation on
     NVIDIA GPUs. On a CPU, a depthwise one is computed by `depthwise_by_shifts`; and one whose result is smaller than
-    the kernel as a matrix product, since XLA takes up to a hundred times as long.
+    the kernel as a matrix product, since XLA takes up to 80 times as long.
 
     Attributes:
       features: Number of output channels.

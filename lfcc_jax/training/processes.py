@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from jax._src import xla_bridge
 
+from lfcc_jax import runtime
 from lfcc_jax.errors import UserError
 from lfcc_jax.training.config import differences
 
@@ -69,8 +69,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
 
 def is_first() -> bool:
     """Returns whether this is process 0. Unlike `jax.process_index`, it does not start JAX's devices."""
-    started = xla_bridge.backends_are_initialized()
-    return (jax.process_index() if started else _service().process_id) == 0
+    return (jax.process_index() if runtime.jax_runs() else _service().process_id) == 0
 
 
 def in_first_process(action: Callable[[], None]) -> None:
