@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from experiments.tpu import collectives as parser
 from lfcc_jax import KINDS, compact_grids, info_nce, lfcc_init, lfcc_loss, low_pass
 from lfcc_jax.learned_filter import learned_compact_grids, learned_filter_init
+from lfcc_jax.models import layers
 from lfcc_jax.spectrum import energy_below, radial_spectrum
 
 BATCH = jax.P("data")
@@ -55,6 +56,13 @@ def test_filters_of_a_split_batch_and_their_gradients_have_no_collectives(split,
     x = split(64, 14, 14, 32)
     assert collectives(jax.grad(lambda x: energy(compact_grids(x, kind, (1, 2, 4, 7)))), x) == {}
     assert collectives(jax.grad(lambda x: energy(low_pass(x, kind, 0.1))), x) == {}
+
+
+def test_statistics_of_a_batch_norm_are_reduced_together(split, replicated):
+    module = layers.BatchNorm(True)
+    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((64, 14, 14, 32)))
+    apply = functools.partial(module.apply, mutable=["batch_stats"])
+    assert collectives(apply, replicated(variables), split(64, 14, 14, 32)) == {"all-reduce": 1}
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="XLA no longer gathers an FFT's batch")

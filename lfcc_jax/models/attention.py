@@ -61,6 +61,34 @@ def attend(
     return _attend(query, key, value, bias)
 
 
+def attend_projected(
+    qkv: Float[Array, "*batch tokens projected"],
+    heads: int,
+    bias: Float[Array, "..."] | None = None,
+    rotate: Callable[[Array], Array] | None = None,
+) -> Float[Array, "*batch tokens width"]:
+    """Returns the self-attention of tokens whose queries, keys and values are one array, as `attend` computes it.
+
+    Args:
+      qkv: Queries, keys and values, each of all heads, along the last axis.
+      heads: Number of heads; must divide a third of the last axis of `qkv`.
+      bias: Added to the logits, `[*batch, heads, tokens, tokens]`; any of the axes before `tokens` may have length 1.
+      rotate: Changes queries and keys, `[*batch, tokens, heads, channels]`.
+    """
+    *batch, tokens, projected = qkv.shape
+    query, key, value = jnp.moveaxis(qkv.reshape(*batch, tokens, 3, heads, projected // (3 * heads)), -3, 0)
+    if rotate is not None:
+        query, key = rotate(query), rotate(key)
+    return attend(query, key, value, bias).reshape(*batch, tokens, projected // 3)
+
+
+def depending_on_tpu(on_tpu: Callable[..., Array], elsewhere: Callable[..., Array], *arguments: Array | None) -> Array:
+    """Calls one of two forms of an attention, the first on a TPU; the second in `plain_attention`."""
+    if _PLAIN_ATTENTION.get():
+        return elsewhere(*arguments)
+    return jax.lax.platform_dependent(*arguments, tpu=on_tpu, default=elsewhere)
+
+
 def _attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
     wide = wide_dtype(query.dtype)
     logits = jnp.einsum("...qhc,...khc->...hqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5

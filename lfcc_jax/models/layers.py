@@ -180,8 +180,9 @@ class BatchNorm(nn.Module):
     Under `jit` on a sharded batch, statistics are those of the global batch. One difference from PyTorch remains: its
     running variance uses the unbiased estimate, larger by a factor of n / (n - 1) for n values.
 
-    Mean and variance come from one pass over the data, as in `nn.BatchNorm`, but around the mean of the first image
-    instead of around zero: E[x^2] - E[x]^2 cancels when the mean is large compared with the deviation.
+    Mean and variance come from one pass over the data, as in `nn.BatchNorm`, but around the running mean instead of
+    around zero: E[x^2] - E[x]^2 cancels when the mean is large compared with the deviation. The running mean is known
+    before the data, so XLA can sum what a convolution returns while it is computed.
 
     Attributes:
       train: Whether to normalize by the batch's statistics and update the running ones.
@@ -214,13 +215,13 @@ class BatchNorm(nn.Module):
             x = convolution(x)
         wide, axes = wide_dtype(self.dtype), tuple(range(x.ndim - 1))
         if self.train:
-            x = x.astype(wide)
-            shift = jax.lax.stop_gradient(x[0].mean(axes[:-1]))
-            x = x - as_last(shift, x)
-            mean = x.mean(axes)
-            variance = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
+            shift = jax.lax.stop_gradient(running_mean.value).astype(wide)
+            centered = x.astype(wide) - as_last(shift, x)
+            mean = centered.mean(axes)
+            variance = jnp.maximum(jnp.square(centered).mean(axes) - jnp.square(mean), 0)
+            mean = mean + shift
             if not self.is_initializing():
-                for running, value in ((running_mean, shift + mean), (running_variance, variance)):
+                for running, value in ((running_mean, mean), (running_variance, variance)):
                     running.value = 0.9 * running.value + 0.1 * value.astype(running.value.dtype)
         else:
             mean, variance = (running.value.astype(wide) for running in (running_mean, running_variance))

@@ -1,16 +1,18 @@
 """Swin Transformer (Liu et al., Hierarchical Vision Transformer using Shifted Windows, 2021), as in timm."""
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lfcc_jax.arguments import Between, Length
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.attention import attend
+from lfcc_jax.models.attention import attend_projected, depending_on_tpu
 from lfcc_jax.models.convolution import PatchConv
 from lfcc_jax.models.layers import Dense, DropPath, LayerNorm, Mlp, kernel_init, patch_inits, trunc_normal
 from lfcc_jax.models.network import (
@@ -56,19 +58,53 @@ class WindowAttention(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, -height % rows), (0, -width % columns), (0, 0)))
         padded = x.shape[1:3]
 
-        x = to_windows(x, self.window)  # [batch, windows, cells, channels]
         qkv = Dense(3 * channels, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(x)
-        query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, channels // heads), 3, 0)
         table = self.param("position_bias", trunc_normal, ((2 * rows - 1) * (2 * columns - 1), heads))
         bias = jnp.moveaxis(table[relative_positions(self.window)], 2, 0)[None, None]
         if any(self.shift):
             bias = bias + jnp.where(shift_mask(padded, self.window, self.shift), _MASKED_LOGIT, 0.0)[None, :, None]
-        x = attend(query, key, value, bias).reshape(x.shape)
-        x = Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x)
+        attended = functools.partial(attend_windows, heads=heads, window=self.window)
+        if train:
+            x = depending_on_tpu(functools.partial(_by_rows, attended, rows), attended, qkv, bias)
+        else:
+            x = attended(qkv, bias)
+        x = Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x[:, :height, :width])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-
-        x = from_windows(x, self.window, padded)[:, :height, :width]
         return jnp.roll(x, self.shift, (1, 2))
+
+
+def attend_windows(
+    qkv: Float[Array, "batch height width projected"],
+    bias: Float[Array, "1 windows heads cells cells"],
+    heads: int,
+    window: tuple[int, int],
+) -> Float[Array, "batch height width channels"]:
+    """Returns the self-attention of all cells of each window; see `attend_projected`.
+
+    Args:
+      qkv: Queries, keys and values, each of all heads, along the last axis.
+      bias: Added to the logits; for one window if it is the same for all.
+      heads: Number of heads.
+      window: Height and width of a window; must divide those of the map.
+    """
+    return from_windows(attend_projected(to_windows(qkv, window), heads, bias), window, qkv.shape[1:3])
+
+
+def _by_rows(attended: Callable, rows: int, qkv: Array, bias: Array) -> Array:
+    """Computes `attended` for one row of windows after the other, and again for the gradient.
+
+    The attention weights of a row stay on a TPU's chip, while those of all windows go to its main memory and back.
+    """
+    batch, height, *rest = qkv.shape
+    turns = height // rows
+    cut = jnp.moveaxis(qkv.reshape(batch, turns, rows, *rest), 1, 0)
+    one_row = jax.checkpoint(attended)
+    if bias.shape[1] == 1:
+        done = jax.lax.map(lambda qkv: one_row(qkv, bias), cut)
+    else:
+        biases = jnp.moveaxis(bias.reshape(1, turns, -1, *bias.shape[2:]), 1, 0)
+        done = jax.lax.map(lambda arguments: one_row(*arguments), (cut, biases))
+    return jnp.moveaxis(done, 0, 1).reshape(batch, height, *done.shape[3:])
 
 
 def to_windows(

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lfcc_jax.arguments import Between
 from lfcc_jax.errors import UserError
-from lfcc_jax.models.attention import attend
+from lfcc_jax.models.attention import attend, attend_projected, depending_on_tpu
 from lfcc_jax.models.layers import (
     Dense,
     DropPath,
@@ -49,13 +50,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"], train: bool) -> Float[Array, "batch tokens width"]:
         """Returns the attended tokens."""
-        batch, tokens, width = x.shape
+        width = x.shape[-1]
         dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         qkv = dense(3 * width, use_bias=self.qkv_bias, name="qkv")(x)
-        query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
-        if self.rotate is not None:
-            query, key = self.rotate(query), self.rotate(key)
-        x = attend(query, key, value).reshape(batch, tokens, width)
+        attended = functools.partial(attend_projected, heads=self.heads, rotate=self.rotate)
+        # On a TPU, the gradient computes the attention weights again, which stay on the chip.
+        x = depending_on_tpu(jax.checkpoint(attended), attended, qkv)
         x = dense(width, name="proj")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 

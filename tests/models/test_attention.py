@@ -11,7 +11,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from lfcc_jax import models
-from lfcc_jax.models import attention
+from lfcc_jax.models import attention, swin, vit
 from tests.models.comparison import assert_equal_to, value_and_gradients
 
 
@@ -193,3 +193,57 @@ def test_gradient_of_a_bias_is_summed_over_devices_and_by_mapped_example(windows
         assert_equal_to(expected, jax.jit(sharded)(*arguments), tolerance=2e-2)
         by_image = jax.vmap(gradient, (0, 0, 0, None))(*(x[:, None] for x in arguments[:3]), arguments[3])
         assert_equal_to(expected, by_image.sum(0), tolerance=2e-2)
+
+
+def on_tpu(monkeypatch):
+    """Makes this device compute what a TPU computes."""
+
+    def of_tpu(*arguments, default, tpu=None, **_):
+        return (tpu or default)(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_tpu)
+
+
+@pytest.mark.parametrize("bias_shape", [None, (1, 1, 2, 5, 5), (1, 3, 2, 5, 5)])
+def test_projected_attention_equals_that_of_its_parts(bias_shape):
+    turned = functools.partial(jnp.roll, shift=1, axis=-1)
+    query, key, value, *bias = attention_arguments(5, 5, bias_shape)
+    expected = attention.attend(turned(query), turned(key), value, *bias).reshape(2, 3, 5, -1)
+    qkv = jnp.stack([query, key, value], axis=-3).reshape(2, 3, 5, -1)
+    assert_equal_to(expected, attention.attend_projected(qkv, 2, *bias, rotate=turned))
+
+
+_init = jax.nn.initializers.normal(0.5)
+MODULES = [
+    (vit.Attention(2, _init), (2, 9, 8)),
+    (swin.WindowAttention(2, (4, 4), (0, 0), _init), (2, 8, 12, 8)),
+    (swin.WindowAttention(2, (4, 4), (2, 2), _init), (2, 10, 6, 8)),  # shifted and padded
+    (swin.WindowAttention(2, (4, 4), (0, 0), _init), (2, 4, 4, 8)),  # one window
+]
+
+
+def outputs(module, shape):
+    """Returns a function of variables and inputs in training, the variables, and the inputs."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    variables = jax.tree.map(
+        lambda v: v + jax.random.normal(jax.random.key(2), v.shape) / 4, module.init(jax.random.key(1), x, False)
+    )
+    return lambda variables, x: module.apply(variables, x, True), variables, x
+
+
+@pytest.mark.parametrize(("module", "shape"), MODULES)
+def test_attention_on_a_tpu_equals_that_elsewhere_forward_and_backward(monkeypatch, module, shape):
+    function, *arguments = outputs(module, shape)
+    expected = value_and_gradients(function, *arguments)
+    on_tpu(monkeypatch)
+    assert_equal_to(expected, value_and_gradients(function, *arguments), tolerance=2e-6)
+
+
+@pytest.mark.parametrize(("module", "shape"), MODULES)
+def test_gradient_of_attention_computes_the_weights_again_on_a_tpu_only(module, shape):
+    function, *arguments = outputs(module, shape)
+    traced = jax.jit(jax.grad(lambda *arguments: jnp.square(function(*arguments)).sum())).trace(*arguments)
+    texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")}
+    counts = {name: text.count("stablehlo.exponential") for name, text in texts.items()}
+    assert counts == {"cpu": 1, "cuda": 1, "tpu": 2}
+    assert "optimization_barrier" in texts["tpu"]  # or XLA would compute them once
