@@ -20,7 +20,7 @@ _PLAIN_ATTENTION = contextvars.ContextVar("plain attention", default=False)
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Makes `attend` compute attention by matrix products on every device, in what is traced inside the context.
+    """Makes attention the same matrix products on every device, in what is traced inside the context.
 
     For what cuDNN's attention cannot do: exports, forward-mode and second derivatives, and `jax.vmap` in which not all
     arguments are mapped, or a bias is.
@@ -83,7 +83,7 @@ def attend_projected(
 
 
 def depending_on_tpu(on_tpu: Callable[..., Array], elsewhere: Callable[..., Array], *arguments: Array | None) -> Array:
-    """Calls one of two forms of an attention, the first on a TPU; the second in `plain_attention`."""
+    """Returns `on_tpu(*arguments)` on a TPU, and `elsewhere(*arguments)` on other devices and in `plain_attention`."""
     if _PLAIN_ATTENTION.get():
         return elsewhere(*arguments)
     return jax.lax.platform_dependent(*arguments, tpu=on_tpu, default=elsewhere)

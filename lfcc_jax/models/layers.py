@@ -181,8 +181,9 @@ class BatchNorm(nn.Module):
     running variance uses the unbiased estimate, larger by a factor of n / (n - 1) for n values.
 
     Mean and variance come from one pass over the data, as in `nn.BatchNorm`, but around the running mean instead of
-    around zero: E[x^2] - E[x]^2 cancels when the mean is large compared with the deviation. The running mean is known
-    before the data, so XLA can sum what a convolution returns while it is computed.
+    around zero: E[x^2] - E[x]^2 cancels when the mean is large compared with the deviation. That helps once the running
+    mean, which is zero in a new network, has come near. Unlike a mean of the batch, it is known beforehand, so XLA can
+    sum what a convolution returns while computing it.
 
     Attributes:
       train: Whether to normalize by the batch's statistics and update the running ones.

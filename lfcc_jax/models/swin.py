@@ -61,13 +61,11 @@ class WindowAttention(nn.Module):
         qkv = Dense(3 * channels, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(x)
         table = self.param("position_bias", trunc_normal, ((2 * rows - 1) * (2 * columns - 1), heads))
         bias = jnp.moveaxis(table[relative_positions(self.window)], 2, 0)[None, None]
-        if any(self.shift):
-            bias = bias + jnp.where(shift_mask(padded, self.window, self.shift), _MASKED_LOGIT, 0.0)[None, :, None]
+        mask = jnp.asarray(shift_mask(padded, self.window, self.shift)) if any(self.shift) else None
         attended = functools.partial(attend_windows, heads=heads, window=self.window)
-        if train:
-            x = depending_on_tpu(functools.partial(_by_rows, attended, rows), attended, qkv, bias)
-        else:
-            x = attended(qkv, bias)
+        by_rows = functools.partial(_by_rows, attended, rows)
+        arguments = qkv, bias, mask
+        x = depending_on_tpu(by_rows, attended, *arguments) if train else attended(*arguments)
         x = Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x[:, :height, :width])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return jnp.roll(x, self.shift, (1, 2))
@@ -75,7 +73,8 @@ class WindowAttention(nn.Module):
 
 def attend_windows(
     qkv: Float[Array, "batch height width projected"],
-    bias: Float[Array, "1 windows heads cells cells"],
+    bias: Float[Array, "_ 1 heads cells cells"],
+    mask: Bool[Array, "windows cells cells"] | None,
     heads: int,
     window: tuple[int, int],
 ) -> Float[Array, "batch height width channels"]:
@@ -83,27 +82,29 @@ def attend_windows(
 
     Args:
       qkv: Queries, keys and values, each of all heads, along the last axis.
-      bias: Added to the logits; for one window if it is the same for all.
+      bias: Added to the logits, for all images or for each.
+      mask: True for pairs of cells that do not see each other; None if all do.
       heads: Number of heads.
       window: Height and width of a window; must divide those of the map.
     """
+    if mask is not None:
+        bias = bias + jnp.where(mask, _MASKED_LOGIT, 0.0)[None, :, None]
     return from_windows(attend_projected(to_windows(qkv, window), heads, bias), window, qkv.shape[1:3])
 
 
-def _by_rows(attended: Callable, rows: int, qkv: Array, bias: Array) -> Array:
-    """Computes `attended` for one row of windows after the other, and again for the gradient.
+def _by_rows(attended: Callable, window_height: int, qkv: Array, bias: Array, mask: Array | None) -> Array:
+    """Computes `attended` for one row of windows at a time, and recomputes it for the gradient.
 
-    The attention weights of a row stay on a TPU's chip, while those of all windows go to its main memory and back.
+    The attention weights of one row stay on a TPU's chip; those of all windows would go to main memory and back.
     """
     batch, height, *rest = qkv.shape
-    turns = height // rows
-    cut = jnp.moveaxis(qkv.reshape(batch, turns, rows, *rest), 1, 0)
-    one_row = jax.checkpoint(attended)
-    if bias.shape[1] == 1:
-        done = jax.lax.map(lambda qkv: one_row(qkv, bias), cut)
-    else:
-        biases = jnp.moveaxis(bias.reshape(1, turns, -1, *bias.shape[2:]), 1, 0)
-        done = jax.lax.map(lambda arguments: one_row(*arguments), (cut, biases))
+    turns = height // window_height
+    rows = jnp.moveaxis(qkv.reshape(batch, turns, window_height, *rest), 1, 0)
+    masks = None if mask is None else mask.reshape(turns, -1, *mask.shape[1:])
+    # Until the loop ends, each image has its own gradient of the bias: every turn would sum it over all devices.
+    bias = jnp.broadcast_to(bias, (batch, *bias.shape[1:]))
+    attended = jax.checkpoint(attended)
+    done = jax.lax.map(lambda of_row: attended(of_row[0], bias, of_row[1]), (rows, masks))
     return jnp.moveaxis(done, 0, 1).reshape(batch, height, *done.shape[3:])
 
 

@@ -54,8 +54,8 @@ class Attention(nn.Module):
         dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         qkv = dense(3 * width, use_bias=self.qkv_bias, name="qkv")(x)
         attended = functools.partial(attend_projected, heads=self.heads, rotate=self.rotate)
-        # On a TPU, the gradient computes the attention weights again, which stay on the chip.
-        x = depending_on_tpu(jax.checkpoint(attended), attended, qkv)
+        # The backward pass recomputes the attention weights, so they need not go to a TPU's main memory and back.
+        x = depending_on_tpu(jax.checkpoint(attended), attended, qkv) if train else attended(qkv)
         x = dense(width, name="proj")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from experiments.cost import instructions
+from experiments.tpu.collectives import KINDS
 from lfcc_jax import models
 from lfcc_jax.models import attention, swin, vit
 from tests.models.comparison import assert_equal_to, value_and_gradients
@@ -216,8 +218,9 @@ def test_projected_attention_equals_that_of_its_parts(bias_shape):
 _init = jax.nn.initializers.normal(0.5)
 MODULES = [
     (vit.Attention(2, _init), (2, 9, 8)),
-    (swin.WindowAttention(2, (4, 4), (0, 0), _init), (2, 8, 12, 8)),
-    (swin.WindowAttention(2, (4, 4), (2, 2), _init), (2, 10, 6, 8)),  # shifted and padded
+    (swin.WindowAttention(2, (4, 2), (0, 0), _init), (2, 8, 6, 8)),
+    (swin.WindowAttention(2, (2, 4), (1, 2), _init), (3, 5, 11, 8)),  # shifted and padded
+    (swin.WindowAttention(2, (2, 4), (0, 2), _init), (2, 2, 10, 8)),  # one row of windows
     (swin.WindowAttention(2, (4, 4), (0, 0), _init), (2, 4, 4, 8)),  # one window
 ]
 
@@ -244,6 +247,25 @@ def test_gradient_of_attention_computes_the_weights_again_on_a_tpu_only(module, 
     function, *arguments = outputs(module, shape)
     traced = jax.jit(jax.grad(lambda *arguments: jnp.square(function(*arguments)).sum())).trace(*arguments)
     texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")}
+    with attention.plain_attention():
+        plain = jax.jit(jax.grad(lambda *arguments: jnp.square(function(*arguments)).sum())).trace(*arguments)
+        texts["plain"] = plain.lower(lowering_platforms=("tpu",)).as_text()
     counts = {name: text.count("stablehlo.exponential") for name, text in texts.items()}
-    assert counts == {"cpu": 1, "cuda": 1, "tpu": 2}
+    assert counts == {"cpu": 1, "cuda": 1, "tpu": 2, "plain": 1}
     assert "optimization_barrier" in texts["tpu"]  # or XLA would compute them once
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, 2)])
+def test_devices_sum_the_gradients_of_windows_once_on_a_tpu(monkeypatch, shift):
+    function, variables, x = outputs(swin.WindowAttention(2, (4, 4), shift, _init), (8, 12, 12, 8))
+    on_tpu(monkeypatch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P()))
+    gradient = jax.jit(
+        jax.grad(lambda *arguments: jnp.square(function(*arguments)).sum(), (0, 1)),
+        in_shardings=(whole, batch),
+        out_shardings=(whole, batch),
+    )
+    text = gradient.lower(variables, x).compile().as_text()
+    found = [each for each in instructions(text) if each.kind in KINDS]
+    assert [(each.kind, each.turns) for each in found] == [("all-reduce", 1)]
