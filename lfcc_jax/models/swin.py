@@ -58,38 +58,31 @@ class WindowAttention(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, -height % rows), (0, -width % columns), (0, 0)))
         padded = x.shape[1:3]
 
-        qkv = Dense(3 * channels, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * channels, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")
+        proj = Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")
         table = self.param("position_bias", trunc_normal, ((2 * rows - 1) * (2 * columns - 1), heads))
         bias = jnp.moveaxis(table[relative_positions(self.window)], 2, 0)[None, None]
         mask = jnp.asarray(shift_mask(padded, self.window, self.shift)) if any(self.shift) else None
-        attended = functools.partial(attend_windows, heads=heads, window=self.window)
-        by_rows = functools.partial(_by_rows, attended, rows)
-        arguments = qkv, bias, mask
-        x = depending_on_tpu(by_rows, attended, *arguments) if train else attended(*arguments)
-        x = Dense(channels, kernel_init=self.kernel_init, dtype=self.dtype, name="proj")(x[:, :height, :width])
+        attended = functools.partial(_attend_windows, heads, self.window)
+        if train:
+            by_rows = functools.partial(_by_rows, attended, rows)
+            x = proj(depending_on_tpu(by_rows, attended, qkv(x), bias, mask))
+        else:  # maps are cut where they have the fewest channels
+            x = qkv(to_windows(x, self.window))
+            x = from_windows(proj(attend_projected(x, heads, _masked(bias, mask))), self.window, padded)
+        x = x[:, :height, :width]
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return jnp.roll(x, self.shift, (1, 2))
 
 
-def attend_windows(
-    qkv: Float[Array, "batch height width projected"],
-    bias: Float[Array, "_ 1 heads cells cells"],
-    mask: Bool[Array, "windows cells cells"] | None,
-    heads: int,
-    window: tuple[int, int],
-) -> Float[Array, "batch height width channels"]:
-    """Returns the self-attention of all cells of each window; see `attend_projected`.
+def _attend_windows(heads: int, window: tuple[int, int], qkv: Array, bias: Array, mask: Array | None) -> Array:
+    """Returns the self-attention of the cells of each window, as maps; the bias is that of all images or of each."""
+    x = attend_projected(to_windows(qkv, window), heads, _masked(bias, mask))
+    return from_windows(x, window, qkv.shape[1:3])
 
-    Args:
-      qkv: Queries, keys and values, each of all heads, along the last axis.
-      bias: Added to the logits, for all images or for each.
-      mask: True for pairs of cells that do not see each other; None if all do.
-      heads: Number of heads.
-      window: Height and width of a window; must divide those of the map.
-    """
-    if mask is not None:
-        bias = bias + jnp.where(mask, _MASKED_LOGIT, 0.0)[None, :, None]
-    return from_windows(attend_projected(to_windows(qkv, window), heads, bias), window, qkv.shape[1:3])
+
+def _masked(bias: Array, mask: Array | None) -> Array:
+    return bias if mask is None else bias + jnp.where(mask, _MASKED_LOGIT, 0.0)[None, :, None]
 
 
 def _by_rows(attended: Callable, window_height: int, qkv: Array, bias: Array, mask: Array | None) -> Array:
