@@ -65,7 +65,7 @@ def main() -> None:
         start = time.perf_counter()
         ours = ours_to_run(network, variables, images)
         compile_seconds = time.perf_counter() - start
-        theirs = theirs_to_run(name, images, device)
+        theirs = theirs_to_run(models.full_name(name), images, device)
         best = best_seconds(dict(enumerate((*ours, *theirs))), options.rounds, warm_up=True)
         forward, training, timm_forward, timm_training = (options.batch / best[i] for i in range(4))
         print(
